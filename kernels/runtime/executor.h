@@ -1,0 +1,77 @@
+// Runs an Artifact: float or quantized, language model or convolutional net, without LibTorch.
+//
+// Weight-only layers take float activations, or with Compute::dynamic_int8 activations
+// quantized per token to int8n/r@f32. Where the artifact has activation schemes on all values
+// of a convolutional net, its integer path runs: int32 sums, one requantization per node
+// (runtime/integer_node.h has the formulas), bit for bit the torch module's exact mode.
+//
+// One Executor may be used from one thread at a time; it uses parallel_for inside. Results do
+// not depend on the thread count. Allocation: at create, and when a sequence outgrows earlier.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/artifact/artifact.h"
+#include "kernels/base/matrix_view.h"
+#include "kernels/base/status.h"
+
+namespace nibble {
+
+enum class Compute : uint8_t { float_activations, dynamic_int8 };
+
+struct ExecutorOptions {
+  Compute compute = Compute::float_activations;
+  // Integer path of CNNs; false simulates in float (dequantized weights, no activation rounding).
+  bool integer = true;
+};
+
+// A value as a tap sees it: floats, or on the integer path the codes with their scale.
+struct TapValue {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::span<const float> floats;
+  std::span<const int32_t> codes;
+  float scale = 0;
+};
+
+class KvCache;  // runtime/kv_cache.h
+
+class Executor {
+ public:
+  // Repacks weights for the kernels of this machine. Keeps a reference to the tensors' bytes.
+  static Result<Executor> create(std::shared_ptr<const Artifact> artifact, ExecutorOptions options);
+  Executor(Executor&&) noexcept;
+  Executor& operator=(Executor&&) noexcept;
+  ~Executor();
+
+  const Artifact& artifact() const;
+
+  // --- language models
+  // An empty cache for `capacity` positions (at most the model's context).
+  Result<std::unique_ptr<KvCache>> make_cache(int64_t capacity) const;
+  // Runs tokens at positions cache.length() ...; appends to the cache. logits: [tokens, vocab],
+  // or [1, vocab] for the last position only.
+  // out_of_range: a token id outside the vocabulary, or the context is exceeded.
+  Status forward(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits);
+
+  // --- images: [count, channels, height, width] floats, preprocessed -> logits [count, classes]
+  Status forward_images(std::span<const float> images, std::span<const int64_t> shape,
+                        MatrixView<float> logits);
+
+  // Called after each node with its output while set (tests, validation); may be empty.
+  void set_tap(std::function<void(const TapValue&)> tap);
+
+  // For each layer (tensor name): the kernel row that serves it, e.g. "linear_f32_int4g__avx512vnni".
+  std::map<std::string, std::string> kernels() const;
+
+ private:
+  Executor();
+  struct Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,87 @@
+// A quantized matrix with one code a byte: what quantization makes, packing stores, a format's
+// reader returns, and the arithmetic between floats and codes.
+//
+//   quantize   codes[r, c] = clamp(round(x[r, c] / s) + z)      round half to even; divides:
+//                                                               x * (1 / s) differs on ties
+//              codes[r, c] = clamp(round((x[r, c] - m) / s))    minimum
+//              codes[r, c] = nearest element to x[r, c] / s     minifloat and table elements
+//   dequantize x[r, c] = s * (q - z)  |  s * q + m  |  s * value(code)     in float, in the
+//              order written; s = ((level0 * level1) * level2 ...) in float
+//
+//   x       [rows, cols] float
+//   codes   [rows * cols] row-major, one a byte: an integer code's value (two's complement for
+//           intN, plain for uintN), or the bit pattern of a minifloat or table code.
+//           8 bits at most: f16, bf16 and f32 matrices are plain Tensors, not CodedMatrix.
+//   level   values [level.rows * level.cols]: the decoded numbers of its element, exactly
+//           representable in it (choose_scales rounds them), before outer levels multiply
+//
+// invalid_argument: shapes disagree (the message names both) or the scheme is plain float.
+// out_of_range: x is not finite, or a scale is not finite and positive (names row and column).
+// Safe to call from any thread on different objects.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/base/matrix_view.h"
+#include "kernels/base/status.h"
+#include "kernels/scheme/quant_scheme.h"
+
+namespace nibble {
+
+struct CodedLevel {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<float> values;
+  float shift = 0;  // added to every value, only where the scheme's level is `shifted`
+  bool operator==(const CodedLevel&) const = default;
+};
+
+struct CodedMatrix {
+  QuantScheme scheme;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<uint8_t> codes;
+  std::vector<CodedLevel> scales;   // one a level of scheme.scales
+  std::vector<CodedLevel> offsets;  // one a level of scheme.offsets
+  bool operator==(const CodedMatrix&) const = default;
+};
+
+// How scales are found from data alone.
+struct ScaleRule {
+  enum class Kind : uint8_t {
+    absmax,  // the largest magnitude (or range, with an offset) is just representable
+    mse,     // the shrink factor of absmax in {1, 1 - step, ...} with the least squared error
+  };
+  Kind kind = Kind::absmax;
+  double mse_lowest = 0.5;  // smallest shrink factor tried
+  int mse_steps = 50;       // how many factors between 1 and mse_lowest
+  double mse_norm = 2.0;    // the error's exponent
+};
+
+// Scale and offset levels for x; result.codes is empty. importance: empty, or [cols] weights
+// of the squared error (rule mse). A block of zeros gets scale 1 (never 0).
+//   signed, absmax      s = max|x| / highest code (int4: 7; with narrow also 7), or, when the
+//                       most negative code may be used, max over both signs: int4 keeps -8
+//   unsigned + offset   s = (max(x,0) - min(x,0)) / (2^b - 1), z = round(-min / s)
+Result<CodedMatrix> choose_scales(MatrixView<const float> x, const QuantScheme& scheme,
+                                  const ScaleRule& rule, std::span<const float> importance = {});
+
+// Fills q.codes from x and q's levels.
+Status quantize(MatrixView<const float> x, CodedMatrix& q);
+Status dequantize(const CodedMatrix& q, MatrixView<float> x);
+
+// The scale and the offset that govern each element, expanded: [rows, cols] floats. For
+// methods (GPTQ, LSQ) and tests; kernels read the levels.
+std::vector<float> expanded_scales(const CodedMatrix& q);
+std::vector<float> expanded_offsets(const CodedMatrix& q);  // zeros when there is none
+
+// One element: the code byte nearest to x (already divided by the scale; integers: rounded
+// half to even and clamped to [lowest, highest] of the scheme), and the value of a code byte.
+uint8_t code_of(const QuantScheme& scheme, float x);
+float value_of(Element element, uint8_t code);
+// x rounded to the nearest value of the element (as scales are), e.g. to f16 or e8m0.
+float round_to_element(Element element, float x);
+
+}  // namespace nibble

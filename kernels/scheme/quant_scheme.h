@@ -1,0 +1,101 @@
+// Which real number a code stands for, as a small value that parses and prints back
+// identically: "int4/g128@f16", "uint4/g128@f16+z/g128@uint4", "nf4/f64@dyn8+o/f256@f32".
+//
+//   value = s * q            no offset
+//   value = s * (q - z)      zero_point
+//   value = s * q + m        minimum
+//
+// s (and m) is the product of its levels, innermost first; a level's values are the decoded
+// numbers of its element, plus one f32 `shift` when the level is marked "+o". Every tensor is
+// read as a matrix [rows, cols], cols being what a matmul reduces over.
+//
+//   code ["n"] {"/" block "@" element ["+o"]} ["+" ("z"|"m") {"/" block "@" element ["+o"]}]
+//   block = t | r | c | gN | fN | bRxC
+//
+// parse_scheme: invalid_argument (quotes the text, the position, what was expected).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/base/status.h"
+
+namespace nibble {
+
+enum class Element : uint8_t {
+#define NIBBLE_ELEMENT(name, text, bits, kind, lowest, highest) name,
+#include "kernels/scheme/elements.inc"
+#undef NIBBLE_ELEMENT
+};
+
+enum class ElementKind : uint8_t {
+  integer,  // the code is the number; lowest..highest
+  minifloat,  // e2m1 e4m3 e5m2 e8m0 bf16 f16 f32: the code is the bit pattern
+  table,    // nf4 fp4 dyn8 (values in [-1, 1]) and ternary, binary ({-1,0,1}, {-1,1})
+};
+
+struct ElementInfo {
+  const char* text;
+  int bits;          // stored bits a code
+  ElementKind kind;
+  float lowest;      // smallest and largest value a code can stand for
+  float highest;
+};
+const ElementInfo& element_info(Element element);
+const std::vector<Element>& all_elements();
+
+// Blocks. rows/cols are used by group (cols = N), flat (cols = N) and grid only.
+struct Block {
+  enum class Kind : uint8_t { tensor, row, column, group, flat, grid };
+  Kind kind = Kind::tensor;
+  int64_t rows = 1;
+  int64_t cols = 1;
+  bool operator==(const Block&) const = default;
+};
+
+struct ScaleLevel {
+  Block block;
+  Element element;
+  bool shifted = false;  // "+o"
+  bool operator==(const ScaleLevel&) const = default;
+};
+
+enum class OffsetKind : uint8_t { none, zero_point, minimum };
+
+struct QuantScheme {
+  Element code = Element::f32;
+  bool narrow = false;              // "n": the most negative code is not used
+  std::vector<ScaleLevel> scales;   // innermost first; empty for a plain float scheme
+  OffsetKind offset = OffsetKind::none;
+  std::vector<ScaleLevel> offsets;  // innermost first
+  bool operator==(const QuantScheme&) const = default;
+
+  bool is_float() const { return scales.empty(); }  // f32, bf16, f16: stored as they are
+};
+
+Result<QuantScheme> parse_scheme(std::string_view text);  // parses and validates
+std::string to_string(const QuantScheme& scheme);
+Status validate_scheme(const QuantScheme& scheme);
+
+// How many values a level holds for a [rows, cols] matrix, as a small matrix of its own.
+// group gN: [rows, ceil(cols/N)]; flat fN: [1, ceil(rows*cols/N)]; grid: [ceil, ceil];
+// tensor [1,1]; row [rows,1]; column [1,cols].
+struct LevelShape {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  bool operator==(const LevelShape&) const = default;
+};
+LevelShape level_shape(const Block& block, int64_t rows, int64_t cols);
+// The value of that level which governs element (r, c): index into its row-major values.
+int64_t level_index(const Block& block, int64_t rows, int64_t cols, int64_t r, int64_t c);
+
+// Smallest and largest code of an integer scheme (narrow considered), e.g. -8..7.
+int code_lowest(const QuantScheme& scheme);
+int code_highest(const QuantScheme& scheme);
+
+// Stored bits for the whole matrix (codes, every scale and offset level, shifts) / (rows*cols).
+double bits_per_value(const QuantScheme& scheme, int64_t rows, int64_t cols);
+
+}  // namespace nibble

@@ -1,0 +1,47 @@
+// What will be done to every layer: one checked scheme and method per named layer, before
+// anything heavy starts. recipes/recipe makes a Plan from YAML; ptq and qat carry it out.
+// No LibTorch here.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/artifact/artifact.h"
+#include "kernels/scheme/coded_matrix.h"
+
+namespace nibble {
+
+struct GptqOptions {
+  double damping = 0.01;        // fraction of the mean diagonal (GPTQ, arXiv 2210.17323, sec. 3.3)
+  int damping_attempts = 5;     // each failed Cholesky multiplies damping by 10
+  bool act_order = true;        // columns by falling Hessian diagonal
+  bool static_groups = true;    // a group's scale is found before the solve, in original order
+  bool quantized_prefix = true; // a block sees the outputs of the already quantized blocks
+};
+
+struct LayerPlan {
+  std::string node;    // the program node's name
+  std::string tensor;  // its weight's name
+  LayerScheme scheme;  // weight scheme; input scheme (static: scale found by calibration)
+  std::string method;  // a row of ptq/methods/methods.inc ("rtn", "gptq"), or "float"
+  ScaleRule rule;
+  std::string reason;  // why, for "float"
+};
+
+struct Plan {
+  std::vector<LayerPlan> layers;  // every layer of the program, in program order, floats too
+  // Values that get an activation scheme (static: scale found by calibration), by name.
+  std::map<std::string, ActivationScheme> activations;
+  std::string observer = "minmax";  // a row of observers.inc: minmax, mse
+  GptqOptions gptq;
+  int64_t calibration_sequences = 128;
+  int64_t calibration_length = 512;   // tokens a sequence
+  const LayerPlan* find(const std::string& tensor) const;
+};
+
+// Every layer of the program has exactly one row; methods exist; static activations have a
+// rule. invalid_argument, naming the layer.
+Status check_plan(const Plan& plan, const Program& program);
+
+}  // namespace nibble

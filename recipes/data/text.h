@@ -1,0 +1,31 @@
+// Text as token sequences: windows of a text, lines of a file, or ids from safetensors.
+//
+// A safetensors file holds int32 `input_ids` [sequences, length] (padding -1, at the end only);
+// each row is a sequence. UTF-8 text is cut into windows of `length` tokens, each beginning
+// with BOS if the tokenizer adds one; the last, shorter one is kept when it has >= 2 tokens.
+// per_line: each line of at least min_chars characters alone, cut at `length` tokens.
+// data_loss: not UTF-8 (names the byte). out_of_range: an id outside the vocabulary.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+#include "kernels/tokenizer/tokenizer.h"
+
+namespace nibble {
+
+struct TextOptions {
+  int64_t length = 512;  // tokens a sequence, BOS counted
+  bool per_line = false;
+  int64_t min_chars = 0;
+  int64_t limit = 0;     // sequences; 0: all
+};
+struct TextData {
+  std::vector<std::vector<int32_t>> sequences;
+  std::string description;  // "valid.txt, 300 sequences, 37578 tokens, sha256 ..."
+};
+// tokenizer may be null for a safetensors file.
+Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* tokenizer,
+                           int64_t vocabulary, const TextOptions& options);
+
+}  // namespace nibble
