@@ -30,7 +30,9 @@ struct LayerPlan {
 };
 
 struct Plan {
-  std::vector<LayerPlan> layers;  // every layer of the program, in program order, floats too
+  // Every layer of the program, in program order, floats too: one row a weight tensor (a tied
+  // embedding and lm_head are one row, under the first node that names the tensor).
+  std::vector<LayerPlan> layers;
   // Values that get an activation scheme (static: scale found by calibration), by name.
   std::map<std::string, ActivationScheme> activations;
   std::string observer = "minmax";  // a row of observers.inc: minmax, mse
@@ -40,8 +42,23 @@ struct Plan {
   const LayerPlan* find(const std::string& tensor) const;
 };
 
-// Every layer of the program has exactly one row; methods exist; static activations have a
-// rule. invalid_argument, naming the layer.
+// Every layer of the program has exactly one row; methods and observers exist and can do what
+// is asked of them; static activations are per tensor. invalid_argument, naming the layer.
 Status check_plan(const Plan& plan, const Program& program);
+
+// The method names that a recipe may use ("rtn", "gptq", "float"), and the observers.
+std::vector<std::string> method_names();
+std::vector<std::string> observer_names();
+
+// The program that plans are made for: batch norms folded into the convolutions before them
+// where fold is true, else the model as it is. make_plan, calibrate and freeze all take this one.
+Result<Artifact> prepare_for_plan(const Artifact& model, bool fold);
+
+// The values that need a static scheme for the integer path (kernels/runtime/integer_node.h):
+// images and sums signed, what a ReLU made unsigned; a value that only a ReLU reads has none
+// (fused), nor has the last layer's output; shortcut_pad and flatten repeat their input's.
+// unsupported: an op that has no integer form (names the node); a batch norm: fold it first.
+Result<std::map<std::string, ActivationScheme>> integer_activations(
+    const Program& program, const QuantScheme& signed_scheme, const QuantScheme& unsigned_scheme);
 
 }  // namespace nibble

@@ -1,0 +1,237 @@
+#include "ptq/plan.h"
+
+#include <cmath>
+#include <set>
+
+namespace nibble {
+namespace {
+
+struct MethodName {
+  const char* name;
+  bool needs_inputs;
+};
+const MethodName kMethods[] = {
+#define NIBBLE_METHOD(name, needs_inputs) {#name, needs_inputs},
+#include "ptq/methods/methods.inc"
+#undef NIBBLE_METHOD
+};
+const char* const kObservers[] = {
+#define NIBBLE_OBSERVER(name) #name,
+#include "ptq/observers/observers.inc"
+#undef NIBBLE_OBSERVER
+};
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+template <class... Parts>
+Status refuse(const Parts&... parts) {
+  return error(StatusCode::invalid_argument, "[plan] ", parts...);
+}
+
+bool is_layer(const Node& node) {
+  const OpInfo* info = find_op(node.op);
+  return info != nullptr && info->is_layer;
+}
+
+// Static activations ship as one scale a tensor on symmetric integer codes
+// (layer_scheme.h).
+Status check_activation(const std::string& where, const ActivationScheme& activation) {
+  NIBBLE_RETURN_IF_ERROR(validate_scheme(activation.scheme));
+  const bool integer = element_info(activation.scheme.code).kind == ElementKind::integer;
+  if (activation.scheme.is_float() || !integer) {
+    return refuse(where, ": an activation scheme must have integer codes; found ",
+                  to_string(activation.scheme), "; use ", kSignedActivation, " or ",
+                  kUnsignedActivation);
+  }
+  if (activation.dynamic) return ok_status();
+  if (activation.scheme.scales.size() != 1 ||
+      activation.scheme.scales[0].block.kind != Block::Kind::tensor ||
+      activation.scheme.offset != OffsetKind::none) {
+    return refuse(where,
+                  ": a static activation must have one scale and no offset; found ",
+                  to_string(activation.scheme), "; use ", kSignedActivation, " or ",
+                  kUnsignedActivation, ", or make it dynamic");
+  }
+  return ok_status();
+}
+
+Status check_method(const LayerPlan& layer, const Plan& plan, const Program& program) {
+  if (layer.method == "float") {
+    if (!layer.scheme.weight.is_float()) {
+      return refuse(layer.node, ": method float keeps a layer as it is; found scheme ",
+                    to_string(layer.scheme.weight),
+                    "; name a method or remove the scheme");
+    }
+    if (layer.reason.empty()) {
+      return refuse(layer.node, ": a layer that stays float needs a reason; found none");
+    }
+    return ok_status();
+  }
+  const MethodName* method = nullptr;
+  for (const MethodName& row : kMethods) {
+    if (layer.method == row.name) method = &row;
+  }
+  if (method == nullptr) {
+    return refuse(layer.node, ": no method is called `", layer.method, "`; there are ",
+                  joined(method_names()));
+  }
+  if (layer.scheme.weight.is_float()) {
+    return refuse(layer.node, ": method ", layer.method,
+                  " needs a quantized scheme; found ", to_string(layer.scheme.weight),
+                  "; use method float");
+  }
+  NIBBLE_RETURN_IF_ERROR(validate_scheme(layer.scheme.weight));
+  if (element_info(layer.scheme.weight.code).bits > 8) {
+    return refuse(layer.node, ": codes of at most 8 bits; found ",
+                  to_string(layer.scheme.weight));
+  }
+  if (!method->needs_inputs) return ok_status();
+  for (const Node& node : program.nodes) {
+    if (is_layer(node) && node.parameter("weight") == layer.tensor &&
+        node.op != "linear") {
+      return refuse(layer.node, ": method ", layer.method, " solves linear layers; ",
+                    node.name, " reads ", layer.tensor, " as ", node.op,
+                    "; use rtn for it");
+    }
+  }
+  if (plan.gptq.act_order && !plan.gptq.static_groups) {
+    return refuse(
+        layer.node,
+        ": act_order needs static_groups (groups are stored in the order of "
+        "the columns); found static_groups false; set it true, or act_order false");
+  }
+  return ok_status();
+}
+
+Status check_rule(const std::string& where, const ScaleRule& rule) {
+  const bool lowest = rule.mse_lowest > 0 && rule.mse_lowest <= 1;
+  if (!lowest || rule.mse_steps < 1 || !(rule.mse_norm > 0)) {
+    return refuse(
+        where,
+        ": scale rule needs 0 < mse_lowest <= 1, mse_steps >= 1, mse_norm > 0; found ",
+        rule.mse_lowest, ", ", rule.mse_steps, ", ", rule.mse_norm);
+  }
+  return ok_status();
+}
+
+Status check_options(const Plan& plan) {
+  const GptqOptions& gptq = plan.gptq;
+  if (!(gptq.damping > 0) || !std::isfinite(gptq.damping) || gptq.damping_attempts < 1) {
+    return refuse(
+        "gptq: damping must be positive and damping_attempts at least 1; found ",
+        gptq.damping, " and ", gptq.damping_attempts);
+  }
+  if (plan.calibration_sequences < 1 || plan.calibration_length < 1) {
+    return refuse("calibration: sequences and length must be at least 1; found ",
+                  plan.calibration_sequences, " and ", plan.calibration_length);
+  }
+  for (const char* name : kObservers) {
+    if (plan.observer == name) return ok_status();
+  }
+  return refuse("observer: no observer is called `", plan.observer, "`; there are ",
+                joined(observer_names()));
+}
+
+}  // namespace
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const MethodName& row : kMethods) names.push_back(row.name);
+  names.push_back("float");
+  return names;
+}
+
+std::vector<std::string> observer_names() {
+  return {std::begin(kObservers), std::end(kObservers)};
+}
+
+const LayerPlan* Plan::find(const std::string& tensor) const {
+  for (const LayerPlan& layer : layers) {
+    if (layer.tensor == tensor) return &layer;
+  }
+  return nullptr;
+}
+
+Status check_plan(const Plan& plan, const Program& program) {
+  NIBBLE_RETURN_IF_ERROR(check_options(plan));
+  std::set<std::string> planned;
+  for (const LayerPlan& layer : plan.layers) {
+    const Node* node = program.find(layer.node);
+    if (node == nullptr || !is_layer(*node) ||
+        node->parameter("weight") != layer.tensor) {
+      return refuse(layer.node, ": the program has no such layer with weight ",
+                    layer.tensor);
+    }
+    if (!planned.insert(layer.tensor).second) {
+      return refuse(layer.node, ": ", layer.tensor, " is planned twice");
+    }
+    NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, program));
+    NIBBLE_RETURN_IF_ERROR(check_rule(layer.node, layer.rule));
+    if (layer.scheme.input) {
+      NIBBLE_RETURN_IF_ERROR(
+          check_activation(layer.node + " input", *layer.scheme.input));
+    }
+  }
+  for (const Node& node : program.nodes) {
+    if (is_layer(node) && !planned.count(node.parameter("weight"))) {
+      return refuse(node.name, ": every layer needs a row; ", node.parameter("weight"),
+                    " has none; give it a method, or float with a reason");
+    }
+  }
+  for (const auto& [value, activation] : plan.activations) {
+    bool known = program.producer(value) != nullptr;
+    for (const ProgramValue& input : program.inputs) known = known || input.name == value;
+    if (!known) return refuse(value, ": the program has no such value");
+    NIBBLE_RETURN_IF_ERROR(check_activation(value, activation));
+    if (activation.dynamic) {
+      return refuse(
+          value,
+          ": the scheme of a value is static; a dynamic one belongs to a layer's input");
+    }
+  }
+  return ok_status();
+}
+
+Result<std::map<std::string, ActivationScheme>> integer_activations(
+    const Program& program, const QuantScheme& signed_scheme,
+    const QuantScheme& unsigned_scheme) {
+  std::map<std::string, ActivationScheme> schemes;
+  const ActivationScheme is_signed{.scheme = signed_scheme};
+  const ActivationScheme is_unsigned{.scheme = unsigned_scheme};
+  const auto is_output = [&](const std::string& value) {
+    for (const ProgramValue& output : program.outputs) {
+      if (output.name == value) return true;
+    }
+    return false;
+  };
+  for (const ProgramValue& input : program.inputs) schemes[input.name] = is_signed;
+  for (const Node& node : program.nodes) {
+    const std::string& value = node.outputs.at(0);
+    if (node.op == "batch_norm") {
+      return error(StatusCode::failed_precondition, "[plan] ", node.name,
+                   ": the integer path has no batch norm; fold batch norms first");
+    }
+    if (node.op == "relu") {
+      schemes[value] = is_unsigned;
+    } else if (node.op == "conv2d" || node.op == "linear" || node.op == "add") {
+      const std::vector<const Node*> consumers = program.consumers(value);
+      const bool fused =
+          consumers.size() == 1 && consumers[0]->op == "relu" && !is_output(value);
+      if (!fused && !is_output(value)) schemes[value] = is_signed;
+    } else if (node.op == "shortcut_pad" || node.op == "flatten" ||
+               node.op == "global_average_pool") {
+      const auto input = schemes.find(node.inputs.at(0));
+      if (input != schemes.end() && !is_output(value)) schemes[value] = input->second;
+    } else {
+      return error(StatusCode::unsupported, "[plan] ", node.name, ": ", node.op,
+                   " has no integer form; use a weight-only scheme for this model");
+    }
+  }
+  return schemes;
+}
+
+}  // namespace nibble
