@@ -1,0 +1,161 @@
+#include "recipes/cli/command_line.h"
+
+#include <iostream>
+
+#include "kernels/base/cpu.h"
+#include "kernels/base/parallel.h"
+
+namespace nibble {
+
+namespace po = boost::program_options;
+
+CommandLine::CommandLine(std::string usage, std::string summary)
+    : verb_(usage.substr(0, usage.find(' '))),
+      usage_(std::move(usage)),
+      summary_(std::move(summary)),
+      options_("Options", 96, 60) {}
+
+void CommandLine::flag(const char* name, const char* description) {
+  options_.add_options()(name, po::bool_switch(), description);
+}
+
+void CommandLine::text(const char* name, const char* value, const char* description,
+                       bool required) {
+  options_.add_options()(name, po::value<std::string>()->value_name(value), description);
+  if (required) required_.emplace_back(name);
+}
+
+void CommandLine::integer(const char* name, const char* description, int64_t otherwise,
+                          int64_t lowest) {
+  options_.add_options()(
+      name, po::value<int64_t>()->value_name("N")->default_value(otherwise), description);
+  lowest_.emplace_back(name, lowest);
+}
+
+void CommandLine::number(const char* name, const char* description, double otherwise) {
+  // The second argument is what --help prints: 0.9, not 0.90000000000000002.
+  options_.add_options()(
+      name, po::value<double>()->value_name("X")->default_value(otherwise, cat(otherwise)),
+      description);
+}
+
+void CommandLine::list(const char* name, const char* value, const char* description) {
+  options_.add_options()(
+      name, po::value<std::vector<std::string>>()->composing()->value_name(value), description);
+}
+
+void CommandLine::positional(const char* name, bool required) {
+  positionals_.emplace_back(name, required);
+}
+
+void CommandLine::json() { flag("json", "print one JSON object on stdout and nothing else there"); }
+
+void CommandLine::model_options() {
+  text("tokenizer", "FILE", "tokenizer of a model file that carries none");
+  text("architecture", "NAME", "architecture of a model file that does not say");
+}
+
+Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
+  po::options_description common("Everywhere", 96, 60);
+  common.add_options()("help,h", "print this page")(
+      "threads", po::value<int>()->value_name("N"),
+      "threads to use (default: NIBBLE_THREADS, else all)")(
+      "cpu", po::value<std::string>()->value_name("LEVEL"),
+      "kernels of at most this level: reference, avx2, avx512vnni (default: NIBBLE_CPU, else "
+      "the best)");
+  po::options_description visible;
+  visible.add(options_).add(common);
+
+  po::options_description hidden;
+  po::positional_options_description order;
+  for (const auto& [name, required] : positionals_) {
+    hidden.add_options()(name.c_str(), po::value<std::string>(), "");
+    order.add(name.c_str(), 1);
+  }
+  po::options_description all;
+  all.add(visible).add(hidden);
+
+  po::variables_map values;
+  try {
+    // No guessing: --tok must not mean --tokens today and --tokenizer tomorrow.
+    const int style = po::command_line_style::default_style ^ po::command_line_style::allow_guessing;
+    po::store(po::command_line_parser(arguments).options(all).positional(order).style(style).run(),
+              values);
+    po::notify(values);
+  } catch (const po::too_many_positional_options_error&) {
+    return error(StatusCode::invalid_argument, "[", verb_, "] command line: ",
+                 positionals_.size(), " argument(s) allowed; found more; see nibble ", verb_,
+                 " --help");
+  } catch (const po::error& problem) {
+    return error(StatusCode::invalid_argument, "[", verb_, "] command line: ", problem.what(),
+                 "; see nibble ", verb_, " --help");
+  }
+  if (values.count("help") > 0) {
+    std::cout << "nibble " << usage_ << "\n\n" << summary_ << "\n";
+    std::cout << visible << "\n";
+    return false;
+  }
+  NIBBLE_RETURN_IF_ERROR(check(values));
+  values_ = std::move(values);
+
+  if (values_.count("threads") > 0) {
+    const int threads = values_["threads"].as<int>();
+    if (threads < 1 || threads > 1024) {
+      return error(StatusCode::invalid_argument, "[", verb_,
+                   "] --threads: 1 to 1024 required; found ", threads, "; give a number of cores");
+    }
+    set_thread_count(threads);
+  }
+  if (values_.count("cpu") > 0) NIBBLE_RETURN_IF_ERROR(force_cpu(values_["cpu"].as<std::string>()));
+  return true;
+}
+
+Status CommandLine::check(const po::variables_map& values) const {
+  for (const auto& [name, required] : positionals_) {
+    if (required && values.count(name) == 0) {
+      return error(StatusCode::invalid_argument, "[", verb_, "] command line: ", name,
+                   " is required; found none; usage: nibble ", usage_);
+    }
+  }
+  for (const std::string& name : required_) {
+    if (values.count(name) == 0) {
+      return error(StatusCode::invalid_argument, "[", verb_, "] command line: --", name,
+                   " is required; found none; usage: nibble ", usage_);
+    }
+  }
+  for (const auto& [name, lowest] : lowest_) {
+    const int64_t found = values[name].as<int64_t>();
+    if (found < lowest) {
+      return error(StatusCode::invalid_argument, "[", verb_, "] --", name, ": at least ", lowest,
+                   " required; found ", found, "; give a larger number");
+    }
+  }
+  return ok_status();
+}
+
+bool CommandLine::has(const char* name) const {
+  if (values_.count(name) == 0) return false;
+  const po::variable_value& value = values_[name];
+  if (value.value().type() == typeid(bool)) return value.as<bool>();
+  return !value.defaulted();
+}
+
+std::string CommandLine::text(const char* name) const {
+  return values_.count(name) > 0 ? values_[name].as<std::string>() : std::string();
+}
+int64_t CommandLine::integer(const char* name) const { return values_[name].as<int64_t>(); }
+double CommandLine::number(const char* name) const { return values_[name].as<double>(); }
+
+std::vector<std::string> CommandLine::list(const char* name) const {
+  if (values_.count(name) == 0) return {};
+  return values_[name].as<std::vector<std::string>>();
+}
+
+LoadOptions CommandLine::load_options() const {
+  LoadOptions options;
+  options.tokenizer = path("tokenizer");
+  options.architecture = text("architecture");
+  return options;
+}
+
+}  // namespace nibble

@@ -1,0 +1,55 @@
+// One verb's command line: its options, the common ones (--help, --threads, --cpu, --json) and
+// its positional arguments, with errors as Status.
+//
+// invalid_argument: an unknown option, a missing or malformed value (names verb and option).
+#pragma once
+
+#include <boost/program_options.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "kernels/base/status.h"
+#include "recipes/models/load_model.h"
+
+namespace nibble {
+
+class CommandLine {
+ public:
+  // usage: "quantize MODEL --recipe NAME|FILE --output DIR"; summary: what the verb does.
+  CommandLine(std::string usage, std::string summary);
+
+  void flag(const char* name, const char* description);
+  void text(const char* name, const char* value, const char* description, bool required = false);
+  void integer(const char* name, const char* description, int64_t otherwise, int64_t lowest);
+  void number(const char* name, const char* description, double otherwise);
+  void list(const char* name, const char* value, const char* description);  // may be repeated
+  void positional(const char* name, bool required = true);
+  void json();           // --json
+  void model_options();  // --tokenizer, --architecture
+
+  // false: --help was asked for and printed. Applies --threads and --cpu.
+  Result<bool> parse(const std::vector<std::string>& arguments);
+
+  bool has(const char* name) const;
+  std::string text(const char* name) const;  // "" when absent
+  int64_t integer(const char* name) const;
+  double number(const char* name) const;
+  std::vector<std::string> list(const char* name) const;
+  std::filesystem::path path(const char* name) const { return text(name); }
+  bool wants_json() const { return has("json"); }
+  LoadOptions load_options() const;
+
+ private:
+  Status check(const boost::program_options::variables_map& values) const;
+
+  std::string verb_, usage_, summary_;
+  boost::program_options::options_description options_;
+  std::vector<std::pair<std::string, bool>> positionals_;
+  std::vector<std::string> required_;
+  std::vector<std::pair<std::string, int64_t>> lowest_;
+  boost::program_options::variables_map values_;
+};
+
+}  // namespace nibble

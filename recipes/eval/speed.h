@@ -1,0 +1,38 @@
+// How fast a model runs here: tokens or images a second, median of interleaved repeats.
+//
+// decode: one token at a time after a prompt of 16; prefill: one call of min(256, context)
+// tokens; images: batches of 32. Each figure is the median of `repeats` timings, with the
+// quartiles; two models are timed in turns, so that a slow minute of the machine hits both.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/executor.h"
+
+namespace nibble {
+
+struct Rate {
+  double median = 0, low = 0, high = 0;  // a second; low and high are the quartiles
+  int64_t repeats = 0;
+};
+struct Speed {
+  Rate decode, prefill, images;            // repeats 0: does not apply to this model
+  std::map<std::string, int64_t> kernels;  // kernel row -> layers that it serves
+  std::string cpu;                         // "model name, avx512vnni, 2 threads"
+};
+
+struct SpeedOptions {
+  int64_t repeats = 5;
+  int64_t decode_tokens = 32;    // timed in one repeat
+  int64_t prefill_tokens = 256;  // at most the context
+  int64_t image_batch = 32;
+};
+
+// One result a model, in their order. Token ids and pixels come from a fixed seed.
+Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
+                                         const SpeedOptions& options);
+
+}  // namespace nibble

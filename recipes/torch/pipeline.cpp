@@ -1,0 +1,7 @@
+#include "recipes/torch/pipeline.h"
+
+namespace nibble {
+
+bool has_torch() { return true; }
+
+}  // namespace nibble
