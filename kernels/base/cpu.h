@@ -1,8 +1,10 @@
 // What this CPU can do, and which of it kernels may use.
 //
-// NIBBLE_CPU (environment) or force_cpu (the CLI's --cpu) names an ISA level: reference, avx2,
-// avx512vnni. Rows above the forced level are not selected. A level that this CPU lacks is
-// refused (unsupported; the message names the missing flags).
+// NIBBLE_CPU (environment) or force_cpu (the CLI's --cpu) names an ISA level: reference,
+// avx2, avx512vnni. Rows above the forced level are not selected. A level that this CPU
+// lacks is refused (unsupported; the message names the missing flags), an unknown name
+// too (invalid_argument). main calls check_cpu_environment first; where nobody does, a
+// refused NIBBLE_CPU selects the reference rows.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +17,9 @@
 namespace nibble {
 
 enum CpuFlag : uint32_t {
-  kCpuAvx2 = 1u << 0,         // AVX2 + FMA + F16C
+  kCpuAvx2 = 1u << 0,  // AVX2 + FMA + F16C
   kCpuAvxVnni = 1u << 1,
-  kCpuAvx512 = 1u << 2,       // F, BW, VL, DQ
+  kCpuAvx512 = 1u << 2,  // F, BW, VL, DQ
   kCpuAvx512Vnni = 1u << 3,
   kCpuAvx512Bf16 = 1u << 4,
   kCpuAmxInt8 = 1u << 5,
@@ -30,10 +32,12 @@ struct CpuInfo {
 };
 const CpuInfo& cpu_info();
 
-// Flags kernels may use now: the hardware's, cut down to the forced level. Table selection
-// functions take this as a defaulted argument.
+// Flags kernels may use now: the hardware's, cut down to the forced level. Table
+// selection functions take this as a defaulted argument.
 uint32_t usable_cpu_flags();
 Status force_cpu(std::string_view level);  // "" restores detection
-std::vector<std::string> cpu_levels();     // the levels that this machine can run, best first
+Status check_cpu_environment();  // whether NIBBLE_CPU, if set, is a level of this CPU
+std::vector<std::string>
+cpu_levels();  // the levels that this machine can run, best first
 
 }  // namespace nibble

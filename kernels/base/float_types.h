@@ -1,14 +1,14 @@
 // Conversions between float and the small element types, all round to nearest even.
 //
-// Sources: IEEE 754 half; OCP FP8 (E4M3FN has no infinity, 0x7f NaN), OCP MX v1.0 (E2M1, E8M0);
-// NF4 table: QLoRA, arXiv 2305.14314, appendix E; FP4 and the signed dynamic map as
-// bitsandbytes defines them.
+// Sources: IEEE 754 half; OCP FP8 (E4M3FN has no infinity, 0x7f NaN), OCP MX v1.0 (E2M1,
+// E8M0); NF4 table: QLoRA, arXiv 2305.14314, appendix E; FP4 and the signed dynamic map
+// as bitsandbytes defines them.
 //
 // The *_from_float functions saturate to the largest finite value (E4M3 448, E5M2 57344,
 // E2M1 6); NaN stays NaN where the type has one, else becomes 0.
-// Table types (nf4, fp4, dyn8): the nearest entry; a value equal to the float32 midpoint of two
-// neighbours takes the lower one. fp4: zero and below-zero values that round to zero are code
-// 0, positive ones code 8. Allocates nothing. Safe to call from any thread.
+// Table types (nf4, fp4, dyn8): the nearest entry; a value equal to the float32 midpoint
+// of two neighbours takes the lower one. fp4: zero and below-zero values that round to
+// zero are code 0, positive ones code 8. Allocates nothing. Safe to call from any thread.
 #pragma once
 
 #include <array>

@@ -1,8 +1,9 @@
-// Errors as values: Status is an outcome, Result<T> a value or the error that prevented it.
+// Errors as values: Status is an outcome, Result<T> a value or the error that prevented
+// it.
 //
 // Message form: `[who] where: what was required; what was found; what to do`.
-// kernels, export and the torch-free part of recipes return these and never throw, abort or
-// print. ptq and qat throw nibble::Error (ptq/error.h) carrying a Status.
+// kernels, export and the torch-free part of recipes return these and never throw, abort
+// or print. ptq and qat throw nibble::Error (ptq/error.h) carrying a Status.
 #pragma once
 
 #include <optional>
@@ -14,23 +15,24 @@ namespace nibble {
 
 enum class StatusCode {
   ok,
-  invalid_argument,    // the caller's request or option makes no sense
-  out_of_range,        // a number outside what is allowed (NaN weight, zero scale, bad id)
-  not_found,           // a file, tensor, recipe or layer that does not exist
-  already_exists,      // an output that would be overwritten
-  data_loss,           // a damaged or truncated file, a checksum that disagrees
-  unsupported,         // understood, but nibble cannot do it (the message says what can)
-  failed_precondition, // right request, wrong state (not calibrated, not accounted for)
-  io_error,            // the operating system refused: full disk, permissions
-  resource_exhausted,  // a memory budget or limit
-  cancelled,           // interrupted by the user
-  internal,            // our own mistake
+  invalid_argument,  // the caller's request or option makes no sense
+  out_of_range,      // a number outside what is allowed (NaN weight, zero scale, bad id)
+  not_found,         // a file, tensor, recipe or layer that does not exist
+  already_exists,    // an output that would be overwritten
+  data_loss,         // a damaged or truncated file, a checksum that disagrees
+  unsupported,       // understood, but nibble cannot do it (the message says what can)
+  failed_precondition,  // right request, wrong state (not calibrated, not accounted for)
+  io_error,             // the operating system refused: full disk, permissions
+  resource_exhausted,   // a memory budget or limit
+  cancelled,            // interrupted by the user
+  internal,             // our own mistake
 };
 
 class [[nodiscard]] Status {
  public:
   Status() = default;
-  Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
+  Status(StatusCode code, std::string message)
+      : code_(code), message_(std::move(message)) {}
   bool ok() const { return code_ == StatusCode::ok; }
   StatusCode code() const { return code_; }
   const std::string& message() const { return message_; }
@@ -61,9 +63,10 @@ Status error(StatusCode code, const Parts&... parts) {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}             // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {      // NOLINT: implicit on purpose
-    if (status_.ok()) status_ = Status(StatusCode::internal, "[status] Result made of ok");
+  Result(T value) : value_(std::move(value)) {}         // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit on purpose
+    if (status_.ok())
+      status_ = Status(StatusCode::internal, "[status] Result made of ok");
   }
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
@@ -84,14 +87,15 @@ class [[nodiscard]] Result {
 
 #define NIBBLE_CONCAT_INNER(a, b) a##b
 #define NIBBLE_CONCAT(a, b) NIBBLE_CONCAT_INNER(a, b)
-#define NIBBLE_RETURN_IF_ERROR(expression)                         \
-  do {                                                             \
-    ::nibble::Status nibble_status_ = (expression);                \
-    if (!nibble_status_.ok()) return nibble_status_;               \
+#define NIBBLE_RETURN_IF_ERROR(expression)           \
+  do {                                               \
+    ::nibble::Status nibble_status_ = (expression);  \
+    if (!nibble_status_.ok()) return nibble_status_; \
   } while (false)
 // NIBBLE_ASSIGN_OR_RETURN(auto x, make_x());
-#define NIBBLE_ASSIGN_OR_RETURN(target, expression) \
-  NIBBLE_ASSIGN_OR_RETURN_INNER(NIBBLE_CONCAT(nibble_result_, __LINE__), target, expression)
+#define NIBBLE_ASSIGN_OR_RETURN(target, expression)                              \
+  NIBBLE_ASSIGN_OR_RETURN_INNER(NIBBLE_CONCAT(nibble_result_, __LINE__), target, \
+                                expression)
 #define NIBBLE_ASSIGN_OR_RETURN_INNER(name, target, expression) \
   auto name = (expression);                                     \
   if (!name.ok()) return name.status();                         \

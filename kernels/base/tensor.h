@@ -1,5 +1,5 @@
-// A named-nothing tensor: element type, shape and a shared, read-only run of bytes (a mapped
-// file or an owned buffer). Copying a Tensor copies no data.
+// A named-nothing tensor: element type, shape and a shared, read-only run of bytes (a
+// mapped file or an owned buffer). Copying a Tensor copies no data.
 #pragma once
 
 #include <cstddef>
@@ -14,9 +14,25 @@
 
 namespace nibble {
 
-// The element types of a safetensors file (whose names dtype_name gives: "F32", "BF16" ...).
+// The element types of a safetensors file (whose names dtype_name gives: "F32", "BF16"
+// ...).
 enum class DType : uint8_t {
-  boolean, u8, i8, u16, i16, u32, i32, u64, i64, f16, bf16, f32, f64, f8_e4m3, f8_e5m2, f8_e8m0,
+  boolean,
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  u64,
+  i64,
+  f16,
+  bf16,
+  f32,
+  f64,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
 };
 const char* dtype_name(DType dtype);
 Result<DType> dtype_from_name(std::string_view name);  // unsupported: the name is unknown
@@ -29,11 +45,14 @@ class Bytes {
   Bytes(std::shared_ptr<const void> owner, const std::byte* data, size_t size)
       : owner_(std::move(owner)), data_(data), size_(size) {}
   static Bytes copy_of(const void* data, size_t size);  // aligned to 64 bytes
-  // An owned, zeroed, 64-byte aligned buffer; *mutable_data may be written until it is shared.
+  // An owned, zeroed, 64-byte aligned buffer; *mutable_data may be written until it is
+  // shared.
   static Bytes allocate(size_t size, std::byte** mutable_data);
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
-  Bytes slice(size_t begin, size_t size) const { return Bytes(owner_, data_ + begin, size); }
+  Bytes slice(size_t begin, size_t size) const {
+    return Bytes(owner_, data_ + begin, size);
+  }
   std::span<const std::byte> span() const { return {data_, size_}; }
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
 
@@ -49,7 +68,8 @@ struct Tensor {
   Bytes bytes;
 
   int64_t numel() const;
-  // rows = shape[0] (1 for a scalar), cols = everything else: how nibble reads every weight.
+  // rows = shape[0] (1 for a scalar), cols = everything else: how nibble reads every
+  // weight.
   int64_t rows() const;
   int64_t cols() const;
   bool is_float() const;  // f16, bf16, f32, f64
@@ -58,7 +78,8 @@ struct Tensor {
 Tensor make_tensor(std::vector<int64_t> shape, std::span<const float> values);
 Tensor make_tensor(std::vector<int64_t> shape, std::span<const int32_t> values);
 
-// f16, bf16, f32, f64 (rounded) to float. unsupported: another dtype (the message names it).
+// f16, bf16, f32, f64 (rounded) to float. unsupported: another dtype (the message names
+// it).
 Result<std::vector<float>> to_float(const Tensor& tensor);
 // i32 and i64 (range-checked) to int32.
 Result<std::vector<int32_t>> to_int32(const Tensor& tensor);

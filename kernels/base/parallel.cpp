@@ -1,0 +1,155 @@
+#include "kernels/base/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+thread_local bool inside_parallel_for = false;
+
+// Decoding a token is a few hundred short parallel_fors: a worker that polls this long
+// before it sleeps (some tens of microseconds) is not woken through the kernel for each
+// of them.
+constexpr int kPolls = 4000;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+struct Job {
+  const std::function<void(int64_t)>* body = nullptr;
+  int64_t n = 0;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    inside_parallel_for = true;
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) (*body)(i);
+    inside_parallel_for = false;
+  }
+};
+
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  void run(int64_t n, const std::function<void(int64_t)>& body) {
+    job_.body = &body;
+    job_.n = n;
+    job_.next.store(0, std::memory_order_relaxed);
+    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    job_.work();
+    for (int i = 0; busy_.load(std::memory_order_acquire) != 0; ++i) {
+      if (i < kPolls) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  void loop() {
+    uint64_t seen = 0;
+    for (;;) {
+      for (int i = 0; i < kPolls && generation_.load(std::memory_order_acquire) == seen;
+           ++i) {
+        relax();
+      }
+      if (generation_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock,
+                   [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      }
+      // run() starts no further generation before every worker has finished this one.
+      ++seen;
+      if (stop_) return;
+      job_.work();
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  Job job_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> busy_{0};
+  bool stop_ = false;  // written before generation_ is released
+};
+
+int default_thread_count() {
+  if (const char* text = std::getenv("NIBBLE_THREADS")) {
+    const int n = std::atoi(text);
+    if (n >= 1) return n;
+  }
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+struct State {
+  std::mutex mutex;  // held by the one parallel_for that uses the pool
+  std::atomic<int> threads{default_thread_count()};
+  std::unique_ptr<Pool> pool;
+};
+
+// Never destroyed: worker threads may outlive static destructors.
+State& state() {
+  static State* const instance = new State;
+  return *instance;
+}
+
+}  // namespace
+
+int thread_count() { return state().threads.load(); }
+
+void set_thread_count(int n) {
+  State& s = state();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  n = std::max(1, n);
+  if (n == s.threads.load()) return;
+  s.threads.store(n);
+  s.pool.reset();
+}
+
+void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
+  if (n <= 0) return;
+  State& s = state();
+  // Nested, alone, or while another thread uses the pool: the same calls, here, in order.
+  const bool here = inside_parallel_for || n == 1 || s.threads.load() == 1;
+  if (!here && s.mutex.try_lock()) {
+    std::lock_guard<std::mutex> lock(s.mutex, std::adopt_lock);
+    if (s.threads.load() > 1) {
+      if (!s.pool) s.pool = std::make_unique<Pool>(s.threads.load());
+      s.pool->run(n, body);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) body(i);
+}
+
+}  // namespace nibble

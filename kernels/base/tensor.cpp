@@ -1,0 +1,183 @@
+#include "kernels/base/tensor.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "kernels/base/float_types.h"
+
+namespace nibble {
+namespace {
+
+struct DTypeRow {
+  DType dtype;
+  const char* name;
+  int64_t bytes;
+};
+constexpr DTypeRow kDTypes[] = {
+    {DType::boolean, "BOOL", 1},    {DType::u8, "U8", 1},
+    {DType::i8, "I8", 1},           {DType::u16, "U16", 2},
+    {DType::i16, "I16", 2},         {DType::u32, "U32", 4},
+    {DType::i32, "I32", 4},         {DType::u64, "U64", 8},
+    {DType::i64, "I64", 8},         {DType::f16, "F16", 2},
+    {DType::bf16, "BF16", 2},       {DType::f32, "F32", 4},
+    {DType::f64, "F64", 8},         {DType::f8_e4m3, "F8_E4M3", 1},
+    {DType::f8_e5m2, "F8_E5M2", 1}, {DType::f8_e8m0, "F8_E8M0", 1},
+};
+
+constexpr size_t kAlignment = 64;  // a cache line, and the widest vector load
+
+template <class T>
+T load(const std::byte* data, int64_t i) {  // a mapped file may be unaligned
+  T value;
+  std::memcpy(&value, data + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+Status check_bytes(const char* who, const Tensor& tensor) {
+  const uint64_t needed =
+      static_cast<uint64_t>(tensor.numel() * dtype_bytes(tensor.dtype));
+  if (tensor.bytes.size() == needed) return ok_status();
+  return error(StatusCode::invalid_argument, "[tensor] ", who, ": ",
+               dtype_name(tensor.dtype), " ", shape_text(tensor.shape), " takes ", needed,
+               " bytes; found ", tensor.bytes.size());
+}
+
+template <class T>
+Tensor make_typed(DType dtype, std::vector<int64_t> shape, std::span<const T> values) {
+  Tensor tensor;
+  tensor.dtype = dtype;
+  tensor.shape = std::move(shape);
+  tensor.bytes = Bytes::copy_of(values.data(), values.size_bytes());
+  return tensor;
+}
+
+}  // namespace
+
+const char* dtype_name(DType dtype) {
+  for (const DTypeRow& row : kDTypes) {
+    if (row.dtype == dtype) return row.name;
+  }
+  return "unknown";
+}
+
+Result<DType> dtype_from_name(std::string_view name) {
+  for (const DTypeRow& row : kDTypes) {
+    if (name == row.name) return row.dtype;
+  }
+  std::string known;
+  for (const DTypeRow& row : kDTypes) known += cat(known.empty() ? "" : ", ", row.name);
+  return error(StatusCode::unsupported, "[tensor] dtype: one of ", known, "; found \"",
+               name, "\"");
+}
+
+int64_t dtype_bytes(DType dtype) {
+  for (const DTypeRow& row : kDTypes) {
+    if (row.dtype == dtype) return row.bytes;
+  }
+  return 0;
+}
+
+Bytes Bytes::allocate(size_t size, std::byte** mutable_data) {
+  const size_t rounded = (size + kAlignment - 1) / kAlignment * kAlignment;
+  void* data = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+  std::memset(data, 0, rounded == 0 ? kAlignment : rounded);
+  *mutable_data = static_cast<std::byte*>(data);
+  std::shared_ptr<const void> owner(
+      data, [](const void* p) { std::free(const_cast<void*>(p)); });
+  return Bytes(std::move(owner), *mutable_data, size);
+}
+
+Bytes Bytes::copy_of(const void* data, size_t size) {
+  std::byte* copy = nullptr;
+  Bytes bytes = allocate(size, &copy);
+  if (size != 0) std::memcpy(copy, data, size);
+  return bytes;
+}
+
+int64_t Tensor::numel() const {
+  int64_t n = 1;
+  for (int64_t extent : shape) n *= extent;
+  return n;
+}
+
+int64_t Tensor::rows() const { return shape.empty() ? 1 : shape[0]; }
+
+int64_t Tensor::cols() const {
+  int64_t n = 1;
+  for (size_t i = 1; i < shape.size(); ++i) n *= shape[i];
+  return n;
+}
+
+bool Tensor::is_float() const {
+  return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f32 ||
+         dtype == DType::f64;
+}
+
+Tensor make_tensor(std::vector<int64_t> shape, std::span<const float> values) {
+  return make_typed(DType::f32, std::move(shape), values);
+}
+
+Tensor make_tensor(std::vector<int64_t> shape, std::span<const int32_t> values) {
+  return make_typed(DType::i32, std::move(shape), values);
+}
+
+Result<std::vector<float>> to_float(const Tensor& tensor) {
+  NIBBLE_RETURN_IF_ERROR(check_bytes("to_float", tensor));
+  const int64_t n = tensor.numel();
+  const std::byte* data = tensor.bytes.data();
+  std::vector<float> values(static_cast<size_t>(n));
+  switch (tensor.dtype) {
+    case DType::f32:
+      if (n != 0) std::memcpy(values.data(), data, values.size() * sizeof(float));
+      return values;
+    case DType::f16:
+      for (int64_t i = 0; i < n; ++i) values[i] = float_from_f16(load<uint16_t>(data, i));
+      return values;
+    case DType::bf16:
+      for (int64_t i = 0; i < n; ++i)
+        values[i] = float_from_bf16(load<uint16_t>(data, i));
+      return values;
+    case DType::f64:
+      for (int64_t i = 0; i < n; ++i)
+        values[i] = static_cast<float>(load<double>(data, i));
+      return values;
+    default:
+      return error(StatusCode::unsupported,
+                   "[tensor] to_float: F16, BF16, F32 or F64; found ",
+                   dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
+  }
+}
+
+Result<std::vector<int32_t>> to_int32(const Tensor& tensor) {
+  NIBBLE_RETURN_IF_ERROR(check_bytes("to_int32", tensor));
+  const int64_t n = tensor.numel();
+  const std::byte* data = tensor.bytes.data();
+  std::vector<int32_t> values(static_cast<size_t>(n));
+  if (tensor.dtype == DType::i32) {
+    if (n != 0) std::memcpy(values.data(), data, values.size() * sizeof(int32_t));
+    return values;
+  }
+  if (tensor.dtype != DType::i64) {
+    return error(StatusCode::unsupported, "[tensor] to_int32: I32 or I64; found ",
+                 dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t value = load<int64_t>(data, i);
+    if (value < std::numeric_limits<int32_t>::min() ||
+        value > std::numeric_limits<int32_t>::max()) {
+      return error(StatusCode::out_of_range, "[tensor] to_int32: element ", i,
+                   " must fit in 32 bits; found ", value);
+    }
+    values[i] = static_cast<int32_t>(value);
+  }
+  return values;
+}
+
+std::string shape_text(std::span<const int64_t> shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += cat(i == 0 ? "" : ", ", shape[i]);
+  return text + "]";
+}
+
+}  // namespace nibble
