@@ -45,7 +45,7 @@ struct Node {
   std::string op;
   std::string name;
   int block =
-      -1;  // decoder layer or residual block; before all: kFirstBlock; after: kLastBlock
+      -1;  // decoder layer or residual block, kFirstBlock (before all), kLastBlock
   std::vector<std::string> inputs;
   std::vector<std::string> outputs;
   std::map<std::string, std::string> parameters;
