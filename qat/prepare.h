@@ -1,12 +1,12 @@
-// Puts fake quantizers into a module as a Plan says, and takes the trained model out again.
+// Puts fake quantizers into a module as a Plan says, and takes the trained model out
+// again.
 //
-//   Calibrated ready = calibrate(model, plan, data, progress);   // start from PTQ's scales
-//   ProgramModule module = prepare(ready, QatOptions{});
-//   train(module, ...);
+//   Calibrated ready = calibrate(model, plan, data, progress);   // start from PTQ's
+//   scales ProgramModule module = prepare(ready, QatOptions{}); train(module, ...);
 //   Artifact artifact = freeze(finish(module, ready), provenance);
 //
-// finish() reads codes from the same FakeQuantize objects that training used, so the artifact
-// is what was trained. Throws nibble::Error.
+// finish() reads codes from the same FakeQuantize objects that training used, so the
+// artifact is what was trained. Throws nibble::Error.
 #pragma once
 
 #include "ptq/calibrate.h"

@@ -1,8 +1,9 @@
 // Trains a Program: float, or with quantization in the loop; resumes exactly.
 //
 // train() runs epochs or steps over a TrainingData, with AdamW or SGD, warm-up and cosine
-// schedule, gradient clipping, and a checkpoint (parameters, buffers, optimizer, generator,
-// data position) from which a resumed run gives the same bytes at the same thread count.
+// schedule, gradient clipping, and a checkpoint (parameters, buffers, optimizer,
+// generator, data position) from which a resumed run gives the same bytes at the same
+// thread count.
 #pragma once
 
 #include <torch/types.h>
@@ -19,10 +20,10 @@
 
 namespace nibble {
 
-// A batch source: (epoch, index of the batch in it) -> inputs and targets, the same for the
-// same arguments and seed, so that resume needs no state but two numbers.
+// A batch source: (epoch, index of the batch in it) -> inputs and targets, the same for
+// the same arguments and seed, so that resume needs no state but two numbers.
 struct TrainingBatch {
-  torch::Tensor input;   // int64 [batch, sequence] or f32 [batch, channels, height, width]
+  torch::Tensor input;  // int64 [batch, sequence] or f32 [batch, channels, height, width]
   torch::Tensor target;  // int64 [batch, sequence] (-100: ignored) or [batch]
 };
 struct TrainingData {
@@ -43,9 +44,10 @@ struct TrainResult {
 };
 
 // checkpoint: a directory for checkpoint.pt; resume: continue from it when it is there
-// (data_loss when it does not fit the model or options). Throws nibble::Error; cancelled after
-// writing a checkpoint.
-TrainResult train(ProgramModule module, const TrainingData& data, const TrainOptions& options,
-                  const std::filesystem::path& checkpoint, bool resume, const Progress& progress);
+// (data_loss when it does not fit the model or options). Throws nibble::Error; cancelled
+// after writing a checkpoint.
+TrainResult train(ProgramModule module, const TrainingData& data,
+                  const TrainOptions& options, const std::filesystem::path& checkpoint,
+                  bool resume, const Progress& progress);
 
 }  // namespace nibble

@@ -6,7 +6,8 @@
 //   LSQ                ds as in Esser et al., arXiv 1902.08153, eq. 3, scaled by
 //                      1 / sqrt(n * q_highest) (sec. 2.2), n = values a scale governs
 //
-//   x  any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens, features]
+//   x  any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens,
+//   features]
 //      or per tensor.  y  the same shape.
 //
 // Scales of a weight: recomputed from x by the rule at every forward (default), fixed by
@@ -49,8 +50,8 @@ class FakeQuantizeImpl : public torch::nn::Module {
   ActivationScheme activation_;
   bool is_activation_ = false;
   bool enabled_ = true;
-  CodedMatrix levels_;      // set_levels
-  torch::Tensor scale_;     // learned: [level 0 values]
+  CodedMatrix levels_;   // set_levels
+  torch::Tensor scale_;  // learned: [level 0 values]
 };
 TORCH_MODULE(FakeQuantize);
 

@@ -1,68 +1,105 @@
-// A Program as a torch::nn::Module: parameters and buffers under the checkpoint's names, one
-// forward for calibration and training, with places for fake quantizers and taps.
+// A Program as a torch::nn::Module: parameters and buffers under the checkpoint's names,
+// one forward for calibration and training, with places for fake quantizers and taps.
 //
-// forward: ids int64 [batch, sequence] -> logits [batch, sequence, vocabulary], or images f32
-// [batch, channels, height, width] -> logits [batch, classes]. f32 parameters.
-// Throws nibble::Error. One thread at a time, except run_block in eval without taps.
+// forward: ids int64 [batch, sequence] -> logits [batch, sequence, vocabulary], or images
+// f32 [batch, channels, height, width] -> logits [batch, classes]. f32 parameters.
+//
+// What a layer reads: the value, through the value's fake quantizer, then through the
+// layer's own input quantizer. Its weight goes through the weight's. Biases and norms are
+// never touched. batch_norm follows train() and eval(): batch statistics and running ones
+// (momentum 0.1).
+//
+// Throws nibble::Error: not_found (a tensor that the program names is missing, or a name
+// that is no tensor, value or node of it), unsupported (an op without a row in
+// torch_ops.inc), invalid_argument (an input value is missing). Allocates as torch does.
+// One thread at a time, except run_block in eval without gradients and taps.
 #pragma once
 
 #include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
 #include <torch/types.h>
 
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/artifact/artifact.h"
+#include "ptq/error.h"
 #include "ptq/module/fake_quantize.h"
 
 namespace nibble {
 
 class ProgramModuleImpl : public torch::nn::Module {
  public:
-  // Tensors (and packed weights, dequantized, without gradient) of the artifact's program.
-  // A weight shared by two nodes is one parameter.
+  // Tensors (and packed weights, dequantized, without gradient) of the artifact's
+  // program. A weight shared by two nodes is one parameter.
   explicit ProgramModuleImpl(const Artifact& artifact);
 
   torch::Tensor forward(const torch::Tensor& input);
 
-  // Runs the nodes of one block (or pseudo-block) on its live values; returns its live outputs.
-  std::map<std::string, torch::Tensor> run_block(int block,
-                                                 const std::map<std::string, torch::Tensor>& live);
+  // Runs the nodes of one block (or pseudo-block) on its live values; returns its live
+  // outputs. A program input among the live values passes its value quantizer here, as in
+  // forward.
+  std::map<std::string, torch::Tensor> run_block(
+      int block, const std::map<std::string, torch::Tensor>& live);
 
   const Program& program() const { return program_; }
-  torch::Tensor parameter(const std::string& tensor_name) const;  // by checkpoint name; throws
-  void set_parameter(const std::string& tensor_name, const torch::Tensor& value);  // copies data
+  torch::Tensor parameter(
+      const std::string& tensor_name) const;  // by checkpoint name; throws
+  void set_parameter(const std::string& tensor_name,
+                     const torch::Tensor& value);  // copies data
 
-  // Fake quantizers: of a weight (by tensor name), of a value (by value name), of one layer's
-  // input (by node name; applied to what that consumer reads). nullptr removes.
+  // Fake quantizers: of a weight (by tensor name), of a value (by value name), of one
+  // layer's input (by node name; applied to what that consumer reads). nullptr removes.
+  // They are submodules weight_quantizers.*, value_quantizers.*, input_quantizers.* (dots
+  // as slashes).
   void quantize_weight(const std::string& tensor_name, FakeQuantize quantizer);
   void quantize_value(const std::string& value, FakeQuantize quantizer);
   void quantize_input(const std::string& node, FakeQuantize quantizer);
-  const std::map<std::string, FakeQuantize>& weight_quantizers() const { return weights_; }
+  const std::map<std::string, FakeQuantize>& weight_quantizers() const {
+    return weights_;
+  }
   const std::map<std::string, FakeQuantize>& value_quantizers() const { return values_; }
   const std::map<std::string, FakeQuantize>& input_quantizers() const { return inputs_; }
 
-  // Called with every node's inputs before it runs / output after it ran. Empty removes.
-  using NodeTap = std::function<void(const Node&, const std::vector<torch::Tensor>& inputs,
-                                     const torch::Tensor& output)>;
+  // Called after every node with the inputs as the node read them (quantizers applied)
+  // and its output as it made it (before the value's quantizer). Empty removes.
+  using NodeTap =
+      std::function<void(const Node&, const std::vector<torch::Tensor>& inputs,
+                         const torch::Tensor& output)>;
   void set_tap(NodeTap tap);
 
   // The parameters and buffers as the artifact's tensors (f32), by checkpoint name.
   std::map<std::string, Tensor> tensors() const;
 
  private:
-  torch::Tensor run_node(const Node& node, const std::vector<torch::Tensor>& inputs);
+  using Values = std::map<std::string, torch::Tensor>;
+  // A weight as the layers read it, quantized once a pass however many nodes share it.
+  struct Pass {
+    Values values;
+    Values weights;
+  };
+  torch::Tensor run_node(const Node& node, Pass& pass);
+  torch::Tensor weight_of(const std::string& tensor_name, Pass& pass);
+  torch::Tensor value_as_read(const std::string& value, const torch::Tensor& x);
+  void register_tensor(const std::string& name, torch::Tensor value, bool trainable);
+  void place(const char* folder, std::map<std::string, FakeQuantize>& table,
+             const std::string& name, FakeQuantize quantizer);
 
   Program program_;
+  std::vector<std::vector<std::string>>
+      dies_;  // per node: values that nobody reads after it
   std::map<std::string, torch::Tensor> by_name_;
   std::map<std::string, FakeQuantize> weights_, values_, inputs_;
   NodeTap tap_;
 };
 TORCH_MODULE(ProgramModule);
 
-torch::Tensor to_torch(const Tensor& tensor);    // a copy, f32 for float dtypes, int64 for ints
-Tensor from_torch(const torch::Tensor& tensor);  // f32 or int32
+torch::Tensor to_torch(
+    const Tensor& tensor);  // a copy, f32 for float dtypes, int64 for ints
+Tensor from_torch(
+    const torch::Tensor& tensor);  // a copy, f32 for float dtypes, int32 for ints
 
 }  // namespace nibble

@@ -1,0 +1,182 @@
+#include "ptq/module/fused_ops.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+// Eight partial sums let the compiler use vectors without reordering anything at run
+// time.
+constexpr int64_t kLanes = 8;
+constexpr int64_t kRowsPerChunk = 64;  // rows of one task; dw has one partial sum a chunk
+
+template <class Term>
+float sum_of(int64_t n, Term term) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
+  }
+  for (int64_t l = 0; i + l < n; ++l) lanes[l] += term(i + l);
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+int64_t chunks_of(int64_t rows) { return (rows + kRowsPerChunk - 1) / kRowsPerChunk; }
+
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_any,
+                        const Tensor& weight_any, double epsilon) {
+    const Tensor x = x_any.contiguous();
+    const Tensor weight = weight_any.contiguous();
+    const int64_t dim = x.size(-1);
+    const int64_t rows = x.numel() / dim;
+    Tensor y = at::empty_like(x);
+    Tensor inverse = at::empty({rows}, x.options());
+    const float* xs = x.const_data_ptr<float>();
+    const float* w = weight.const_data_ptr<float>();
+    float* ys = y.mutable_data_ptr<float>();
+    float* rs = inverse.mutable_data_ptr<float>();
+    at::parallel_for(0, rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const float* a = xs + row * dim;
+        float* out = ys + row * dim;
+        const float squares = sum_of(dim, [&](int64_t i) { return a[i] * a[i]; });
+        const float r = 1.0f / std::sqrt(squares / static_cast<float>(dim) +
+                                         static_cast<float>(epsilon));
+        rs[row] = r;
+        for (int64_t i = 0; i < dim; ++i) out[i] = a[i] * r * w[i];
+      }
+    });
+    ctx->save_for_backward({x, weight, inverse});
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &inverse = saved[2];
+    const Tensor dy = gradients[0].contiguous();
+    const int64_t dim = x.size(-1);
+    const int64_t rows = x.numel() / dim;
+    const int64_t chunks = chunks_of(rows);
+    Tensor dx = at::empty_like(x);
+    Tensor partial = at::zeros({chunks, dim}, x.options());
+    const float* xs = x.const_data_ptr<float>();
+    const float* w = weight.const_data_ptr<float>();
+    const float* rs = inverse.const_data_ptr<float>();
+    const float* dys = dy.const_data_ptr<float>();
+    float* dxs = dx.mutable_data_ptr<float>();
+    float* dws = partial.mutable_data_ptr<float>();
+    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        float* dw = dws + chunk * dim;
+        const int64_t last = std::min(rows, (chunk + 1) * kRowsPerChunk);
+        for (int64_t row = chunk * kRowsPerChunk; row < last; ++row) {
+          const float* a = xs + row * dim;
+          const float* d = dys + row * dim;
+          float* out = dxs + row * dim;
+          const float r = rs[row];
+          const float dot = sum_of(dim, [&](int64_t i) { return d[i] * w[i] * a[i]; });
+          const float pull = r * r * dot / static_cast<float>(dim);
+          for (int64_t i = 0; i < dim; ++i) {
+            out[i] = r * (d[i] * w[i] - a[i] * pull);
+            dw[i] += d[i] * a[i] * r;
+          }
+        }
+      }
+    });
+    return {dx, partial.sum(0), Tensor()};
+  }
+};
+
+// cos and sin of every position and pair: [length, head_dim / 2] each.
+struct Turn {
+  std::vector<float> cos, sin;
+};
+Turn turns(int64_t length, int64_t head_dim, double theta) {
+  const int64_t half = head_dim / 2;
+  Turn turn{std::vector<float>(length * half), std::vector<float>(length * half)};
+  for (int64_t i = 0; i < half; ++i) {
+    const double frequency = std::pow(theta, -2.0 * i / static_cast<double>(head_dim));
+    for (int64_t t = 0; t < length; ++t) {
+      turn.cos[t * half + i] = static_cast<float>(std::cos(t * frequency));
+      turn.sin[t * half + i] = static_cast<float>(std::sin(t * frequency));
+    }
+  }
+  return turn;
+}
+
+// sign +1: forward; -1: backward, the inverse of a rotation being its transpose.
+Tensor turned(const Tensor& x_any, int64_t head_dim, double theta, bool interleaved,
+              float sign) {
+  const Tensor x = x_any.contiguous();
+  const int64_t width = x.size(-1), length = x.size(-2), half = head_dim / 2;
+  const int64_t rows = x.numel() / width, heads = width / head_dim;
+  const Turn turn = turns(length, head_dim, theta);
+  Tensor y = at::empty_like(x);
+  const float* xs = x.const_data_ptr<float>();
+  float* ys = y.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* cosine = turn.cos.data() + row % length * half;
+      const float* sine = turn.sin.data() + row % length * half;
+      for (int64_t head = 0; head < heads; ++head) {
+        const float* in = xs + row * width + head * head_dim;
+        float* out = ys + row * width + head * head_dim;
+        if (interleaved) {
+          for (int64_t i = 0; i < half; ++i) {
+            const float a = in[2 * i], b = in[2 * i + 1], s = sign * sine[i];
+            out[2 * i] = a * cosine[i] - b * s;
+            out[2 * i + 1] = b * cosine[i] + a * s;
+          }
+        } else {
+          for (int64_t i = 0; i < half; ++i) {
+            const float a = in[i], b = in[i + half], s = sign * sine[i];
+            out[i] = a * cosine[i] - b * s;
+            out[i + half] = b * cosine[i] + a * s;
+          }
+        }
+      }
+    }
+  });
+  return y;
+}
+
+class Rope : public torch::autograd::Function<Rope> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t head_dim,
+                        double theta, bool interleaved) {
+    ctx->saved_data["head_dim"] = head_dim;
+    ctx->saved_data["theta"] = theta;
+    ctx->saved_data["interleaved"] = interleaved;
+    return turned(x, head_dim, theta, interleaved, 1.0f);
+  }
+  static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
+    return {turned(gradients[0], ctx->saved_data["head_dim"].toInt(),
+                   ctx->saved_data["theta"].toDouble(),
+                   ctx->saved_data["interleaved"].toBool(), -1.0f),
+            Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  return RmsNorm::apply(x, weight, epsilon);
+}
+
+Tensor rope(const Tensor& x, int64_t head_dim, double theta, bool interleaved) {
+  return Rope::apply(x, head_dim, theta, interleaved);
+}
+
+}  // namespace nibble

@@ -1,0 +1,24 @@
+// Ops of a decoder that are one pass over memory forward and one backward, where a chain
+// of torch ops would make five.
+//
+//   rms_norm  y = x * r * w, r = 1 / sqrt(mean(x^2) + epsilon).  x [.., D], w [D]
+//             dx = r * (dy * w - x * r^2 * mean(dy * w * x)),  dw = sum over rows of dy *
+//             x * r
+//   rope      pairs (a, b) of a head at position t turn by t * theta^(-2 i / head_dim):
+//             a' = a cos - b sin, b' = b cos + a sin.  x [.., T, heads * head_dim];
+//             backward turns the other way
+//
+// Contiguous or not; float32. The sums are in a fixed order whatever the thread count.
+// Safe to call from any thread.
+#pragma once
+
+#include <torch/types.h>
+
+namespace nibble {
+
+torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight,
+                       double epsilon);
+torch::Tensor rope(const torch::Tensor& x, int64_t head_dim, double theta,
+                   bool interleaved);
+
+}  // namespace nibble

@@ -1,0 +1,259 @@
+#include "ptq/module/program_module.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "kernels/packing/packed_tensor.h"
+#include "ptq/module/torch_ops.h"
+
+namespace nibble {
+namespace {
+
+[[noreturn]] void fail(StatusCode code, const std::string& text) {
+  throw Error(Status(code, text));
+}
+
+// Module names may not hold dots.
+std::string child_name(std::string name) {
+  std::replace(name.begin(), name.end(), '.', '/');
+  return name;
+}
+
+torch::Tensor dequantized(const PackedTensor& packed) {
+  torch::Tensor weight = at::empty(packed.shape, at::kFloat);
+  throw_if_error(dequantize_rows(
+      packed, 0,
+      MatrixView<float>(weight.mutable_data_ptr<float>(), packed.rows, packed.cols)));
+  return weight;
+}
+
+}  // namespace
+
+torch::Tensor to_torch(const Tensor& tensor) {
+  if (tensor.is_float()) {
+    const std::vector<float> values = value_or_throw(to_float(tensor));
+    torch::Tensor result = at::empty(tensor.shape, at::kFloat);
+    std::memcpy(result.mutable_data_ptr<float>(), values.data(),
+                values.size() * sizeof(float));
+    return result;
+  }
+  const std::vector<int32_t> values = value_or_throw(to_int32(tensor));
+  torch::Tensor result = at::empty(tensor.shape, at::kLong);
+  std::copy(values.begin(), values.end(), result.mutable_data_ptr<int64_t>());
+  return result;
+}
+
+Tensor from_torch(const torch::Tensor& tensor) {
+  const bool is_float = tensor.is_floating_point();
+  const torch::Tensor plain =
+      tensor.detach().to(is_float ? at::kFloat : at::kInt).contiguous().cpu();
+  Tensor result;
+  result.dtype = is_float ? DType::f32 : DType::i32;
+  result.shape = plain.sizes().vec();
+  result.bytes = Bytes::copy_of(plain.const_data_ptr(), plain.numel() * 4);
+  return result;
+}
+
+ProgramModuleImpl::ProgramModuleImpl(const Artifact& artifact)
+    : torch::nn::Module("ProgramModule"), program_(artifact.program) {
+  for (const Node& node : program_.nodes) {
+    if (find_torch_op(node.op) == nullptr) {
+      fail(StatusCode::unsupported,
+           cat("[program_module] ", node.name,
+               ": an op of ptq/module/torch_ops.inc was required; found '", node.op,
+               "'; add its row"));
+    }
+    for (const auto& [role, name] : node.parameters) {
+      if (by_name_.count(name)) continue;
+      // Running statistics move with batch_norm's forward, not with the optimizer.
+      const bool trainable = role != "running_mean" && role != "running_var";
+      if (auto found = artifact.tensors.find(name); found != artifact.tensors.end()) {
+        register_tensor(name, to_torch(found->second), trainable);
+      } else if (auto packed = artifact.packed.find(name);
+                 packed != artifact.packed.end()) {
+        register_tensor(name, dequantized(packed->second), false);
+      } else {
+        fail(StatusCode::not_found,
+             cat("[program_module] ", node.name, ": ", role, " '", name,
+                 "' was required; the model has no such tensor; check the checkpoint"));
+      }
+    }
+  }
+  // Where a value is read for the last time, so that evaluation holds few of them at
+  // once.
+  dies_.resize(program_.nodes.size());
+  std::set<std::string> seen;
+  for (const ProgramValue& output : program_.outputs) seen.insert(output.name);
+  for (size_t i = program_.nodes.size(); i-- > 0;) {
+    const Node& node = program_.nodes[i];
+    for (const auto* names : {&node.inputs, &node.outputs}) {
+      for (const std::string& name : *names) {
+        if (seen.insert(name).second) dies_[i].push_back(name);
+      }
+    }
+  }
+}
+
+void ProgramModuleImpl::register_tensor(const std::string& name, torch::Tensor value,
+                                        bool trainable) {
+  torch::nn::Module* at = this;
+  size_t begin = 0;
+  for (size_t dot; (dot = name.find('.', begin)) != std::string::npos; begin = dot + 1) {
+    const std::string part = name.substr(begin, dot - begin);
+    auto children = at->named_children();
+    if (auto* child = children.find(part)) {
+      at = child->get();
+    } else {
+      at = at->register_module(part, std::make_shared<torch::nn::Module>(part)).get();
+    }
+  }
+  const std::string leaf = name.substr(begin);
+  by_name_[name] =
+      trainable ? at->register_parameter(leaf, value) : at->register_buffer(leaf, value);
+}
+
+torch::Tensor ProgramModuleImpl::parameter(const std::string& tensor_name) const {
+  auto found = by_name_.find(tensor_name);
+  if (found == by_name_.end()) {
+    fail(StatusCode::not_found,
+         cat("[program_module] parameter: a tensor of the program was required; found '",
+             tensor_name, "'; use the checkpoint's names"));
+  }
+  return found->second;
+}
+
+void ProgramModuleImpl::set_parameter(const std::string& tensor_name,
+                                      const torch::Tensor& value) {
+  torch::Tensor target = parameter(tensor_name);
+  if (target.sizes() != value.sizes()) {
+    fail(StatusCode::invalid_argument,
+         cat("[program_module] ", tensor_name, ": shape ", target.sizes(),
+             " was required; found ", value.sizes(), "; give the parameter's own shape"));
+  }
+  torch::NoGradGuard no_grad;
+  target.copy_(value);
+}
+
+void ProgramModuleImpl::place(const char* folder,
+                              std::map<std::string, FakeQuantize>& table,
+                              const std::string& name, FakeQuantize quantizer) {
+  std::shared_ptr<torch::nn::Module> home;
+  auto children = named_children();
+  if (auto* child = children.find(folder)) {
+    home = *child;
+  } else {
+    home = register_module(folder, std::make_shared<torch::nn::Module>(folder));
+  }
+  const std::string leaf = child_name(name);
+  if (table.erase(name)) home->unregister_module(leaf);
+  if (quantizer) {
+    quantizer->train(is_training());
+    home->register_module(leaf, quantizer);
+    table.emplace(name, quantizer);
+  }
+}
+
+void ProgramModuleImpl::quantize_weight(const std::string& tensor_name,
+                                        FakeQuantize quantizer) {
+  parameter(tensor_name);  // throws when there is none
+  place("weight_quantizers", weights_, tensor_name, std::move(quantizer));
+}
+
+void ProgramModuleImpl::quantize_value(const std::string& value, FakeQuantize quantizer) {
+  bool known = program_.producer(value) != nullptr;
+  for (const ProgramValue& input : program_.inputs) known |= input.name == value;
+  if (!known) {
+    fail(StatusCode::not_found, cat("[program_module] quantize_value: a value of the "
+                                    "program was required; found '",
+                                    value, "'; `nibble inspect` lists them"));
+  }
+  place("value_quantizers", values_, value, std::move(quantizer));
+}
+
+void ProgramModuleImpl::quantize_input(const std::string& node, FakeQuantize quantizer) {
+  if (program_.find(node) == nullptr) {
+    fail(StatusCode::not_found, cat("[program_module] quantize_input: a node of the "
+                                    "program was required; found '",
+                                    node, "'; `nibble inspect` lists them"));
+  }
+  place("input_quantizers", inputs_, node, std::move(quantizer));
+}
+
+void ProgramModuleImpl::set_tap(NodeTap tap) { tap_ = std::move(tap); }
+
+std::map<std::string, Tensor> ProgramModuleImpl::tensors() const {
+  std::map<std::string, Tensor> result;
+  for (const auto& [name, value] : by_name_) result.emplace(name, from_torch(value));
+  return result;
+}
+
+torch::Tensor ProgramModuleImpl::weight_of(const std::string& tensor_name, Pass& pass) {
+  auto quantizer = weights_.find(tensor_name);
+  if (quantizer == weights_.end()) return by_name_.at(tensor_name);
+  torch::Tensor& weight = pass.weights[tensor_name];
+  if (!weight.defined()) weight = quantizer->second->forward(by_name_.at(tensor_name));
+  return weight;
+}
+
+torch::Tensor ProgramModuleImpl::value_as_read(const std::string& value,
+                                               const torch::Tensor& x) {
+  auto quantizer = values_.find(value);
+  return quantizer == values_.end() ? x : quantizer->second->forward(x);
+}
+
+torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
+  std::vector<torch::Tensor> inputs;
+  for (const std::string& name : node.inputs) {
+    auto found = pass.values.find(name);
+    if (found == pass.values.end()) {
+      fail(StatusCode::invalid_argument,
+           cat("[program_module] ", node.name, ": value '", name,
+               "' was required; it was not given; pass every live input"));
+    }
+    inputs.push_back(found->second);
+  }
+  if (auto quantizer = inputs_.find(node.name); quantizer != inputs_.end()) {
+    inputs[0] = quantizer->second->forward(inputs[0]);
+  }
+  TorchOpCall call{
+      .node = node, .inputs = inputs, .parameters = {}, .training = is_training()};
+  for (const auto& [role, name] : node.parameters) {
+    call.parameters[role] = weight_of(name, pass);
+  }
+  torch::Tensor output = find_torch_op(node.op)->run(call);
+  if (tap_) tap_(node, inputs, output);
+  output = value_as_read(node.outputs[0], output);
+  pass.values[node.outputs[0]] = output;
+  return output;
+}
+
+torch::Tensor ProgramModuleImpl::forward(const torch::Tensor& input) {
+  Pass pass;
+  const std::string& first = program_.inputs[0].name;
+  pass.values[first] = value_as_read(first, input);
+  for (size_t i = 0; i < program_.nodes.size(); ++i) {
+    run_node(program_.nodes[i], pass);
+    for (const std::string& name : dies_[i]) pass.values.erase(name);
+  }
+  return pass.values.at(program_.outputs[0].name);
+}
+
+std::map<std::string, torch::Tensor> ProgramModuleImpl::run_block(
+    int block, const std::map<std::string, torch::Tensor>& live) {
+  Pass pass{.values = live, .weights = {}};
+  for (const ProgramValue& input : program_.inputs) {
+    if (auto found = pass.values.find(input.name); found != pass.values.end()) {
+      found->second = value_as_read(input.name, found->second);
+    }
+  }
+  const BlockSlice part = slice(program_, block);
+  for (const Node* node : part.nodes) run_node(*node, pass);
+  std::map<std::string, torch::Tensor> result;
+  for (const std::string& name : part.outputs) result[name] = pass.values.at(name);
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,111 @@
+#include "ptq/module/torch_ops.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "ptq/module/fused_ops.h"
+
+namespace nibble {
+namespace {
+
+using torch::Tensor;
+
+Tensor run_embedding(const TorchOpCall& call) {
+  return at::embedding(call.parameter("weight"), call.inputs[0]);
+}
+
+Tensor run_linear(const TorchOpCall& call) {
+  return at::linear(call.inputs[0], call.parameter("weight"), call.parameter("bias"));
+}
+
+Tensor run_rms_norm(const TorchOpCall& call) {
+  return rms_norm(call.inputs[0], call.parameter("weight"),
+                  call.node.number("epsilon", 1e-5));
+}
+
+Tensor run_rope(const TorchOpCall& call) {
+  return rope(call.inputs[0], call.node.integer("head_dim", 0),
+              call.node.number("theta", 10000.0),
+              call.node.integer("interleaved", 0) != 0);
+}
+
+Tensor run_attention(const TorchOpCall& call) {
+  const Node& node = call.node;
+  const int64_t heads = node.integer("heads", 0);
+  const int64_t kv_heads = node.integer("kv_heads", heads);
+  const int64_t head_dim = node.integer("head_dim", 0);
+  const double scale =
+      node.number("scale", 1.0 / std::sqrt(static_cast<double>(head_dim)));
+  const Tensor& q = call.inputs[0];
+  const int64_t length = q.size(-2);
+  auto split = [&](const Tensor& x, int64_t count) {
+    return x.reshape({-1, length, count, head_dim}).transpose(1, 2);
+  };
+  Tensor y = at::scaled_dot_product_attention(
+      split(q, heads), split(call.inputs[1], kv_heads), split(call.inputs[2], kv_heads),
+      /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, scale,
+      /*enable_gqa=*/heads != kv_heads);
+  return y.transpose(1, 2).reshape(q.sizes());
+}
+
+Tensor run_silu_mul(const TorchOpCall& call) {
+  return at::silu(call.inputs[0]) * call.inputs[1];
+}
+
+Tensor run_add(const TorchOpCall& call) { return call.inputs[0] + call.inputs[1]; }
+
+Tensor run_conv2d(const TorchOpCall& call) {
+  const Node& node = call.node;
+  return at::conv2d(call.inputs[0], call.parameter("weight"), call.parameter("bias"),
+                    node.integers("stride", {1, 1}), node.integers("padding", {0, 0}),
+                    /*dilation=*/{1, 1}, node.integer("groups", 1));
+}
+
+Tensor run_batch_norm(const TorchOpCall& call) {
+  constexpr double kMomentum = 0.1;  // torch.nn.BatchNorm2d's default
+  return at::batch_norm(call.inputs[0], call.parameter("weight"), call.parameter("bias"),
+                        call.parameter("running_mean"), call.parameter("running_var"),
+                        call.training, kMomentum, call.node.number("epsilon", 1e-5),
+                        /*cudnn_enabled=*/false);
+}
+
+Tensor run_relu(const TorchOpCall& call) { return at::relu(call.inputs[0]); }
+
+Tensor run_leaky_relu(const TorchOpCall& call) {
+  return at::leaky_relu(call.inputs[0], call.node.number("slope", 0.01));
+}
+
+Tensor run_shortcut_pad(const TorchOpCall& call) {
+  const int64_t stride = call.node.integer("stride", 1);
+  Tensor x = call.inputs[0];
+  if (stride != 1) x = x.slice(2, 0, INT64_MAX, stride).slice(3, 0, INT64_MAX, stride);
+  return at::constant_pad_nd(x, {0, 0, 0, 0, call.node.integer("pad_before", 0),
+                                 call.node.integer("pad_after", 0)});
+}
+
+Tensor run_global_average_pool(const TorchOpCall& call) {
+  return call.inputs[0].mean({2, 3});
+}
+
+Tensor run_flatten(const TorchOpCall& call) { return call.inputs[0].flatten(1); }
+
+}  // namespace
+
+const std::vector<TorchOp>& torch_ops() {
+  static const std::vector<TorchOp> table = {
+#define NIBBLE_TORCH_OP(op) TorchOp{.name = #op, .run = run_##op},
+#include "ptq/module/torch_ops.inc"
+#undef NIBBLE_TORCH_OP
+  };
+  return table;
+}
+
+const TorchOp* find_torch_op(std::string_view name) {
+  for (const TorchOp& op : torch_ops()) {
+    if (op.name == name) return &op;
+  }
+  return nullptr;
+}
+
+}  // namespace nibble
