@@ -182,26 +182,21 @@ const std::array<float, 16>& fp4_table() {
   return table;
 }
 
-// For i = 0..6: the means of neighbours in linspace(0.1, 1, 2^i + 1), times 10^(i - 6),
-// with both signs; then 0 and 1. 2 * 127 + 2 = 256 values, ascending.
+// For i = 0..6: the middles of the 2^i equal parts of [0.1, 1], times 10^(i - 6), with
+// both signs; then 0 and 1. 2 * 127 + 2 = 256 values, ascending. Each is rounded once;
+// bitsandbytes sums in float, in an order that depends on the CPU, and comes within 3 ulp
+// of it.
 const std::array<float, 256>& dyn8_table() {
   static const std::array<float, 256> table = [] {
+    constexpr double kPowers[7] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1};
     std::array<float, 256> values{};
     size_t count = 0;
     for (int i = 0; i < 7; ++i) {
-      const int intervals = 1 << i;
-      const float step = (1.0f - 0.1f) / static_cast<float>(intervals);
-      // From both ends towards the middle, in float, as the reference builds its
-      // linspace.
-      const auto boundary = [&](int k) {
-        return k < (intervals + 1) / 2 ? 0.1f + step * static_cast<float>(k)
-                                       : 1.0f - step * static_cast<float>(intervals - k);
-      };
-      const float power = static_cast<float>(std::pow(10.0, i - 6));
-      for (int k = 0; k < intervals; ++k) {
-        const float mean = (boundary(k) + boundary(k + 1)) / 2.0f;
-        values[count++] = power * mean;
-        values[count++] = -(power * mean);
+      const int parts = 1 << i;
+      for (int k = 0; k < parts; ++k) {
+        const double middle = 0.1 + 0.9 * (k + 0.5) / parts;
+        values[count++] = static_cast<float>(middle * kPowers[i]);
+        values[count++] = static_cast<float>(-middle * kPowers[i]);
       }
     }
     values[count++] = 0.0f;
