@@ -17,7 +17,9 @@ struct GptqOptions {
   int damping_attempts = 5;     // each failed Cholesky multiplies damping by 10
   bool act_order = true;        // columns by falling Hessian diagonal
   bool static_groups = true;    // a group's scale is found before the solve, in original order
-  bool quantized_prefix = true; // a block sees the outputs of the already quantized blocks
+  bool quantized_prefix = true; // a layer sees the outputs of the already quantized ones
+  bool match_float = true;      // with the prefix: aim at the float model's outputs, not the prefix's
+  int refine_sweeps = 10;       // descent over single codes after the column solve; 0: none
 };
 
 struct LayerPlan {

@@ -1,0 +1,273 @@
+// GPTQ: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative
+// Pre-trained Transformers", arXiv 2210.17323.
+//
+// Columns are rounded one after the other; each error is carried over to the columns that
+// are still free, in the direction that costs the layer's outputs least:
+//
+//   H = X^T X + damping * mean(diag(X^T X)) * I               sec. 3.1, 3.3
+//   U upper triangular, U^T U = H^-1                           sec. 3.3, step 3
+//   e_j = (w_j - Q(w_j)) / U_jj;   w_k -= e_j * U_jk, k > j    eq. 2, 3 and algorithm 1
+//
+// Where the scales come from, and what is done to the codes afterwards, is ours:
+//   * the price of rounding column j after carry-over is 1 / U_jj^2 times the squared
+//   error:
+//     those are the weights of the scale search (rule mse);
+//   * descent over single codes of the full objective (refine), which carry-over, seeing
+//   only
+//     the columns behind it, leaves on the table. It can only lower the objective.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "kernels/base/parallel.h"
+#include "ptq/error.h"
+#include "ptq/methods/method.h"
+#include "ptq/methods/rounding.h"
+#include "ptq/one_thread.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kColumns =
+    128;  // columns between two updates of all that follow (sec. 3.2)
+constexpr int64_t kRows = 32;  // rows solved together; rows do not depend on each other
+
+Error failure(const LayerProblem& problem, StatusCode code, const std::string& message) {
+  return Error(Status(code, cat("[gptq] ", problem.node, ": ", message)));
+}
+
+template <class T>
+T value_or_fail(const LayerProblem& problem, Result<T> result) {
+  if (!result.ok())
+    throw failure(problem, result.status().code(), result.status().message());
+  return std::move(result).value();
+}
+
+// The order in which columns are solved: order[i] is the column that comes i-th.
+std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order) {
+  std::vector<int64_t> order(static_cast<size_t>(diagonal.size(0)));
+  std::iota(order.begin(), order.end(), 0);
+  if (act_order) {
+    const double* d = diagonal.data_ptr<double>();
+    std::stable_sort(order.begin(), order.end(),
+                     [d](int64_t a, int64_t b) { return d[a] > d[b]; });
+  }
+  return order;
+}
+
+// H with every column of zeros given the mean diagonal, so that nothing is carried to or
+// from it and its weights are rounded to nearest.
+at::Tensor without_dead_columns(at::Tensor hessian, int64_t* dead) {
+  const double mean = hessian.diagonal().mean().item<double>();
+  *dead = 0;
+  double* h = hessian.data_ptr<double>();
+  const int64_t n = hessian.size(0);
+  for (int64_t i = 0; i < n; ++i) {
+    if (h[i * n + i] > 0) continue;
+    h[i * n + i] = mean > 0 ? mean : 1.0;
+    ++*dead;
+  }
+  return hessian;
+}
+
+// U upper, U^T U = H^-1. With P the reversal of the order, P H P = L L^T gives H = V V^T
+// for V = P L P upper, hence U = V^-1: one factorisation and no explicit inverse of H.
+std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
+  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
+  if (info.item<int>() != 0) return std::nullopt;
+  const at::Tensor v = lower.flip({0, 1}).contiguous();
+  at::Tensor u =
+      at::linalg_solve_triangular(v, at::eye(v.size(0), v.options()), /*upper=*/true);
+  if (!at::isfinite(u).all().item<bool>()) return std::nullopt;
+  return u.contiguous();
+}
+
+struct Factor {
+  at::Tensor hessian;  // damped, in solving order
+  at::Tensor u;
+  double damping = 0;
+};
+
+Factor damped_factor(const LayerProblem& problem, const at::Tensor& hessian) {
+  const double mean = hessian.diagonal().mean().item<double>();
+  double damping = problem.gptq.damping;
+  for (int attempt = 0;; ++attempt, damping *= 10) {
+    Factor factor{hessian.clone(), {}, damping};
+    factor.hessian.diagonal().add_(damping * mean);
+    if (auto u = inverse_factor(factor.hessian)) {
+      factor.u = *u;
+      return factor;
+    }
+    if (attempt + 1 >= problem.gptq.damping_attempts) break;
+  }
+  throw failure(problem, StatusCode::failed_precondition,
+                cat("Hessian not positive definite at damping ", damping,
+                    "; raise damping or give more than ", problem.inputs->tokens(),
+                    " calibration rows"));
+}
+
+// Everything that the rows of one layer share, in solving order.
+struct Columns {
+  const std::vector<int64_t>& order;
+  const double* u;  // [in, in]
+  const double* h;  // [in, in], damped
+  int64_t count;
+};
+
+// Scales and offsets in solving order, codes to be filled.
+struct RowGrid {
+  const Rounding& rounding;
+  const float* scales;  // [out, in], original order
+  const float* offsets;
+};
+
+// Algorithm 1 on rows [first, first + w.rows). w [rows, in] in solving order,
+// overwritten.
+void solve_rows(const Columns& columns, const at::Tensor& u, const RowGrid& grid,
+                int64_t first, at::Tensor w, uint8_t* codes) {
+  const int64_t n = columns.count, rows = w.size(0);
+  double* weights = w.data_ptr<double>();
+  at::Tensor errors = at::empty({rows, kColumns}, at::kDouble);
+  double* e = errors.data_ptr<double>();
+  for (int64_t begin = 0; begin < n; begin += kColumns) {
+    const int64_t end = std::min(n, begin + kColumns);
+    for (int64_t r = 0; r < rows; ++r) {
+      double* row = weights + r * n;
+      const int64_t base = (first + r) * n;
+      for (int64_t j = begin; j < end; ++j) {
+        const int64_t at = base + columns.order[j];
+        const float scale = grid.scales[at], offset = grid.offsets[at];
+        codes[at] = grid.rounding.code(static_cast<float>(row[j]), scale, offset);
+        const double* u_row = columns.u + j * n;
+        const double error =
+            (row[j] - grid.rounding.value(codes[at], scale, offset)) / u_row[j];
+        e[r * kColumns + (j - begin)] = error;
+        for (int64_t k = j + 1; k < end; ++k) row[k] -= error * u_row[k];
+      }
+    }
+    if (end == n) break;
+    w.narrow(1, end, n - end)
+        .sub_(at::mm(errors.narrow(1, 0, end - begin),
+                     u.narrow(0, begin, end - begin).narrow(1, end, n - end)));
+  }
+}
+
+// Descent over single codes: with d = w - q, the best value of column j, all others
+// fixed, is q_j + (d H)_j / H_jj. Sweeps until nothing changes, at most `sweeps` times. w
+// [rows, in] are the weights that the codes stand for, in solving order.
+void refine_rows(const Columns& columns, const at::Tensor& h, const RowGrid& grid,
+                 int64_t first, const at::Tensor& w, int sweeps, uint8_t* codes) {
+  const int64_t n = columns.count, rows = w.size(0);
+  const double* weights = w.data_ptr<double>();
+  at::Tensor difference = at::empty_like(w);
+  double* d = difference.data_ptr<double>();
+  const auto value = [&](int64_t at) {
+    return static_cast<double>(
+        grid.rounding.value(codes[at], grid.scales[at], grid.offsets[at]));
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < n; ++j) {
+      d[r * n + j] = weights[r * n + j] - value((first + r) * n + columns.order[j]);
+    }
+  }
+  at::Tensor gradient = at::mm(difference, h);
+  for (int64_t r = 0; r < rows; ++r) {
+    double* g = gradient.data_ptr<double>() + r * n;
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      bool changed = false;
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t at = (first + r) * n + columns.order[j];
+        const double* h_row = columns.h + j * n;
+        const double now = value(at);
+        const uint8_t code = grid.rounding.code(static_cast<float>(now + g[j] / h_row[j]),
+                                                grid.scales[at], grid.offsets[at]);
+        if (code == codes[at]) continue;
+        const uint8_t before = codes[at];
+        codes[at] = code;
+        const double step = value(at) - now;
+        // A tie in rounding may leave the objective as it is: only a gain is taken.
+        if (step * step * h_row[j] - 2 * step * g[j] >= 0) {
+          codes[at] = before;
+          continue;
+        }
+        changed = true;
+        for (int64_t k = 0; k < n; ++k) g[k] -= step * h_row[k];
+      }
+      if (!changed) break;
+    }
+  }
+}
+
+}  // namespace
+
+SolvedLayer solve_gptq(const LayerProblem& problem) {
+  const OneThread one_thread;
+  const int64_t rows = problem.weight.rows, n = problem.weight.cols;
+  if (problem.inputs == nullptr || problem.inputs->tokens() == 0) {
+    throw failure(problem, StatusCode::failed_precondition,
+                  "needs calibration inputs; found none; give --calibration");
+  }
+  if (problem.inputs->columns() != n) {
+    throw failure(
+        problem, StatusCode::internal,
+        cat("weight has ", n, " columns, its inputs have ", problem.inputs->columns()));
+  }
+
+  int64_t dead = 0;
+  const at::Tensor hessian = without_dead_columns(problem.inputs->matrix(), &dead);
+  const std::vector<int64_t> order =
+      column_order(hessian.diagonal().contiguous(), problem.gptq.act_order);
+  const at::Tensor index =
+      at::from_blob(const_cast<int64_t*>(order.data()), {n}, at::kLong);
+  const Factor factor = damped_factor(
+      problem, hessian.index_select(0, index).index_select(1, index).contiguous());
+  const Columns columns{order, factor.u.data_ptr<double>(),
+                        factor.hessian.data_ptr<double>(), n};
+
+  at::Tensor weight = at::empty({rows, n}, at::kFloat);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(problem.weight.row(r), n, weight.data_ptr<float>() + r * n);
+  }
+  at::Tensor w = weight.to(at::kDouble).index_select(1, index);
+  if (problem.inputs->has_drift() && problem.gptq.match_float) {
+    const at::Tensor drift =
+        problem.inputs->drift().index_select(0, index).index_select(1, index);
+    w = w + at::mm(at::mm(at::mm(w, drift), factor.u.t()), factor.u);
+    weight.index_copy_(1, index, w.to(at::kFloat));
+  }
+
+  std::vector<float> price(
+      static_cast<size_t>(n));  // of a squared rounding error, by column
+  for (int64_t i = 0; i < n; ++i) {
+    const double u = columns.u[i * n + i];
+    price[order[i]] = static_cast<float>(1.0 / (u * u));
+  }
+  CodedMatrix coded = value_or_fail(
+      problem, choose_scales(MatrixView<const float>(weight.data_ptr<float>(), rows, n),
+                             problem.scheme, problem.rule, price));
+  coded.codes.assign(static_cast<size_t>(rows * n), 0);
+  const std::vector<float> scales = expanded_scales(coded),
+                           offsets = expanded_offsets(coded);
+  const Rounding rounding(problem.scheme);
+  const RowGrid grid{rounding, scales.data(), offsets.data()};
+
+  parallel_for((rows + kRows - 1) / kRows, [&](int64_t chunk) {
+    const OneThread one_thread_here;
+    const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
+    const at::Tensor target = w.narrow(0, first, count);
+    solve_rows(columns, factor.u, grid, first, target.clone(), coded.codes.data());
+    refine_rows(columns, factor.hessian, grid, first, target, problem.gptq.refine_sweeps,
+                coded.codes.data());
+  });
+
+  std::string note;
+  if (factor.damping != problem.gptq.damping) {
+    note = cat("damping ", problem.gptq.damping, " -> ", factor.damping);
+  }
+  if (dead > 0) note += cat(note.empty() ? "" : "; ", dead, " dead columns");
+  return {std::move(coded), note};
+}
+
+}  // namespace nibble

@@ -1,0 +1,57 @@
+// A method turns one layer's float weight into codes and scales. The rows are in
+// methods.inc.
+//
+//   weight [out, in]   a convolution's is [out, in/groups * kh * kw]
+//   inputs             what the layer's inputs were on the calibration data (hessian.h);
+//   null
+//                      when the plan needs no data
+//
+// solve throws nibble::Error naming the node. Safe to call for different layers at once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/base/matrix_view.h"
+#include "kernels/scheme/coded_matrix.h"
+#include "ptq/methods/hessian.h"
+#include "ptq/plan.h"
+
+namespace nibble {
+
+struct LayerProblem {
+  std::string node;
+  MatrixView<const float> weight;
+  QuantScheme scheme;
+  ScaleRule rule;
+  GptqOptions gptq;
+  const Hessian* inputs = nullptr;
+};
+
+struct SolvedLayer {
+  CodedMatrix coded;
+  std::string
+      note;  // what the ledger should say: "damping 0.01 -> 0.1", "3 dead columns"
+};
+
+struct Method {
+  const char* name;
+  bool needs_inputs;
+  SolvedLayer (*solve)(const LayerProblem& problem);
+};
+const std::vector<Method>& all_methods();
+const Method* find_method(const std::string& name);
+
+#define NIBBLE_METHOD(name, needs_inputs) \
+  SolvedLayer solve_##name(const LayerProblem& problem);
+#include "ptq/methods/methods.inc"
+#undef NIBBLE_METHOD
+
+// |W - Q|^2 / |W|^2, sums in double; 0 for a weight of zeros.
+double weight_error(MatrixView<const float> weight, const CodedMatrix& coded);
+// trace(dW H dW^T) / trace(W H W^T), dW = W - Q: the relative squared error of the
+// outputs.
+double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
+                    const Hessian& inputs);
+
+}  // namespace nibble

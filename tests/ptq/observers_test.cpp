@@ -1,0 +1,96 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "ptq/observers/observer.h"
+
+namespace nibble {
+namespace {
+
+QuantScheme scheme(const char* text) { return parse_scheme(text).value(); }
+
+std::vector<float> normal_numbers(int count, float deviation, uint64_t seed) {
+  std::mt19937_64 generator(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(count);
+  for (float& x : values) x = normal(generator);
+  return values;
+}
+
+double squared_error(const std::vector<float>& values, float scale,
+                     const QuantScheme& scheme) {
+  double error = 0;
+  for (const float x : values) {
+    const double q = std::clamp<double>(std::nearbyint(x / scale), code_lowest(scheme),
+                                        code_highest(scheme));
+    error += (x - q * scale) * (x - q * scale);
+  }
+  return error;
+}
+
+TEST(Observers, MinmaxMakesTheRangeJustRepresentable) {
+  ValueStatistics statistics;
+  const std::vector<float> values = {-1.0f, 0.5f, 2.54f};
+  statistics.add(values);
+  EXPECT_FLOAT_EQ(scale_minmax(statistics, scheme("int8/t@f32")), 2.54f / 127);
+  EXPECT_FLOAT_EQ(scale_minmax(statistics, scheme("uint8/t@f32")), 2.54f / 255);
+  ValueStatistics below;
+  below.add(std::vector<float>{-4.0f, 1.0f});
+  EXPECT_FLOAT_EQ(scale_minmax(below, scheme("int4/t@f32")), 0.5f);  // -4 is code -8
+}
+
+TEST(Observers, ZerosGetScaleOne) {
+  ValueStatistics statistics;
+  statistics.add(std::vector<float>(10, 0.0f));
+  for (const Observer& observer : all_observers()) {
+    EXPECT_EQ(observer.scale(statistics, scheme("int8/t@f32")), 1.0f) << observer.name;
+  }
+}
+
+TEST(Observers, MseCutsOutliersAndComesCloseToTheBestScale) {
+  std::vector<float> values = normal_numbers(20000, 1.0f, 7);
+  values.push_back(40.0f);  // one outlier that minmax must keep
+  ValueStatistics statistics;
+  statistics.add(values);
+  const QuantScheme int4 = scheme("int4/t@f32");
+  const float found = scale_mse(statistics, int4), whole = scale_minmax(statistics, int4);
+  EXPECT_LT(found, 0.5f * whole);
+  EXPECT_LT(squared_error(values, found, int4), 0.5 * squared_error(values, whole, int4));
+  double least = std::numeric_limits<double>::infinity();
+  for (int i = 1; i <= 1000; ++i) {
+    least = std::min(least, squared_error(values, whole * i / 1000.0f, int4));
+  }
+  EXPECT_LT(squared_error(values, found, int4), 1.03 * least);
+}
+
+TEST(Observers, TheOrderOfTheDataChangesNothing) {
+  const std::vector<float> small = normal_numbers(500, 0.01f, 1),
+                           large = normal_numbers(500, 30.0f, 2);
+  ValueStatistics up, down;
+  up.add(small);
+  up.add(large);
+  down.add(large);
+  down.add(small);
+  EXPECT_EQ(up.positive(), down.positive());
+  EXPECT_EQ(up.negative(), down.negative());
+  EXPECT_EQ(up.bin_width(), down.bin_width());
+  EXPECT_EQ(up.count(), 1000);
+}
+
+TEST(Observers, SaysWhenSomethingWasNotFinite) {
+  ValueStatistics statistics;
+  statistics.add(std::vector<float>{1.0f, std::nanf(""), 2.0f});
+  EXPECT_FALSE(statistics.finite());
+  EXPECT_EQ(statistics.largest(), 2.0f);
+}
+
+TEST(Observers, AreFoundByName) {
+  ASSERT_NE(find_observer("mse"), nullptr);
+  EXPECT_STREQ(find_observer("mse")->name, "mse");
+  EXPECT_EQ(find_observer("median"), nullptr);
+}
+
+}  // namespace
+}  // namespace nibble
