@@ -35,20 +35,24 @@ void CommandLine::integer(const char* name, const char* description, int64_t oth
 void CommandLine::number(const char* name, const char* description, double otherwise) {
   // The second argument is what --help prints: 0.9, not 0.90000000000000002.
   options_.add_options()(
-      name, po::value<double>()->value_name("X")->default_value(otherwise, cat(otherwise)),
+      name,
+      po::value<double>()->value_name("X")->default_value(otherwise, cat(otherwise)),
       description);
 }
 
 void CommandLine::list(const char* name, const char* value, const char* description) {
   options_.add_options()(
-      name, po::value<std::vector<std::string>>()->composing()->value_name(value), description);
+      name, po::value<std::vector<std::string>>()->composing()->value_name(value),
+      description);
 }
 
 void CommandLine::positional(const char* name, bool required) {
   positionals_.emplace_back(name, required);
 }
 
-void CommandLine::json() { flag("json", "print one JSON object on stdout and nothing else there"); }
+void CommandLine::json() {
+  flag("json", "print one JSON object on stdout and nothing else there");
+}
 
 void CommandLine::model_options() {
   text("tokenizer", "FILE", "tokenizer of a model file that carries none");
@@ -61,7 +65,8 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
       "threads", po::value<int>()->value_name("N"),
       "threads to use (default: NIBBLE_THREADS, else all)")(
       "cpu", po::value<std::string>()->value_name("LEVEL"),
-      "kernels of at most this level: reference, avx2, avx512vnni (default: NIBBLE_CPU, else "
+      "kernels of at most this level: reference, avx2, avx512vnni (default: NIBBLE_CPU, "
+      "else "
       "the best)");
   po::options_description visible;
   visible.add(options_).add(common);
@@ -78,17 +83,22 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
   po::variables_map values;
   try {
     // No guessing: --tok must not mean --tokens today and --tokenizer tomorrow.
-    const int style = po::command_line_style::default_style ^ po::command_line_style::allow_guessing;
-    po::store(po::command_line_parser(arguments).options(all).positional(order).style(style).run(),
+    const int style =
+        po::command_line_style::default_style ^ po::command_line_style::allow_guessing;
+    po::store(po::command_line_parser(arguments)
+                  .options(all)
+                  .positional(order)
+                  .style(style)
+                  .run(),
               values);
     po::notify(values);
   } catch (const po::too_many_positional_options_error&) {
-    return error(StatusCode::invalid_argument, "[", verb_, "] command line: ",
-                 positionals_.size(), " argument(s) allowed; found more; see nibble ", verb_,
-                 " --help");
+    return error(StatusCode::invalid_argument, "[", verb_,
+                 "] command line: ", positionals_.size(),
+                 " argument(s) allowed; found more; see nibble ", verb_, " --help");
   } catch (const po::error& problem) {
-    return error(StatusCode::invalid_argument, "[", verb_, "] command line: ", problem.what(),
-                 "; see nibble ", verb_, " --help");
+    return error(StatusCode::invalid_argument, "[", verb_,
+                 "] command line: ", problem.what(), "; see nibble ", verb_, " --help");
   }
   if (values.count("help") > 0) {
     std::cout << "nibble " << usage_ << "\n\n" << summary_ << "\n";
@@ -102,11 +112,13 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
     const int threads = values_["threads"].as<int>();
     if (threads < 1 || threads > 1024) {
       return error(StatusCode::invalid_argument, "[", verb_,
-                   "] --threads: 1 to 1024 required; found ", threads, "; give a number of cores");
+                   "] --threads: 1 to 1024 required; found ", threads,
+                   "; give a number of cores");
     }
     set_thread_count(threads);
   }
-  if (values_.count("cpu") > 0) NIBBLE_RETURN_IF_ERROR(force_cpu(values_["cpu"].as<std::string>()));
+  if (values_.count("cpu") > 0)
+    NIBBLE_RETURN_IF_ERROR(force_cpu(values_["cpu"].as<std::string>()));
   return true;
 }
 
@@ -126,8 +138,8 @@ Status CommandLine::check(const po::variables_map& values) const {
   for (const auto& [name, lowest] : lowest_) {
     const int64_t found = values[name].as<int64_t>();
     if (found < lowest) {
-      return error(StatusCode::invalid_argument, "[", verb_, "] --", name, ": at least ", lowest,
-                   " required; found ", found, "; give a larger number");
+      return error(StatusCode::invalid_argument, "[", verb_, "] --", name, ": at least ",
+                   lowest, " required; found ", found, "; give a larger number");
     }
   }
   return ok_status();
@@ -143,7 +155,9 @@ bool CommandLine::has(const char* name) const {
 std::string CommandLine::text(const char* name) const {
   return values_.count(name) > 0 ? values_[name].as<std::string>() : std::string();
 }
-int64_t CommandLine::integer(const char* name) const { return values_[name].as<int64_t>(); }
+int64_t CommandLine::integer(const char* name) const {
+  return values_[name].as<int64_t>();
+}
 double CommandLine::number(const char* name) const { return values_[name].as<double>(); }
 
 std::vector<std::string> CommandLine::list(const char* name) const {

@@ -1,7 +1,8 @@
-// One verb's command line: its options, the common ones (--help, --threads, --cpu, --json) and
-// its positional arguments, with errors as Status.
+// One verb's command line: its options, the common ones (--help, --threads, --cpu,
+// --json) and its positional arguments, with errors as Status.
 //
-// invalid_argument: an unknown option, a missing or malformed value (names verb and option).
+// invalid_argument: an unknown option, a missing or malformed value (names verb and
+// option).
 #pragma once
 
 #include <boost/program_options.hpp>
@@ -21,10 +22,13 @@ class CommandLine {
   CommandLine(std::string usage, std::string summary);
 
   void flag(const char* name, const char* description);
-  void text(const char* name, const char* value, const char* description, bool required = false);
-  void integer(const char* name, const char* description, int64_t otherwise, int64_t lowest);
+  void text(const char* name, const char* value, const char* description,
+            bool required = false);
+  void integer(const char* name, const char* description, int64_t otherwise,
+               int64_t lowest);
   void number(const char* name, const char* description, double otherwise);
-  void list(const char* name, const char* value, const char* description);  // may be repeated
+  void list(const char* name, const char* value,
+            const char* description);  // may be repeated
   void positional(const char* name, bool required = true);
   void json();           // --json
   void model_options();  // --tokenizer, --architecture

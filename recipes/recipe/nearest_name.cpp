@@ -22,7 +22,8 @@ int edit_distance(std::string_view a, std::string_view b) {
   return previous[b.size()];
 }
 
-std::string nearest_name(std::string_view name, const std::vector<std::string>& candidates) {
+std::string nearest_name(std::string_view name,
+                         const std::vector<std::string>& candidates) {
   std::string best;
   int best_distance = 0;
   for (const std::string& candidate : candidates) {
@@ -37,7 +38,8 @@ std::string nearest_name(std::string_view name, const std::vector<std::string>& 
   return best;
 }
 
-std::string did_you_mean(std::string_view name, const std::vector<std::string>& candidates) {
+std::string did_you_mean(std::string_view name,
+                         const std::vector<std::string>& candidates) {
   const std::string nearest = nearest_name(name, candidates);
   return nearest.empty() ? "" : " (did you mean '" + nearest + "'?)";
 }

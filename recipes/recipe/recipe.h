@@ -1,8 +1,12 @@
-// A recipe: YAML (or a built-in by name) with --set overrides, resolved against a Program into
-// a Plan before anything heavy starts. No LibTorch here.
+// A recipe: YAML (or a built-in by name) with --set overrides, resolved against a Program
+// into a Plan before anything heavy starts. No LibTorch here.
 //
-// Errors carry file, line, what was found and what is allowed: an unknown key, a pattern that
-// matches nothing, a scheme that does not parse, an impossible combination.
+//   recipe text + --set  --load_recipe-->  Recipe  --make_plan(program)-->  Plan
+//
+// Errors say `file:line: what; found ...; allowed ...`: an unknown key (with the nearest
+// known one), a wrong type, a scheme that does not parse, a pattern that matches nothing,
+// a layer that no pattern matches, an impossible combination. invalid_argument; not_found
+// for a recipe or file that does not exist. Every key with its meaning: recipe_keys().
 #pragma once
 
 #include <string>
@@ -14,35 +18,80 @@
 
 namespace nibble {
 
+// One entry of `layers`; the first whose pattern matches a layer's node name decides it.
 struct LayerRule {
   std::string pattern;  // glob over node names: "model.layers.*.mlp.*", "*"
-  std::string weight;   // scheme text; "float" keeps the layer's own dtype
-  std::string method;   // rtn | gptq; "" = the recipe's
-  std::string input;    // activation scheme text; "" none
-  std::string reason;   // for float
+  std::string
+      weight;  // scheme text; "float" keeps the layer's own dtype; "" = the recipe's
+  std::string method;          // rtn | gptq; "" = the recipe's
+  std::string input;           // activation scheme text of signed values; "" none
+  std::string input_unsigned;  // the same after a ReLU (static recipes)
+  std::string reason;          // why it stays float
+  bool optional = false;  // may match nothing (built-ins serve several architectures)
   int line = 0;
+  bool operator==(const LayerRule&) const = default;
 };
 
 struct Recipe {
-  std::string name, description, source;  // source: "built-in w4a16-gptq" or the file's path
-  std::string kind;                       // ptq | qat | float
-  std::vector<LayerRule> layers;          // first match wins
+  std::string name, description,
+      source;                     // source: "built-in w4a16-gptq" or the file's path
+  std::string kind = "ptq";       // ptq | qat | float
+  std::vector<LayerRule> layers;  // first match wins
+
+  // The scheme of layers whose rule names none: `weight`, else made from the four below.
+  std::string weight;
+  int64_t bits = 4;
+  int64_t group = 128;        // along a row; 0: the whole row
+  bool symmetric = true;      // int4/g128@f16, or uint4/g128@f16+z/g128@uint4
+  std::string scale = "f16";  // element of the scales
+
   std::string method = "rtn";
   ScaleRule scale_rule;
-  std::string observer = "minmax";
   GptqOptions gptq;
-  bool static_activations = false;        // CNNs: int8 values, batch norms folded
-  std::string signed_activation, unsigned_activation;  // scheme texts of values
-  int64_t calibration_sequences = 128, calibration_length = 512;
+
+  bool static_activations = false;  // CNNs: integer values, batch norms folded
+  std::string signed_activation = kSignedActivation,
+              unsigned_activation = kUnsignedActivation;
+  std::string observer = "minmax";
+  int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
+
   TrainOptions train;
   bool learn_weight_scale = true, learn_activation_scale = true;
-  int64_t sequence_length = 0;            // training; 0: the model's context, at most 512
-  std::string compute = "float";          // float | int8: how the artifact is evaluated
+  int64_t sequence_length = 0;  // training; 0: the model's context, at most 512
+  bool data_per_line = false;   // training text: each line alone
+  int64_t data_min_chars = 0;
+  bool data_augment = true;  // images: shifted by up to 4 pixels, mirrored
+
+  std::string compute = "float";      // float | int8: how the artifact is evaluated
+  int64_t evaluation_sequences = 64;  // at most, for the report; 0: all
+  int64_t evaluation_images = 2000;
+
+  std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
+  bool needs_calibration() const;     // a method or an observer looks at data
 };
 
-Result<Recipe> load_recipe(const std::string& name_or_file, const std::vector<std::string>& overrides);
+// overrides: "KEY=VALUE" with a dotted key ("train.steps=60"); "seed" is train.seed.
+Result<Recipe> load_recipe(const std::string& name_or_file,
+                           const std::vector<std::string>& overrides);
+// The same from YAML text; source names it in messages.
+Result<Recipe> parse_recipe(const std::string& yaml, const std::string& source,
+                            const std::vector<std::string>& overrides);
 std::vector<std::string> builtin_recipes();
-std::string print_recipe(const Recipe& recipe);  // YAML of every resolved setting
+// The text of a built-in with its comments; not_found suggests the nearest.
+Result<std::string> builtin_recipe_text(const std::string& name);
+
+// YAML of every resolved setting; parse_recipe reads it back to an equal recipe.
+std::string print_recipe(const Recipe& recipe);
+
+// Every key that a recipe and --set know, one line each: key, what it takes, what it
+// means.
+std::string recipe_keys();
+
+// `*` any run of characters, `?` one.
+bool glob_matches(std::string_view pattern, std::string_view name);
+
+// One row for every layer tensor of the program, floats too, and every activation scheme.
+// Recipes with static activations need a program whose batch norms are folded.
 Result<Plan> make_plan(const Recipe& recipe, const Program& program);
 
 }  // namespace nibble

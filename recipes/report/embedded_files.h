@@ -1,6 +1,8 @@
-// The files compiled into the binary: the built-in recipes and the report's plotting script.
+// The files compiled into the binary: the built-in recipes and the report's plotting
+// script.
 //
-// embed_files.cmake writes the definitions; a file is found under its name without folders
+// embed_files.cmake writes the definitions; a file is found under its name without
+// folders
 // ("w8a16.yaml", "chart.min.js"). Safe to call from any thread; the bytes live for ever.
 #pragma once
 

@@ -15,8 +15,8 @@ namespace nibble {
 
 // One model's figures. Absent: not measured (RunReport::evaluation says why).
 struct Measurement {
-  std::string name;    // "float", "w4a16-gptq"
-  int64_t bytes = 0;   // weights, scales and offsets counted
+  std::string name;   // "float", "w4a16-gptq"
+  int64_t bytes = 0;  // weights, scales and offsets counted
   double bits_per_weight = 0;
   std::optional<TextQuality> text;
   std::optional<ImageQuality> images;
@@ -30,8 +30,8 @@ struct LossPoint {
 };
 
 struct RunReport {
-  std::string verb;         // "quantize", "train"
-  std::string model;        // file or folder name, without its path
+  std::string verb;   // "quantize", "train"
+  std::string model;  // file or folder name, without its path
   std::string output;
   std::string recipe_name;
   std::string recipe;       // every resolved setting, as YAML
@@ -48,13 +48,15 @@ struct RunReport {
 // The final table, as plain text of at most 100 columns.
 std::string print_report(const RunReport& report);
 
-// A self-contained page. It holds neither times nor speeds: equal inputs give equal bytes.
+// A self-contained page. It holds neither times nor speeds: equal inputs give equal
+// bytes.
 std::string report_html(const RunReport& report);
 
 // The page's script and everything a program would want to know.
 std::string report_json(const RunReport& report);  // one line
 
-// measurements.json beside an artifact: what a later report plots. data_loss: not such a file.
+// measurements.json beside an artifact: what a later report plots. data_loss: not such a
+// file.
 std::string print_measurement(const Measurement& measurement);
 Result<Measurement> parse_measurement(const std::string& json, const std::string& where);
 

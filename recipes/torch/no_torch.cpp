@@ -5,9 +5,10 @@ namespace nibble {
 namespace {
 
 Status no_torch(const char* verb) {
-  return error(StatusCode::unsupported, "[", verb,
-               "] this build: LibTorch is required; it was built without (deploy preset); use a "
-               "build with NIBBLE_WITH_TORCH=ON, then carry the artifact here");
+  return error(
+      StatusCode::unsupported, "[", verb,
+      "] this build: LibTorch is required; it was built without (deploy preset); use a "
+      "build with NIBBLE_WITH_TORCH=ON, then carry the artifact here");
 }
 
 }  // namespace

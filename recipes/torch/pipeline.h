@@ -2,12 +2,13 @@
 //
 //   run_quantize  load -> plan -> calibrate -> freeze -> evaluate -> report, artifact
 //   run_train     float: load or initialise -> train -> Hugging Face directory
-//                 qat:   load -> plan -> calibrate -> prepare -> train -> finish -> freeze ->
+//                 qat:   load -> plan -> calibrate -> prepare -> train -> finish ->
+//                 freeze ->
 //                        evaluate -> report, artifact
 //
 // Every error of the request (recipe, plan, missing data, existing output) comes before
-// anything heavy starts. The output appears whole or not at all. A build without LibTorch has
-// recipes/torch/no_torch.cpp in this place: unsupported. No LibTorch in this header.
+// anything heavy starts. The output appears whole or not at all. A build without LibTorch
+// has recipes/torch/no_torch.cpp in this place: unsupported. No LibTorch in this header.
 #pragma once
 
 #include <filesystem>
@@ -25,14 +26,16 @@ struct PipelineRequest {
   std::filesystem::path model;
   LoadOptions load;
   Recipe recipe;
-  std::filesystem::path data;        // quantize: calibration; train: training data; may be ""
-  std::filesystem::path evaluation;  // held-out text or images; "" = what `data` leaves over
+  std::filesystem::path data;  // quantize: calibration; train: training data; may be ""
+  std::filesystem::path
+      evaluation;  // held-out text or images; "" = what `data` leaves over
   std::filesystem::path output;
   std::vector<std::filesystem::path> compare;  // earlier artifacts, for the report's plot
   bool overwrite = false;
   bool resume = false;
-  Progress progress;                              // may be empty
-  std::function<void(const std::string&)> note;  // one line about what is going on; may be empty
+  Progress progress;  // may be empty
+  std::function<void(const std::string&)>
+      note;  // one line about what is going on; may be empty
 };
 
 Result<RunReport> run_quantize(const PipelineRequest& request);

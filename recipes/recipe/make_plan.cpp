@@ -1,0 +1,236 @@
+// Recipe + Program -> Plan: patterns meet names, and what cannot work is said.
+#include <set>
+
+#include "recipes/recipe/nearest_name.h"
+#include "recipes/recipe/recipe.h"
+
+namespace nibble {
+namespace {
+
+std::string place_of(const Recipe& recipe, const LayerRule& rule) {
+  return cat(recipe.source, ":", rule.line);
+}
+
+template <class... Parts>
+Status wrong(const std::string& where, const Parts&... parts) {
+  return error(StatusCode::invalid_argument, "[recipe] ", where, ": ", parts...);
+}
+
+std::vector<const Node*> layer_nodes(const Program& program) {
+  std::vector<const Node*> layers;
+  for (const Node& node : program.nodes) {
+    const OpInfo* info = find_op(node.op);
+    if (info != nullptr && info->is_layer) layers.push_back(&node);
+  }
+  return layers;
+}
+
+// The first few names, and how many there are.
+std::string some_names(const std::vector<const Node*>& layers) {
+  std::string text;
+  for (size_t i = 0; i < layers.size() && i < 4; ++i)
+    text += (i ? ", " : "") + layers[i]->name;
+  if (layers.size() > 4) text += cat(", ... (", layers.size(), " layers)");
+  return text;
+}
+
+Status check_patterns(const Recipe& recipe, const std::vector<const Node*>& layers) {
+  for (const LayerRule& rule : recipe.layers) {
+    if (rule.optional) continue;
+    bool matches = false;
+    std::vector<std::string> names;
+    for (const Node* layer : layers) {
+      matches = matches || glob_matches(rule.pattern, layer->name);
+      names.push_back(layer->name);
+    }
+    if (matches) continue;
+    return wrong(place_of(recipe, rule), "a pattern must match a layer; found '",
+                 rule.pattern, "', which matches none", did_you_mean(rule.pattern, names),
+                 "; allowed: ", some_names(layers));
+  }
+  return ok_status();
+}
+
+const LayerRule* rule_of(const Recipe& recipe, const std::string& node) {
+  for (const LayerRule& rule : recipe.layers) {
+    if (glob_matches(rule.pattern, node)) return &rule;
+  }
+  return nullptr;
+}
+
+bool is_integer(const QuantScheme& scheme) {
+  return !scheme.is_float() && element_info(scheme.code).kind == ElementKind::integer;
+}
+
+// The integer path multiplies codes: signed integers, one scale a channel or a tensor.
+Status check_integer_weight(const std::string& where, const Node& node,
+                            const QuantScheme& scheme) {
+  const bool one_level = scheme.scales.size() == 1 && scheme.offset == OffsetKind::none;
+  const bool channels = one_level && (scheme.scales[0].block.kind == Block::Kind::row ||
+                                      scheme.scales[0].block.kind == Block::Kind::tensor);
+  if (is_integer(scheme) && channels && element_info(scheme.code).lowest < 0)
+    return ok_status();
+  return wrong(
+      where,
+      "activations.static needs symmetric integer weights with a scale a channel "
+      "or a tensor; found ",
+      to_string(scheme), " for ", node.name,
+      "; allowed: int8/r@f32, int4/t@f32 and so on (group: 0, scale: f32)");
+}
+
+// GPTQ moves the error of one column to those after it: integer codes, and scales that a
+// column does not share with other rows.
+Status check_gptq(const std::string& where, const Node& node, const QuantScheme& scheme) {
+  if (node.op != "linear") {
+    return wrong(where, "method gptq solves linear layers; found ", node.op, " ",
+                 node.name, "; allowed: method rtn for it");
+  }
+  const bool blocks =
+      scheme.scales.size() == 1 && (scheme.scales[0].block.kind == Block::Kind::row ||
+                                    scheme.scales[0].block.kind == Block::Kind::group);
+  if (is_integer(scheme) && blocks) return ok_status();
+  return wrong(where,
+               "method gptq needs integer codes with a scale a row or a group; found ",
+               to_string(scheme), " for ", node.name,
+               "; allowed: int4/g128@f16 and so on, or rtn");
+}
+
+// The input scheme of one layer. Static recipes: by the sign of the value it reads.
+Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& node,
+                    const Plan& plan, LayerPlan& layer) {
+  if (rule.input.empty()) return ok_status();
+  const std::string where = place_of(recipe, rule);
+  if (node.op == "embedding") {
+    return wrong(where, "input is a scheme of activations; found it on ", node.name,
+                 ", an embedding, which reads ids; allowed: leave it out");
+  }
+  ActivationScheme input;
+  std::string text = rule.input;
+  if (recipe.static_activations) {
+    const auto value = plan.activations.find(node.inputs.at(0));
+    const bool is_unsigned = value != plan.activations.end() &&
+                             element_info(value->second.scheme.code).lowest >= 0;
+    if (is_unsigned && !rule.input_unsigned.empty()) text = rule.input_unsigned;
+  } else {
+    input.dynamic = true;
+  }
+  NIBBLE_ASSIGN_OR_RETURN(input.scheme, parse_scheme(text));
+  const bool per_token = input.scheme.scales.size() == 1 &&
+                         input.scheme.scales[0].block.kind == Block::Kind::row;
+  if (input.dynamic && !(is_integer(input.scheme) && per_token &&
+                         input.scheme.offset == OffsetKind::none)) {
+    return wrong(
+        where, "a dynamic input has symmetric integer codes with a scale a token; found ",
+        text, " for ", node.name, "; allowed: int8n/r@f32 and so on");
+  }
+  layer.scheme.input = input;
+  return ok_status();
+}
+
+Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule,
+                             const Node& node, const Plan& plan) {
+  const std::string where = place_of(recipe, rule);
+  LayerPlan layer;
+  layer.node = node.name;
+  layer.tensor = node.parameter("weight");
+  layer.rule = recipe.scale_rule;
+  if (rule.weight == "float") {
+    layer.method = "float";
+    layer.reason = rule.reason;
+    return layer;
+  }
+  const std::string text = rule.weight.empty() ? recipe.weight_scheme() : rule.weight;
+  const Result<QuantScheme> scheme = parse_scheme(text);
+  if (!scheme.ok()) return wrong(where, scheme.status().message());
+  layer.scheme.weight = *scheme;
+  if (layer.scheme.weight.is_float()) {
+    return wrong(where, "a quantized layer has a scale; found scheme ", text, " for ",
+                 node.name,
+                 "; allowed: a scheme with a scale, or weight: float with a reason");
+  }
+  layer.method = rule.method.empty() ? recipe.method : rule.method;
+  if (layer.method == "gptq") {
+    NIBBLE_RETURN_IF_ERROR(check_gptq(where, node, layer.scheme.weight));
+  }
+  if (recipe.static_activations) {
+    NIBBLE_RETURN_IF_ERROR(check_integer_weight(where, node, layer.scheme.weight));
+  }
+  NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, node, plan, layer));
+  return layer;
+}
+
+Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan) {
+  if (!recipe.static_activations) return ok_status();
+  if (program.is_language_model()) {
+    return error(StatusCode::unsupported, "[recipe] ", recipe.source,
+                 ": activations.static is the integer path of convolutional nets; found ",
+                 program.architecture,
+                 ", a language model; allowed: a weight-only recipe (w8a16, "
+                 "w4a16-rtn, w4a16-gptq)");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const QuantScheme is_signed,
+                          parse_scheme(recipe.signed_activation));
+  NIBBLE_ASSIGN_OR_RETURN(const QuantScheme is_unsigned,
+                          parse_scheme(recipe.unsigned_activation));
+  if (element_info(is_signed.code).lowest >= 0 ||
+      element_info(is_unsigned.code).lowest < 0) {
+    return wrong(recipe.source,
+                 "activations.signed takes signed codes and activations.unsigned "
+                 "unsigned ones; found ",
+                 recipe.signed_activation, " and ", recipe.unsigned_activation,
+                 "; allowed: int8/t@f32 and uint8/t@f32");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(plan.activations,
+                          integer_activations(program, is_signed, is_unsigned));
+  return ok_status();
+}
+
+}  // namespace
+
+Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
+  if (recipe.kind == "float") {
+    return wrong(recipe.source,
+                 "a plan needs a recipe that quantizes; found kind float; allowed: "
+                 "kind ptq or qat");
+  }
+  Plan plan;
+  plan.observer = recipe.observer;
+  plan.gptq = recipe.gptq;
+  plan.calibration_sequences = recipe.calibration_sequences;
+  plan.calibration_length = recipe.calibration_length;
+  NIBBLE_RETURN_IF_ERROR(plan_activations(recipe, program, plan));
+
+  const std::vector<const Node*> layers = layer_nodes(program);
+  NIBBLE_RETURN_IF_ERROR(check_patterns(recipe, layers));
+  bool quantizes = false;
+  for (const Node* node : layers) {
+    const LayerRule* rule = rule_of(recipe, node->name);
+    if (rule == nullptr) {
+      return wrong(recipe.source, "every layer is decided by a pattern; found ",
+                   node->name,
+                   ", which none matches; allowed: a last rule - pattern: \"*\"");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(LayerPlan layer, plan_layer(recipe, *rule, *node, plan));
+    // A tied weight is one tensor with one scheme, whoever reads it.
+    const LayerPlan* tied = plan.find(layer.tensor);
+    if (tied == nullptr) {
+      quantizes = quantizes || layer.method != "float";
+      plan.layers.push_back(std::move(layer));
+    } else if (tied->method != layer.method ||
+               !(tied->scheme.weight == layer.scheme.weight)) {
+      return wrong(place_of(recipe, *rule), tied->node, " and ", node->name, " share ",
+                   layer.tensor, "; found ", tied->method, " for one and ", layer.method,
+                   " for the other; allowed: the same scheme and method for both");
+    }
+  }
+  if (!quantizes) {
+    return wrong(
+        recipe.source, "a recipe of kind ", recipe.kind,
+        " quantizes at least one layer; "
+        "found every layer float; allowed: a rule with a scheme, or recipe float");
+  }
+  NIBBLE_RETURN_IF_ERROR(check_plan(plan, program));
+  return plan;
+}
+
+}  // namespace nibble

@@ -1,0 +1,272 @@
+#include "recipes/recipe/settings.h"
+
+#include <charconv>
+#include <cmath>
+
+#include "recipes/recipe/nearest_name.h"
+
+namespace nibble {
+namespace {
+
+constexpr double kMany = 1e12;  // "no upper limit" for counts
+
+#define NIBBLE_TARGET(member) [](Recipe& r) -> SettingTarget { return &r.member; }
+
+std::vector<std::string> split(std::string_view text, char separator) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  while (begin <= text.size()) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    parts.emplace_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+std::string number_text(double value) {
+  char buffer[64];
+  const auto [end, problem] = std::to_chars(buffer, buffer + sizeof(buffer), value);
+  return problem == std::errc() ? std::string(buffer, end) : cat(value);
+}
+
+// The whole text as a number; false when something is left over.
+template <class T>
+bool parse_number(const std::string& text, T* value) {
+  const char* end = text.data() + text.size();
+  const auto [stop, problem] = std::from_chars(text.data(), end, *value);
+  return !text.empty() && problem == std::errc() && stop == end;
+}
+
+struct Assigner {
+  const Setting& setting;
+  const std::string& text;
+
+  Status wrong() const {
+    return error(StatusCode::invalid_argument, setting.key, " takes ",
+                 setting_takes(setting), "; found '", text, "'");
+  }
+  template <class T>
+  Status number(T* target) const {
+    T value = 0;
+    if (!parse_number(text, &value)) return wrong();
+    const double real = static_cast<double>(value);
+    if (!std::isfinite(real) || real < setting.lowest || real > setting.highest)
+      return wrong();
+    *target = value;
+    return ok_status();
+  }
+  Status operator()(int64_t* target) const { return number(target); }
+  Status operator()(int* target) const { return number(target); }
+  Status operator()(uint64_t* target) const { return number(target); }
+  Status operator()(double* target) const { return number(target); }
+  Status operator()(bool* target) const {
+    if (text != "true" && text != "false") return wrong();
+    *target = text == "true";
+    return ok_status();
+  }
+  Status operator()(ScaleRule::Kind* target) const {
+    if (text != "absmax" && text != "mse") return wrong();
+    *target = text == "mse" ? ScaleRule::Kind::mse : ScaleRule::Kind::absmax;
+    return ok_status();
+  }
+  Status operator()(std::string* target) const {
+    const std::string choices = setting.choices;
+    if (choices == "scheme") {
+      const Result<QuantScheme> scheme = parse_scheme(text);
+      if (!scheme.ok()) {
+        return error(StatusCode::invalid_argument, setting.key,
+                     " takes a scheme; found '", text, "' (", scheme.status().message(),
+                     ")");
+      }
+    } else if (!choices.empty()) {
+      const std::vector<std::string> allowed = split(choices, '|');
+      bool known = false;
+      for (const std::string& choice : allowed) known = known || choice == text;
+      if (!known) {
+        return error(StatusCode::invalid_argument, setting.key, " takes ",
+                     setting_takes(setting), "; found '", text, "'",
+                     did_you_mean(text, allowed));
+      }
+    }
+    *target = text;
+    return ok_status();
+  }
+};
+
+struct Printer {
+  std::string operator()(const std::string* value) const { return yaml_text(*value); }
+  std::string operator()(const int64_t* value) const { return cat(*value); }
+  std::string operator()(const int* value) const { return cat(*value); }
+  std::string operator()(const uint64_t* value) const { return cat(*value); }
+  std::string operator()(const double* value) const { return number_text(*value); }
+  std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
+  std::string operator()(const ScaleRule::Kind* value) const {
+    return *value == ScaleRule::Kind::mse ? "mse" : "absmax";
+  }
+};
+
+std::vector<Setting> make_settings() {
+  return {
+      {"name", "", 0, 0, kAll, "what reports call it", NIBBLE_TARGET(name)},
+      {"description", "", 0, 0, kAll, "one sentence", NIBBLE_TARGET(description)},
+      {"kind", "ptq|qat|float", 0, 0, kAll,
+       "quantize only; quantize and train; train in float", NIBBLE_TARGET(kind)},
+      {"weight", "scheme", 0, 0, kQuantizing,
+       "weight scheme of layers whose rule names none; replaces the next four",
+       NIBBLE_TARGET(weight)},
+      {"bits", "", 2, 8, kQuantizing, "bits of a weight code", NIBBLE_TARGET(bits)},
+      {"group", "", 0, 65536, kQuantizing, "weights that share a scale; 0: the whole row",
+       NIBBLE_TARGET(group)},
+      {"symmetric", "", 0, 0, kQuantizing, "false: a zero point a group",
+       NIBBLE_TARGET(symmetric)},
+      {"scale", "f32|f16|bf16", 0, 0, kQuantizing, "element of the scales",
+       NIBBLE_TARGET(scale)},
+      {"method", "rtn|gptq", 0, 0, kQuantizing,
+       "how codes are found (qat: where it starts)", NIBBLE_TARGET(method)},
+      {"scale_rule.kind", "absmax|mse", 0, 0, kQuantizing, "how scales are found",
+       NIBBLE_TARGET(scale_rule.kind)},
+      {"scale_rule.mse_lowest", "", 0.01, 1, kQuantizing, "smallest shrink factor tried",
+       NIBBLE_TARGET(scale_rule.mse_lowest)},
+      {"scale_rule.mse_steps", "", 1, 10000, kQuantizing, "shrink factors tried",
+       NIBBLE_TARGET(scale_rule.mse_steps)},
+      {"scale_rule.mse_norm", "", 0.5, 8, kQuantizing, "exponent of the error",
+       NIBBLE_TARGET(scale_rule.mse_norm)},
+      {"gptq.damping", "", 0, 10, kQuantizing, "fraction of the mean Hessian diagonal",
+       NIBBLE_TARGET(gptq.damping)},
+      {"gptq.damping_attempts", "", 0, 20, kQuantizing,
+       "tenfold increases before it fails", NIBBLE_TARGET(gptq.damping_attempts)},
+      {"gptq.act_order", "", 0, 0, kQuantizing, "columns by falling Hessian diagonal",
+       NIBBLE_TARGET(gptq.act_order)},
+      {"gptq.static_groups", "", 0, 0, kQuantizing, "group scales before the solve",
+       NIBBLE_TARGET(gptq.static_groups)},
+      {"gptq.quantized_prefix", "", 0, 0, kQuantizing,
+       "layers see already quantized layers", NIBBLE_TARGET(gptq.quantized_prefix)},
+      {"gptq.match_float", "", 0, 0, kQuantizing,
+       "aim at the float model's outputs all the same", NIBBLE_TARGET(gptq.match_float)},
+      {"gptq.refine_sweeps", "", 0, 1000, kQuantizing,
+       "descent over single codes after the solve", NIBBLE_TARGET(gptq.refine_sweeps)},
+      {"activations.static", "", 0, 0, kQuantizing, "integer path of a convolutional net",
+       NIBBLE_TARGET(static_activations)},
+      {"activations.signed", "scheme", 0, 0, kQuantizing, "values that may be negative",
+       NIBBLE_TARGET(signed_activation)},
+      {"activations.unsigned", "scheme", 0, 0, kQuantizing, "values after a ReLU",
+       NIBBLE_TARGET(unsigned_activation)},
+      {"activations.observer", "minmax|mse", 0, 0, kQuantizing,
+       "how their scales are found", NIBBLE_TARGET(observer)},
+      {"calibration.sequences", "", 1, kMany, kQuantizing,
+       "sequences (or images) to calibrate on", NIBBLE_TARGET(calibration_sequences)},
+      {"calibration.length", "", 2, kMany, kQuantizing, "tokens of each",
+       NIBBLE_TARGET(calibration_length)},
+      {"qat.learn_weight_scale", "", 0, 0, kQat, "LSQ on weights",
+       NIBBLE_TARGET(learn_weight_scale)},
+      {"qat.learn_activation_scale", "", 0, 0, kQat, "LSQ on static activations",
+       NIBBLE_TARGET(learn_activation_scale)},
+      {"train.optimizer", "adamw|sgd", 0, 0, kTraining, "",
+       NIBBLE_TARGET(train.optimizer)},
+      {"train.learning_rate", "", 0, 100, kTraining, "at the end of the warm-up",
+       NIBBLE_TARGET(train.learning_rate)},
+      {"train.scale_learning_rate", "", 0, 100, kTraining,
+       "of learned scales; 0: learning_rate", NIBBLE_TARGET(train.scale_learning_rate)},
+      {"train.weight_decay", "", 0, 10, kTraining, "of matrices",
+       NIBBLE_TARGET(train.weight_decay)},
+      {"train.momentum", "", 0, 1, kTraining, "sgd", NIBBLE_TARGET(train.momentum)},
+      {"train.beta1", "", 0, 1, kTraining, "adamw", NIBBLE_TARGET(train.beta1)},
+      {"train.beta2", "", 0, 1, kTraining, "adamw", NIBBLE_TARGET(train.beta2)},
+      {"train.steps", "", 0, kMany, kTraining, "0: epochs decides",
+       NIBBLE_TARGET(train.steps)},
+      {"train.epochs", "", 0, 1e6, kTraining, "passes over the data",
+       NIBBLE_TARGET(train.epochs)},
+      {"train.batch", "", 1, 1e6, kTraining, "sequences or images a step",
+       NIBBLE_TARGET(train.batch)},
+      {"train.warmup_steps", "", 0, kMany, kTraining, "",
+       NIBBLE_TARGET(train.warmup_steps)},
+      {"train.final_learning_rate", "", 0, 1, kTraining,
+       "fraction left at the end of the cosine",
+       NIBBLE_TARGET(train.final_learning_rate)},
+      {"train.clip_norm", "", 0, 1e6, kTraining, "of the gradient; 0: none",
+       NIBBLE_TARGET(train.clip_norm)},
+      {"train.label_smoothing", "", 0, 0.9, kTraining, "images",
+       NIBBLE_TARGET(train.label_smoothing)},
+      {"train.seed", "", 0, 1.8e19, kTraining,
+       "of initial weights and data order; also: seed", NIBBLE_TARGET(train.seed)},
+      {"train.checkpoint_every", "", 0, kMany, kTraining, "steps; 0: only at the end",
+       NIBBLE_TARGET(train.checkpoint_every)},
+      {"train.log_every", "", 1, kMany, kTraining, "steps",
+       NIBBLE_TARGET(train.log_every)},
+      {"train.sequence_length", "", 0, kMany, kTraining,
+       "tokens; 0: the context, at most 512", NIBBLE_TARGET(sequence_length)},
+      {"data.per_line", "", 0, 0, kTraining, "each line of the text alone",
+       NIBBLE_TARGET(data_per_line)},
+      {"data.min_chars", "", 0, kMany, kTraining, "shorter lines are left out",
+       NIBBLE_TARGET(data_min_chars)},
+      {"data.augment", "", 0, 0, kTraining, "images: shifted by up to 4 pixels, mirrored",
+       NIBBLE_TARGET(data_augment)},
+      {"evaluation.compute", "float|int8", 0, 0, kQuantizing,
+       "activations of weight-only layers", NIBBLE_TARGET(compute)},
+      {"evaluation.sequences", "", 0, kMany, kAll, "at most, for the report; 0: all",
+       NIBBLE_TARGET(evaluation_sequences)},
+      {"evaluation.images", "", 0, kMany, kAll, "at most, for the report; 0: all",
+       NIBBLE_TARGET(evaluation_images)},
+  };
+}
+
+}  // namespace
+
+const std::vector<Setting>& recipe_settings() {
+  static const std::vector<Setting> settings = make_settings();
+  return settings;
+}
+
+std::string setting_takes(const Setting& setting) {
+  Recipe recipe;
+  const SettingTarget target = setting.target(recipe);
+  if (std::holds_alternative<bool*>(target)) return "true or false";
+  const std::string choices = setting.choices;
+  if (choices == "scheme") return "a scheme (int4/g128@f16)";
+  if (!choices.empty()) return joined(split(choices, '|'), " or ");
+  if (std::holds_alternative<std::string*>(target)) return "text";
+  const char* what = std::holds_alternative<double*>(target) ? "a number" : "an integer";
+  if (setting.highest >= kMany)
+    return cat(what, " of at least ", number_text(setting.lowest));
+  return cat(what, ", ", number_text(setting.lowest), " to ",
+             number_text(setting.highest));
+}
+
+std::string setting_text(const Setting& setting, const Recipe& recipe) {
+  Recipe copy = recipe;
+  return std::visit(Printer{}, setting.target(copy));
+}
+
+Status assign_setting(const Setting& setting, const std::string& value, Recipe& recipe) {
+  return std::visit(Assigner{setting, value}, setting.target(recipe));
+}
+
+std::string yaml_text(const std::string& text) {
+  bool plain =
+      !text.empty() && text != "true" && text != "false" && text != "null" && text != "~";
+  if (plain &&
+      text.find_first_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") != 0) {
+    plain = false;
+  }
+  for (const char c : text) {
+    const bool safe = std::isalnum(static_cast<unsigned char>(c)) || c == '_' ||
+                      c == '-' || c == '.' || c == '/' || c == '@' || c == '+' ||
+                      c == ' ';
+    plain = plain && safe;
+  }
+  if (plain && text.back() != ' ') return text;
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '\n') {
+      quoted += "\\n";
+    } else if (c == '\t') {
+      quoted += "\\t";
+    } else {
+      if (c == '"' || c == '\\') quoted += '\\';
+      quoted += c;
+    }
+  }
+  return quoted + "\"";
+}
+
+}  // namespace nibble
