@@ -1,9 +1,10 @@
-// Writes an Artifact in another tool's format, and says beforehand what cannot be expressed.
+// Writes an Artifact in another tool's format, and says beforehand what cannot be
+// expressed.
 //
-// One row of exporters.inc a format. can_express names the first thing that the format cannot
-// hold ("onnx: layer 3 down_proj uses int4/g48@f16 ..."). write makes a directory, all or
-// nothing. read is independent of kernels/packing (a test checks its includes): it returns
-// every weight as codes and levels, or floats, so that validate can compare.
+// One row of exporters.inc a format. can_express names the first thing that the format
+// cannot hold ("onnx: layer 3 down_proj uses int4/g48@f16 ..."). write makes a directory,
+// all or nothing. read is independent of kernels/packing (a test checks its includes): it
+// returns every weight as codes and levels, or floats, so that validate can compare.
 #pragma once
 
 #include <filesystem>
@@ -17,16 +18,21 @@
 
 namespace nibble {
 
-// What a format's reader found.
+// What a format's reader found, by checkpoint tensor name. A format that keeps levels
+// multiplied out gives one level where the artifact had two; check_decoded compares
+// meaning, not text.
 struct Decoded {
   std::string config_json;
-  std::map<std::string, CodedMatrix> coded;   // by checkpoint tensor name
-  std::map<std::string, Tensor> floats;
+  std::map<std::string, CodedMatrix> coded;
+  std::map<std::string, Tensor> floats;  // and biases that the format stores as i32
 };
 
 struct ExportOptions {
   bool overwrite = false;
-  int64_t opset = 21;
+  int64_t opset = 21;  // onnx
+  // onnx: a model with more bytes of tensors keeps them in model.onnx.data beside the
+  // graph.
+  int64_t external_data_bytes = 100'000'000;
 };
 
 struct Exporter {
@@ -38,6 +44,12 @@ struct Exporter {
   Result<Decoded> (*read)(const std::filesystem::path& directory);
 };
 const std::vector<Exporter>& all_exporters();
-Result<const Exporter*> find_exporter(std::string_view name);  // not_found lists the names
+Result<const Exporter*> find_exporter(
+    std::string_view name);  // not_found lists the names
+
+// Every quantized weight: each code, scale and offset of what was read equals the
+// artifact's; every float parameter that the format keeps: the same floats. data_loss
+// names tensor, row, column.
+Status check_decoded(const Artifact& artifact, const Decoded& decoded);
 
 }  // namespace nibble

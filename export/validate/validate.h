@@ -1,7 +1,8 @@
 // Proves an artifact: files, codes, scales, kernels, outputs.
 //
 //   files      every checksum of the manifest
-//   decode     read again by a reader that shares no code with kernels/packing: every code and
+//   decode     read again by a reader that shares no code with kernels/packing: every
+//   code and
 //              scale equal
 //   scales     finite, positive, none zero
 //   ledger     every parameter accounted for
@@ -21,7 +22,7 @@
 namespace nibble {
 
 struct Check {
-  std::string name;    // "decode"
+  std::string name;  // "decode"
   enum class Outcome : uint8_t { passed, failed, skipped } outcome = Outcome::skipped;
   std::string detail;  // "56 tensors, 7,077,888 codes equal"
 };
@@ -30,8 +31,8 @@ struct ValidationReport {
   bool passed() const;
 };
 
-// Structural checks of a nibble artifact directory. An unreadable directory is a failed check
-// "files" with the reader's message, not an error.
+// Structural checks of a nibble artifact directory. An unreadable directory is a failed
+// check "files" with the reader's message, not an error.
 ValidationReport validate_artifact(const std::filesystem::path& directory);
 
 }  // namespace nibble

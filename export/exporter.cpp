@@ -1,0 +1,113 @@
+#include "export/exporter.h"
+
+#include <algorithm>
+#include <bit>
+#include <set>
+
+#include "export/formats/formats.h"
+#include "export/levels.h"
+#include "kernels/packing/packed_tensor.h"
+
+namespace nibble {
+namespace {
+
+Status differs(const std::string& tensor, int64_t r, int64_t c, const char* what,
+               double required, double found) {
+  return error(StatusCode::data_loss, "[export] ", tensor, ": row ", r, ", column ", c,
+               ": the ", what, " must be ", required, "; read back ", found,
+               "; the written file does not hold this model");
+}
+
+Status check_coded(const std::string& tensor, const CodedMatrix& q,
+                   const CodedMatrix& read) {
+  if (q.rows != read.rows || q.cols != read.cols) {
+    return error(StatusCode::data_loss, "[export] ", tensor, ": must be [", q.rows, ", ",
+                 q.cols, "]; read back [", read.rows, ", ", read.cols, "]");
+  }
+  for (int64_t r = 0; r < q.rows; ++r) {
+    for (int64_t c = 0; c < q.cols; ++c) {
+      const auto i = static_cast<size_t>(r * q.cols + c);
+      if (q.codes[i] != read.codes[i]) {
+        return differs(tensor, r, c, "code", q.codes[i], read.codes[i]);
+      }
+      const float scale = scale_at(q, r, c), scale_read = scale_at(read, r, c);
+      if (scale != scale_read) return differs(tensor, r, c, "scale", scale, scale_read);
+      const float offset = offset_at(q, r, c), offset_read = offset_at(read, r, c);
+      if (offset != offset_read)
+        return differs(tensor, r, c, "offset", offset, offset_read);
+    }
+  }
+  return ok_status();
+}
+
+Status check_floats(const std::string& name, const Tensor& tensor, const Tensor& read) {
+  if (tensor.shape != read.shape) {
+    return error(StatusCode::data_loss, "[export] ", name, ": must be ",
+                 shape_text(tensor.shape), "; read back ", shape_text(read.shape));
+  }
+  if (read.dtype == DType::i32)
+    return ok_status();  // a bias in the format's integer form
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> required, to_float(tensor));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> found, to_float(read));
+  const int64_t cols = std::max<int64_t>(tensor.cols(), 1);
+  for (size_t i = 0; i < required.size(); ++i) {
+    if (std::bit_cast<uint32_t>(required[i]) != std::bit_cast<uint32_t>(found[i])) {
+      const auto at = static_cast<int64_t>(i);
+      return differs(name, at / cols, at % cols, "value", required[i], found[i]);
+    }
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+const std::vector<Exporter>& all_exporters() {
+  static const std::vector<Exporter> exporters = {
+#define NIBBLE_EXPORTER(name, description) \
+  {#name, description, can_express_##name, write_##name, read_##name},
+#include "export/exporters.inc"
+#undef NIBBLE_EXPORTER
+  };
+  return exporters;
+}
+
+Result<const Exporter*> find_exporter(std::string_view name) {
+  std::string known;
+  for (const Exporter& exporter : all_exporters()) {
+    if (name == exporter.name) return &exporter;
+    known += cat(known.empty() ? "" : ", ", exporter.name);
+  }
+  return error(StatusCode::not_found, "[export] format: must be one of ", known,
+               "; found `", name, "`; name a known format");
+}
+
+Status check_decoded(const Artifact& artifact, const Decoded& decoded) {
+  std::set<std::string> parameters;
+  for (const Node& node : artifact.program.nodes) {
+    for (const auto& [role, tensor] : node.parameters) parameters.insert(tensor);
+  }
+  const auto missing = [](const std::string& tensor) {
+    return error(
+        StatusCode::data_loss, "[export] ", tensor,
+        ": every parameter of the program must be in the written files; read back none "
+        "of this name");
+  };
+  for (const std::string& name : parameters) {
+    const auto packed = artifact.packed.find(name);
+    if (packed != artifact.packed.end()) {
+      const auto read = decoded.coded.find(name);
+      if (read == decoded.coded.end()) return missing(name);
+      NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
+      NIBBLE_RETURN_IF_ERROR(check_coded(name, q, read->second));
+      continue;
+    }
+    const auto tensor = artifact.tensors.find(name);
+    const auto read = decoded.floats.find(name);
+    if (tensor == artifact.tensors.end() || read == decoded.floats.end())
+      return missing(name);
+    NIBBLE_RETURN_IF_ERROR(check_floats(name, tensor->second, read->second));
+  }
+  return ok_status();
+}
+
+}  // namespace nibble

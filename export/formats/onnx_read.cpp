@@ -1,0 +1,347 @@
+// Reads an ONNX directory's parameters back: codes and scales from what DequantizeLinear
+// reads.
+//
+// Shares nothing with the writer but onnx.proto: what a weight means is found by
+// following the graph (the operator that reads the dequantized value says which axis is
+// the rows). An initializer's name up to an `@` is the checkpoint's tensor name; names
+// that begin with `/` are the graph's own constants.
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "export/formats/formats.h"
+#include "onnx.pb.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kMaxElements = int64_t{1}
+                                 << 40;  // far beyond any tensor; products stay small
+
+struct Reader {
+  std::filesystem::path directory;
+  const onnx::GraphProto* graph = nullptr;
+  std::map<std::string, const onnx::TensorProto*> initializers;
+  std::map<std::string, const onnx::NodeProto*>
+      consumers;  // the first that reads a value
+
+  template <class... Parts>
+  static Status damaged(const std::string& where, const Parts&... parts) {
+    return error(StatusCode::data_loss, "[onnx] ", where, ": ", parts...,
+                 "; export the model again");
+  }
+
+  Result<std::string> file_part(const onnx::TensorProto& tensor) const;
+  Result<std::string> raw(const onnx::TensorProto& tensor) const;
+  Result<std::vector<float>> scales(const onnx::TensorProto& tensor) const;
+  Result<std::vector<uint8_t>> codes(const onnx::TensorProto& tensor) const;
+  Result<CodedMatrix> coded(const onnx::NodeProto& dequantize) const;
+};
+
+Result<int64_t> count_of(const onnx::TensorProto& tensor) {
+  int64_t count = 1;
+  for (int64_t dim : tensor.dims()) {
+    if (dim < 0 || (dim > 0 && count > kMaxElements / dim)) {
+      return Reader::damaged(tensor.name(), "dimensions must be sane; found ", dim);
+    }
+    count *= dim;
+  }
+  return count;
+}
+
+int64_t bits_of(int32_t type) {
+  switch (type) {
+    case onnx::TensorProto::UINT4:
+    case onnx::TensorProto::INT4:
+      return 4;
+    case onnx::TensorProto::UINT8:
+    case onnx::TensorProto::INT8:
+    case onnx::TensorProto::FLOAT8E4M3FN:
+    case onnx::TensorProto::FLOAT8E5M2:
+      return 8;
+    case onnx::TensorProto::FLOAT16:
+    case onnx::TensorProto::BFLOAT16:
+      return 16;
+    case onnx::TensorProto::FLOAT:
+    case onnx::TensorProto::INT32:
+      return 32;
+    case onnx::TensorProto::INT64:
+      return 64;
+    default:
+      return 0;
+  }
+}
+
+// model.onnx.data: a relative name without "..", a range inside the file.
+Result<std::string> Reader::file_part(const onnx::TensorProto& tensor) const {
+  std::string location;
+  int64_t offset = 0, length = -1;
+  for (const auto& entry : tensor.external_data()) {
+    std::istringstream number(entry.value());
+    if (entry.key() == "location") location = entry.value();
+    if (entry.key() == "offset") number >> offset;
+    if (entry.key() == "length") number >> length;
+  }
+  const std::filesystem::path name(location);
+  bool inside = !location.empty() && !name.is_absolute();
+  for (const auto& part : name) inside = inside && part != "..";
+  if (!inside) {
+    return damaged(tensor.name(), "its data must lie in this directory; found location `",
+                   location, "`");
+  }
+  std::error_code failed;
+  const auto size =
+      static_cast<int64_t>(std::filesystem::file_size(directory / name, failed));
+  if (failed)
+    return damaged(tensor.name(), "its data file must exist; found no ", location);
+  if (length < 0) length = size - offset;
+  if (offset < 0 || length < 0 || offset > size - length) {
+    return damaged(tensor.name(), "its bytes must lie in ", location, " of ", size,
+                   " bytes; found offset ", offset, ", length ", length);
+  }
+  std::ifstream file(directory / name, std::ios::binary);
+  std::string bytes(static_cast<size_t>(length), '\0');
+  file.seekg(offset);
+  if (!file.read(bytes.data(), length)) {
+    return error(StatusCode::io_error, "[onnx] ", (directory / name).string(),
+                 ": cannot read ", length, " bytes at ", offset);
+  }
+  return bytes;
+}
+
+Result<std::string> Reader::raw(const onnx::TensorProto& tensor) const {
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t count, count_of(tensor));
+  const int64_t bits = bits_of(tensor.data_type());
+  if (bits == 0) {
+    return error(StatusCode::unsupported, "[onnx] ", tensor.name(), ": data type ",
+                 tensor.data_type(), " is not one that nibble writes");
+  }
+  std::string bytes;
+  if (tensor.data_location() == onnx::TensorProto::EXTERNAL) {
+    NIBBLE_ASSIGN_OR_RETURN(bytes, file_part(tensor));
+  } else {
+    bytes = tensor.raw_data();
+  }
+  const int64_t needed = (count * bits + 7) / 8;
+  if (static_cast<int64_t>(bytes.size()) != needed) {
+    return damaged(tensor.name(), count, " values of ", bits, " bits take ", needed,
+                   " bytes; found ", bytes.size());
+  }
+  return bytes;
+}
+
+Result<std::vector<float>> Reader::scales(const onnx::TensorProto& tensor) const {
+  if (tensor.data_type() != onnx::TensorProto::FLOAT) {
+    return damaged(tensor.name(), "scales must be f32; found data type ",
+                   tensor.data_type());
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, raw(tensor));
+  std::vector<float> values(bytes.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+// One code a byte, signed 4-bit codes sign-extended.
+Result<std::vector<uint8_t>> Reader::codes(const onnx::TensorProto& tensor) const {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, raw(tensor));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t count, count_of(tensor));
+  std::vector<uint8_t> values(static_cast<size_t>(count));
+  const bool half = bits_of(tensor.data_type()) == 4;
+  const bool is_signed = tensor.data_type() == onnx::TensorProto::INT4;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto byte = static_cast<uint8_t>(bytes[half ? i / 2 : i]);
+    uint8_t code = byte;
+    if (half) code = i % 2 == 0 ? byte & 0xf : byte >> 4;
+    if (is_signed && code >= 8) code = static_cast<uint8_t>(code | 0xf0);
+    values[i] = code;
+  }
+  return values;
+}
+
+const std::map<int32_t, Element>& code_elements() {
+  static const std::map<int32_t, Element> elements = {
+      {onnx::TensorProto::INT4, Element::int4},
+      {onnx::TensorProto::UINT4, Element::uint4},
+      {onnx::TensorProto::INT8, Element::int8},
+      {onnx::TensorProto::UINT8, Element::uint8},
+      {onnx::TensorProto::FLOAT8E4M3FN, Element::e4m3},
+      {onnx::TensorProto::FLOAT8E5M2, Element::e5m2}};
+  return elements;
+}
+
+// Stored values [outer, inner] as [inner, outer].
+template <class T>
+std::vector<T> transpose(const std::vector<T>& values, int64_t outer, int64_t inner) {
+  std::vector<T> result(values.size());
+  for (int64_t i = 0; i < outer; ++i) {
+    for (int64_t j = 0; j < inner; ++j) {
+      result[static_cast<size_t>(j * outer + i)] =
+          values[static_cast<size_t>(i * inner + j)];
+    }
+  }
+  return result;
+}
+
+Result<CodedMatrix> Reader::coded(const onnx::NodeProto& node) const {
+  const onnx::TensorProto& tensor = *initializers.at(node.input(0));
+  const std::string& name = tensor.name();
+  int64_t axis = 1, block = 0;
+  for (const auto& attribute : node.attribute()) {
+    if (attribute.name() == "axis") axis = attribute.i();
+    if (attribute.name() == "block_size") block = attribute.i();
+  }
+  if (tensor.dims_size() < 2) {
+    return damaged(name, "a weight has two dimensions or more; found ",
+                   tensor.dims_size());
+  }
+  const int64_t outer = tensor.dims(0);
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t count, count_of(tensor));
+  const int64_t inner = outer == 0 ? 0 : count / outer;
+  const auto consumer = consumers.find(node.output(0));
+  const bool turned = consumer != consumers.end() &&
+                      consumer->second->op_type() == "MatMul" &&
+                      consumer->second->input(1) == node.output(0);
+
+  CodedMatrix q;
+  q.scheme.code = code_elements().at(tensor.data_type());
+  q.rows = turned ? inner : outer;
+  q.cols = turned ? outer : inner;
+  NIBBLE_ASSIGN_OR_RETURN(q.codes, codes(tensor));
+  if (turned) q.codes = transpose(q.codes, outer, inner);
+
+  // What the scale's shape and axis mean as a block of the matrix [rows, cols].
+  const auto scale =
+      node.input_size() < 2 ? initializers.end() : initializers.find(node.input(1));
+  if (scale == initializers.end())
+    return damaged(name, "DequantizeLinear needs a constant scale");
+  const onnx::TensorProto& s = *scale->second;
+  ScaleLevel level;
+  level.element = Element::f32;
+  bool turn_scale = false;
+  if (s.dims_size() == 0) {
+    level.block.kind = Block::Kind::tensor;
+  } else if (s.dims_size() == 1) {
+    const bool of_rows = (axis == 0) != turned;
+    level.block.kind = of_rows ? Block::Kind::row : Block::Kind::column;
+    if (axis > 1 || axis < 0) return damaged(name, "axis must be 0 or 1; found ", axis);
+  } else {
+    if (s.dims_size() != 2 || block < 1 || (axis == 0) != turned) {
+      return damaged(name, "blocks must lie along the reduced axis; found axis ", axis,
+                     ", block_size ", block);
+    }
+    level.block = Block{Block::Kind::group, 1, block};
+    turn_scale = turned;
+  }
+  const LevelShape shape = level_shape(level.block, q.rows, q.cols);
+  const auto finish_level = [&](std::vector<float> values) -> Result<CodedLevel> {
+    if (static_cast<int64_t>(values.size()) != shape.rows * shape.cols) {
+      return damaged(name, "needs ", shape.rows * shape.cols, " scales; found ",
+                     values.size());
+    }
+    if (turn_scale) values = transpose(values, shape.cols, shape.rows);
+    return CodedLevel{shape.rows, shape.cols, std::move(values), 0};
+  };
+  q.scheme.scales = {level};
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, scales(s));
+  NIBBLE_ASSIGN_OR_RETURN(CodedLevel scale_level, finish_level(std::move(values)));
+  q.scales.push_back(std::move(scale_level));
+
+  if (node.input_size() > 2) {
+    const auto zero = initializers.find(node.input(2));
+    if (zero == initializers.end() || zero->second->data_type() != tensor.data_type()) {
+      return damaged(name, "a zero point must be a constant of the codes' type");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<uint8_t> zeros, codes(*zero->second));
+    const bool is_signed = tensor.data_type() == onnx::TensorProto::INT4 ||
+                           tensor.data_type() == onnx::TensorProto::INT8;
+    std::vector<float> points;
+    for (uint8_t z : zeros) points.push_back(is_signed ? static_cast<int8_t>(z) : z);
+    q.scheme.offset = OffsetKind::zero_point;
+    q.scheme.offsets = {{level.block, q.scheme.code, false}};
+    NIBBLE_ASSIGN_OR_RETURN(CodedLevel zero_level, finish_level(std::move(points)));
+    q.offsets.push_back(std::move(zero_level));
+  }
+  return q;
+}
+
+Result<std::string> read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return error(StatusCode::not_found, "[onnx] ", path.string(),
+                 ": the file must exist");
+  }
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+}  // namespace
+
+Result<Decoded> read_onnx(const std::filesystem::path& directory) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, read_file(directory / "model.onnx"));
+  onnx::ModelProto model;
+  if (bytes.size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
+      !model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return Reader::damaged((directory / "model.onnx").string(), "must be an ONNX model; ",
+                           bytes.size(), " bytes do not parse");
+  }
+  Reader reader{directory, &model.graph(), {}, {}};
+  Decoded decoded;
+  if (auto config = read_file(directory / "config.json"); config.ok()) {
+    decoded.config_json = std::move(config).value();
+  }
+  for (const auto& tensor : model.graph().initializer()) {
+    reader.initializers[tensor.name()] = &tensor;
+  }
+  std::map<std::string, const onnx::NodeProto*> dequantized;  // codes -> DequantizeLinear
+  std::map<std::string, bool> is_level;
+  for (const auto& node : model.graph().node()) {
+    for (const std::string& input : node.input()) reader.consumers.emplace(input, &node);
+    if (node.op_type() != "DequantizeLinear" || node.input_size() < 2) continue;
+    dequantized[node.input(0)] = &node;
+    for (int i = 1; i < node.input_size(); ++i) is_level[node.input(i)] = true;
+  }
+  for (const auto& tensor : model.graph().initializer()) {
+    if (tensor.name().rfind('/', 0) == 0 || is_level.count(tensor.name())) continue;
+    const std::string name = tensor.name().substr(0, tensor.name().find('@'));
+    if (code_elements().count(tensor.data_type())) {
+      const auto node = dequantized.find(tensor.name());
+      if (node == dequantized.end()) {
+        return Reader::damaged(name,
+                               "codes must go through DequantizeLinear; found none");
+      }
+      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, reader.coded(*node->second));
+      const auto [first, fresh] = decoded.coded.emplace(name, q);
+      if (!fresh && !(first->second.codes == q.codes)) {
+        return Reader::damaged(name,
+                               "is stored twice, once a reading order, with equal codes; "
+                               "found different ones");
+      }
+      continue;
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const std::string values, reader.raw(tensor));
+    Tensor value;
+    switch (tensor.data_type()) {
+      case onnx::TensorProto::FLOAT:
+        value.dtype = DType::f32;
+        break;
+      case onnx::TensorProto::FLOAT16:
+        value.dtype = DType::f16;
+        break;
+      case onnx::TensorProto::BFLOAT16:
+        value.dtype = DType::bf16;
+        break;
+      case onnx::TensorProto::INT32:
+        value.dtype = DType::i32;
+        break;
+      default:
+        return error(StatusCode::unsupported, "[onnx] ", name, ": data type ",
+                     tensor.data_type(), " is not one that nibble writes");
+    }
+    value.shape.assign(tensor.dims().begin(), tensor.dims().end());
+    value.bytes = Bytes::copy_of(values.data(), values.size());
+    decoded.floats.emplace(name, std::move(value));
+  }
+  return decoded;
+}
+
+}  // namespace nibble

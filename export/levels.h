@@ -1,0 +1,31 @@
+// The scale, or the offset, that governs one element of a quantized matrix.
+//
+//   level0 * level1 * level2 ...   in float, innermost first, each with its shift added
+#pragma once
+
+#include <vector>
+
+#include "kernels/scheme/coded_matrix.h"
+
+namespace nibble {
+
+inline float level_product(const std::vector<ScaleLevel>& levels,
+                           const std::vector<CodedLevel>& values, int64_t rows,
+                           int64_t cols, int64_t r, int64_t c) {
+  float product = 0;
+  for (size_t i = 0; i < levels.size(); ++i) {
+    const int64_t index = level_index(levels[i].block, rows, cols, r, c);
+    float value = values[i].values[static_cast<size_t>(index)];
+    if (levels[i].shifted) value += values[i].shift;
+    product = i == 0 ? value : product * value;
+  }
+  return product;
+}
+inline float scale_at(const CodedMatrix& q, int64_t r, int64_t c) {
+  return level_product(q.scheme.scales, q.scales, q.rows, q.cols, r, c);
+}
+inline float offset_at(const CodedMatrix& q, int64_t r, int64_t c) {
+  return level_product(q.scheme.offsets, q.offsets, q.rows, q.cols, r, c);
+}
+
+}  // namespace nibble

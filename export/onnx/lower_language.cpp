@@ -1,0 +1,158 @@
+// Decoder ops in standard ONNX operators.
+#include <cmath>
+
+#include "export/onnx/lowering.h"
+
+namespace nibble {
+namespace {
+
+const OnnxAttributes kLastAxis = {{"axis", int64_t{-1}}};
+
+// [batch, sequence, heads * head_dim] -> [batch, heads, sequence, head_dim]
+std::string split_heads(OnnxGraph& graph, const std::string& x, int64_t heads,
+                        int64_t head_dim, const std::string& name) {
+  graph.add("Reshape", {x, graph.integers({0, 0, heads, head_dim})}, name + "/heads");
+  return graph.add("Transpose", {name + "/heads"}, name,
+                   {{"perm", std::vector<int64_t>{0, 2, 1, 3}}});
+}
+
+// Each key/value head serves heads / kv_heads query heads in a row.
+std::string repeat_heads(OnnxGraph& graph, const std::string& x, int64_t heads,
+                         int64_t kv_heads, int64_t head_dim, const std::string& name) {
+  if (heads == kv_heads) return x;
+  graph.add("Unsqueeze", {x, graph.integers({2})}, name + "/grouped");
+  graph.add("Expand", {name + "/grouped", graph.integers({1, 1, heads / kv_heads, 1, 1})},
+            name + "/repeated");
+  return graph.add("Reshape",
+                   {name + "/repeated", graph.integers({0, heads, -1, head_dim})}, name);
+}
+
+}  // namespace
+
+Status lower_embedding(OnnxLowering& lowering, const Node& node) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
+                          lowering.weight(node, Orientation::rows_first));
+  lowering.graph().add("Gather", {weight, lowering.input(node)}, lowering.output(node),
+                       {{"axis", int64_t{0}}});
+  return ok_status();
+}
+
+Status lower_linear(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
+                          lowering.weight(node, Orientation::columns_first));
+  const std::string x = lowering.input(node);
+  if (node.parameter("bias").empty()) {
+    graph.add("MatMul", {x, weight}, lowering.output(node));
+    return ok_status();
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bias, lowering.bias(node));
+  const std::string product =
+      graph.add("MatMul", {x, weight}, lowering.inner(node, "product"));
+  graph.add("Add", {product, bias}, lowering.output(node));
+  return ok_status();
+}
+
+// x / sqrt(mean(x^2) + epsilon) * weight, in the pattern that runtimes know as one
+// operator.
+Status lower_rms_norm(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
+                          lowering.float_parameter(node.parameter("weight")));
+  const std::string x = lowering.input(node);
+  const auto epsilon = static_cast<float>(node.number("epsilon", 1e-5));
+  graph.add("Pow", {x, graph.number(2)}, lowering.inner(node, "square"));
+  graph.add("ReduceMean", {lowering.inner(node, "square"), graph.integers({-1})},
+            lowering.inner(node, "mean"), {{"keepdims", int64_t{1}}});
+  graph.add("Add", {lowering.inner(node, "mean"), graph.number(epsilon)},
+            lowering.inner(node, "shifted"));
+  graph.add("Sqrt", {lowering.inner(node, "shifted")}, lowering.inner(node, "root"));
+  graph.add("Div", {x, lowering.inner(node, "root")}, lowering.inner(node, "normalized"));
+  graph.add("Mul", {lowering.inner(node, "normalized"), weight}, lowering.output(node));
+  return ok_status();
+}
+
+// (x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin), x0 and x1 being the halves of a head,
+// or its even and odd elements (interleaved).
+Status lower_rope(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  const int64_t head_dim = node.integer("head_dim", 0);
+  const bool interleaved = node.integer("interleaved", 0) != 0;
+  const OnnxLowering::Rotation table =
+      lowering.rotation(node.number("theta", 10000.0), head_dim);
+  // [sequence, half] beside [batch, sequence, heads, half] or [.., heads, half, 1]
+  const std::string axes = interleaved ? graph.integers({1, 3}) : graph.integers({1});
+  const auto part = [&](const char* name) { return OnnxLowering::inner(node, name); };
+  graph.add("Unsqueeze", {table.cos, axes}, part("cos"));
+  graph.add("Unsqueeze", {table.sin, axes}, part("sin"));
+  const std::string pairs = interleaved ? graph.integers({0, 0, -1, head_dim / 2, 2})
+                                        : graph.integers({0, 0, -1, head_dim});
+  graph.add("Reshape", {lowering.input(node), pairs}, part("pairs"));
+  graph.add("Split", {part("pairs")}, {part("x0"), part("x1")},
+            {{"axis", int64_t{-1}}, {"num_outputs", int64_t{2}}});
+  graph.add("Mul", {part("x0"), part("cos")}, part("x0_cos"));
+  graph.add("Mul", {part("x1"), part("sin")}, part("x1_sin"));
+  graph.add("Mul", {part("x1"), part("cos")}, part("x1_cos"));
+  graph.add("Mul", {part("x0"), part("sin")}, part("x0_sin"));
+  graph.add("Sub", {part("x0_cos"), part("x1_sin")}, part("y0"));
+  graph.add("Add", {part("x1_cos"), part("x0_sin")}, part("y1"));
+  graph.add("Concat", {part("y0"), part("y1")}, part("rotated"), kLastAxis);
+  graph.add("Reshape", {part("rotated"), graph.integers({0, 0, -1})},
+            lowering.output(node));
+  return ok_status();
+}
+
+Status lower_attention(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  const int64_t heads = node.integer("heads", 0),
+                kv_heads = node.integer("kv_heads", heads);
+  const int64_t head_dim = node.integer("head_dim", 0);
+  const double scale =
+      node.number("scale", 1.0 / std::sqrt(static_cast<double>(head_dim)));
+  const auto part = [&](const char* name) { return OnnxLowering::inner(node, name); };
+
+  const std::string q =
+      split_heads(graph, lowering.input(node, 0), heads, head_dim, part("q"));
+  std::string k =
+      split_heads(graph, lowering.input(node, 1), kv_heads, head_dim, part("k"));
+  std::string v =
+      split_heads(graph, lowering.input(node, 2), kv_heads, head_dim, part("v"));
+  const OnnxLowering::Past past = lowering.past(node.text("state", ""));
+  if (!past.key.empty()) {
+    k = graph.add("Concat", {past.key, k}, past.present_key, {{"axis", int64_t{2}}});
+    v = graph.add("Concat", {past.value, v}, past.present_value, {{"axis", int64_t{2}}});
+  }
+  k = repeat_heads(graph, k, heads, kv_heads, head_dim, part("keys"));
+  v = repeat_heads(graph, v, heads, kv_heads, head_dim, part("values"));
+
+  graph.add("Transpose", {k}, part("keys_transposed"),
+            {{"perm", std::vector<int64_t>{0, 1, 3, 2}}});
+  graph.add("MatMul", {q, part("keys_transposed")}, part("products"));
+  graph.add("Mul", {part("products"), graph.number(static_cast<float>(scale))},
+            part("scores"));
+  graph.add("Add", {part("scores"), lowering.causal_mask()}, part("masked"));
+  graph.add("Softmax", {part("masked")}, part("probabilities"), kLastAxis);
+  graph.add("MatMul", {part("probabilities"), v}, part("mixed"));
+  graph.add("Transpose", {part("mixed")}, part("mixed_transposed"),
+            {{"perm", std::vector<int64_t>{0, 2, 1, 3}}});
+  graph.add("Reshape", {part("mixed_transposed"), graph.integers({0, 0, -1})},
+            lowering.output(node));
+  return ok_status();
+}
+
+Status lower_silu_mul(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  const std::string gate = lowering.input(node, 0), up = lowering.input(node, 1);
+  graph.add("Sigmoid", {gate}, lowering.inner(node, "sigmoid"));
+  graph.add("Mul", {gate, lowering.inner(node, "sigmoid")}, lowering.inner(node, "silu"));
+  graph.add("Mul", {lowering.inner(node, "silu"), up}, lowering.output(node));
+  return ok_status();
+}
+
+Status lower_add(OnnxLowering& lowering, const Node& node) {
+  lowering.graph().add("Add", {lowering.input(node, 0), lowering.input(node, 1)},
+                       lowering.output(node));
+  return ok_status();
+}
+
+}  // namespace nibble

@@ -1,0 +1,392 @@
+#include "export/onnx/lowering.h"
+
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "kernels/packing/packed_tensor.h"
+#include "kernels/runtime/integer_node.h"
+
+namespace nibble {
+namespace {
+
+std::string raw_bytes(const Bytes& bytes) { return std::string(bytes.text()); }
+
+// A convolution's or matrix's codes as [rows, cols] are enough for one scale per row or
+// tensor; anything else is dequantized as a matrix and then given its shape.
+bool keeps_shape(const OnnxWeight& weight) {
+  return !weight.blocked &&
+         (weight.scale_shape.empty() || weight.scale_shape[0] == weight.shape[0]);
+}
+
+bool integer_weight(const QuantScheme& scheme) {
+  return scheme.offset == OffsetKind::none && scheme.scales.size() == 1 &&
+         element_info(scheme.code).kind == ElementKind::integer &&
+         (scheme.scales[0].block.kind == Block::Kind::row ||
+          scheme.scales[0].block.kind == Block::Kind::tensor);
+}
+
+}  // namespace
+
+const std::vector<OnnxOp>& all_onnx_ops() {
+  static const std::vector<OnnxOp> ops = {
+#define NIBBLE_ONNX_OP(op) {#op, lower_##op},
+#include "export/onnx/onnx_ops.inc"
+#undef NIBBLE_ONNX_OP
+  };
+  return ops;
+}
+
+std::string OnnxLowering::output(const Node& node) const {
+  const std::string& value = node.outputs.front();
+  if (artifact_.activations.count(value)) return value + ".raw";
+  return names_.at(value);
+}
+
+std::string OnnxLowering::fake_quantize(const std::string& x,
+                                        const ActivationScheme& activation,
+                                        const std::string& codes,
+                                        const std::string& output) {
+  // check_onnx_activation has passed, so the type exists.
+  const OnnxType type = onnx_code_type(activation.scheme.code, x).value();
+  const bool is_signed = type == OnnxType::int8 || type == OnnxType::int4;
+  const int bits = static_cast<int>(onnx_type_bits(type));
+  const int type_lowest = is_signed ? -(1 << (bits - 1)) : 0;
+  const int type_highest = is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1;
+  const int lowest = code_lowest(activation.scheme),
+            highest = code_highest(activation.scheme);
+
+  std::string source = x;
+  if (lowest != type_lowest || highest != type_highest) {
+    // A narrower range than the type's: clamp the real number. A bound is a code times
+    // the scale, so it rounds to that code again.
+    const float low =
+        static_cast<float>(lowest - activation.zero_point) * activation.scale;
+    const float high =
+        static_cast<float>(highest - activation.zero_point) * activation.scale;
+    source =
+        graph_.add("Clip", {x, graph_.number(low), graph_.number(high)}, codes + "/clip");
+  }
+  const std::string zero_point =
+      cat("/", is_signed ? "int" : "uint", bits, ":", activation.zero_point);
+  if (!graph_.has_initializer(zero_point)) {
+    const auto byte = static_cast<char>(bits == 4 ? activation.zero_point & 0xf
+                                                  : activation.zero_point);
+    graph_.add_initializer(zero_point, type, {}, std::string(1, byte));
+  }
+  const std::string scale = graph_.number(activation.scale);
+  graph_.add("QuantizeLinear", {source, scale, zero_point}, codes);
+  return graph_.add("DequantizeLinear", {codes, scale, zero_point}, output);
+}
+
+void OnnxLowering::quantize_value(const std::string& value) {
+  const auto found = artifact_.activations.find(value);
+  if (found == artifact_.activations.end()) return;
+  const bool is_input = artifact_.program.producer(value) == nullptr;
+  const std::string raw = is_input ? names_.at(value) : value + ".raw";
+  if (is_input) names_[value] = value + ".dequantized";
+  fake_quantize(raw, found->second, value + ".codes", names_.at(value));
+}
+
+std::string OnnxLowering::input(const Node& node, size_t i) {
+  const std::string& name = names_.at(node.inputs[i]);
+  if (i != 0) return name;
+  const auto layer = artifact_.layers.find(node.parameter("weight"));
+  if (layer == artifact_.layers.end() || !layer->second.input) return name;
+  return fake_quantize(name, *layer->second.input, inner(node, "input.codes"),
+                       inner(node, "input"));
+}
+
+std::optional<float> OnnxLowering::input_scale(const Node& node) const {
+  const ActivationScheme* activation = nullptr;
+  const auto value = artifact_.activations.find(node.inputs.front());
+  if (value != artifact_.activations.end()) activation = &value->second;
+  const auto layer = artifact_.layers.find(node.parameter("weight"));
+  if (layer != artifact_.layers.end() && layer->second.input)
+    activation = &*layer->second.input;
+  if (activation == nullptr || activation->dynamic || activation->zero_point != 0)
+    return {};
+  return activation->scale;
+}
+
+Result<std::string> OnnxLowering::float_parameter(const std::string& name) {
+  const auto found = artifact_.tensors.find(name);
+  if (found == artifact_.tensors.end()) {
+    return error(StatusCode::not_found, "[onnx] ", name,
+                 ": every parameter must be in the artifact; found none of this name");
+  }
+  const Tensor& tensor = found->second;
+  const bool narrow = tensor.dtype == DType::f16 || tensor.dtype == DType::bf16;
+  if (!graph_.has_initializer(name)) {
+    if (narrow) {
+      const OnnxType type =
+          tensor.dtype == DType::f16 ? OnnxType::float16 : OnnxType::bfloat16;
+      graph_.add_initializer(name, type, tensor.shape, raw_bytes(tensor.bytes));
+      graph_.add("Cast", {name}, name + ".f32",
+                 {{"to", static_cast<int64_t>(OnnxType::float32)}});
+    } else if (tensor.dtype == DType::f32) {
+      graph_.add_initializer(name, OnnxType::float32, tensor.shape,
+                             raw_bytes(tensor.bytes));
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor));
+      graph_.add_initializer(name, tensor.shape, values);
+    }
+  }
+  return narrow ? name + ".f32" : name;
+}
+
+Result<std::string> OnnxLowering::weight(const Node& node, Orientation orientation) {
+  const std::string& tensor = node.parameter("weight");
+  const bool columns_first = orientation == Orientation::columns_first;
+  const auto packed = artifact_.packed.find(tensor);
+  if (packed == artifact_.packed.end()) {
+    NIBBLE_ASSIGN_OR_RETURN(std::string value, float_parameter(tensor));
+    if (!columns_first) return value;
+    const std::string transposed = tensor + ".transposed";
+    if (made_.insert(transposed).second) {
+      graph_.add("Transpose", {value}, transposed,
+                 {{"perm", std::vector<int64_t>{1, 0}}});
+    }
+    return transposed;
+  }
+  // A tensor that a Gather and a MatMul share is stored in both orders: a MatMul's
+  // weights must lie [K, N] to run as integers.
+  std::string& dequantized = weights_[{tensor, orientation}];
+  if (!dequantized.empty()) return dequantized;
+  const std::string base =
+      graph_.has_initializer(tensor) ? tensor + "@" + node.name : tensor;
+  dequantized = base + ".dequantized";
+
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix codes, unpack(packed->second));
+  NIBBLE_ASSIGN_OR_RETURN(OnnxWeight weight,
+                          make_onnx_weight(codes, orientation, tensor));
+  const std::vector<int64_t>& shape = packed->second.shape;
+  const bool reshaped = shape.size() != 2 && !keeps_shape(weight);
+  graph_.add_initializer(base, weight.type,
+                         shape.size() == 2 || reshaped ? weight.shape : shape,
+                         std::move(weight.codes));
+  graph_.add_initializer(base + ".scale", weight.scale_shape, weight.scales);
+  std::vector<std::string> inputs = {base, base + ".scale"};
+  if (!weight.zero_points.empty()) {
+    graph_.add_initializer(base + ".zero_point", weight.type, weight.scale_shape,
+                           std::move(weight.zero_points));
+    inputs.push_back(base + ".zero_point");
+  }
+  graph_.add("DequantizeLinear", inputs, reshaped ? base + ".matrix" : dequantized,
+             weight.attributes);
+  if (reshaped)
+    graph_.add("Reshape", {base + ".matrix", graph_.integers(shape)}, dequantized);
+  return dequantized;
+}
+
+Result<std::string> OnnxLowering::bias(const Node& node) {
+  const std::string& name = node.parameter("bias");
+  const auto packed = artifact_.packed.find(node.parameter("weight"));
+  const std::optional<float> s_x = input_scale(node);
+  if (!s_x || packed == artifact_.packed.end() ||
+      !integer_weight(packed->second.scheme) || artifact_.program.is_language_model()) {
+    return float_parameter(name);
+  }
+  const std::string base = graph_.has_initializer(name) ? name + "@" + node.name : name;
+  const auto tensor = artifact_.tensors.find(name);
+  if (tensor == artifact_.tensors.end())
+    return float_parameter(name);  // the same not_found
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor->second));
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
+  const std::vector<float>& s_w = q.scales.front().values;
+  std::string raw(values.size() * sizeof(int32_t), '\0');
+  for (size_t c = 0; c < values.size(); ++c) {
+    const int32_t code = integer_bias(values[c], *s_x, s_w[s_w.size() == 1 ? 0 : c]);
+    std::memcpy(raw.data() + c * sizeof(code), &code, sizeof(code));
+  }
+  std::vector<float> scales;
+  for (float s : s_w) scales.push_back(*s_x * s);
+  const bool per_tensor = scales.size() == 1;
+  graph_.add_initializer(base, OnnxType::int32, {static_cast<int64_t>(values.size())},
+                         std::move(raw));
+  graph_.add_initializer(base + ".scale",
+                         per_tensor
+                             ? std::vector<int64_t>{}
+                             : std::vector<int64_t>{static_cast<int64_t>(scales.size())},
+                         scales);
+  return graph_.add("DequantizeLinear", {base, base + ".scale"}, base + ".dequantized",
+                    per_tensor ? OnnxAttributes{} : OnnxAttributes{{"axis", int64_t{0}}});
+}
+
+std::string OnnxLowering::positions() {
+  const std::string name = "/positions";
+  if (!made_.insert(name).second) return name;
+  const std::string scalar = graph_.integers({0});  // Squeeze's axis
+  const auto length = [&](const std::string& of, int64_t axis,
+                          const std::string& output) {
+    graph_.add("Shape", {of}, output + "/shape", {{"start", axis}, {"end", axis + 1}});
+    return graph_.add("Squeeze", {output + "/shape", scalar}, output);
+  };
+  const std::string sequence = length("input_ids", 1, "/sequence_length");
+  const std::string past = artifact_.program.states.empty()
+                               ? graph_.integer(0)
+                               : length("past_key_values.0.key", 2, "/past_length");
+  graph_.add("Add", {past, sequence}, "/total_length");
+  return graph_.add("Range", {past, "/total_length", graph_.integer(1)}, name);
+}
+
+std::string OnnxLowering::causal_mask() {
+  const std::string name = "/causal_mask";
+  const std::string queries = positions();
+  if (!made_.insert(name).second) return name;
+  graph_.add("Range", {graph_.integer(0), "/total_length", graph_.integer(1)},
+             "/key_positions");
+  graph_.add("Unsqueeze", {queries, graph_.integers({1})}, "/query_positions");
+  graph_.add("LessOrEqual", {"/key_positions", "/query_positions"}, "/visible");
+  return graph_.add("Where", {"/visible", graph_.number(0), graph_.number(-INFINITY)},
+                    name);
+}
+
+OnnxLowering::Rotation OnnxLowering::rotation(double theta, int64_t head_dim) {
+  const std::string base = cat("/rope:", theta, ":", head_dim);
+  const Rotation result{base + "/cos", base + "/sin"};
+  if (!made_.insert(base).second) return result;
+  const int64_t half = head_dim / 2, context = artifact_.program.context_length;
+  std::vector<float> cosines, sines;
+  cosines.reserve(static_cast<size_t>(context * half));
+  sines.reserve(static_cast<size_t>(context * half));
+  for (int64_t position = 0; position < context; ++position) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle =
+          static_cast<double>(position) *
+          std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      cosines.push_back(static_cast<float>(std::cos(angle)));
+      sines.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+  graph_.add_initializer(result.cos + "_table", {context, half}, cosines);
+  graph_.add_initializer(result.sin + "_table", {context, half}, sines);
+  const std::string rows = positions();
+  graph_.add("Gather", {result.cos + "_table", rows}, result.cos, {{"axis", int64_t{0}}});
+  graph_.add("Gather", {result.sin + "_table", rows}, result.sin, {{"axis", int64_t{0}}});
+  return result;
+}
+
+OnnxLowering::Past OnnxLowering::past(const std::string& state) const {
+  for (size_t i = 0; i < artifact_.program.states.size(); ++i) {
+    if (artifact_.program.states[i].name != state) continue;
+    return {cat("past_key_values.", i, ".key"), cat("past_key_values.", i, ".value"),
+            cat("present.", i, ".key"), cat("present.", i, ".value")};
+  }
+  return {};
+}
+
+Status OnnxLowering::add_inputs() {
+  const Program& program = artifact_.program;
+  if (program.is_language_model()) {
+    names_[program.inputs.front().name] = "input_ids";
+    names_[program.outputs.front().name] = "logits";
+    graph_.add_input("input_ids", OnnxType::int64, {"batch", "sequence"});
+    for (size_t i = 0; i < program.states.size(); ++i) {
+      const ProgramState& state = program.states[i];
+      for (const char* part : {"key", "value"}) {
+        graph_.add_input(cat("past_key_values.", i, ".", part), OnnxType::float32,
+                         {"batch", std::to_string(state.kv_heads), "past_sequence",
+                          std::to_string(state.head_dim)});
+      }
+    }
+  } else {
+    for (const ProgramValue& input : program.inputs) {
+      graph_.add_input(input.name, OnnxType::float32, input.shape);
+    }
+  }
+  for (const ProgramValue& input : program.inputs) {
+    names_.emplace(input.name, input.name);
+    quantize_value(input.name);
+  }
+  return ok_status();
+}
+
+Status OnnxLowering::add_outputs() {
+  const Program& program = artifact_.program;
+  if (!program.is_language_model()) {
+    for (const ProgramValue& output : program.outputs) {
+      graph_.add_output(names_.at(output.name), OnnxType::float32, output.shape);
+    }
+    return ok_status();
+  }
+  graph_.add_output("logits", OnnxType::float32,
+                    {"batch", "sequence", std::to_string(program.vocabulary)});
+  for (size_t i = 0; i < program.states.size(); ++i) {
+    const ProgramState& state = program.states[i];
+    for (const char* part : {"key", "value"}) {
+      graph_.add_output(cat("present.", i, ".", part), OnnxType::float32,
+                        {"batch", std::to_string(state.kv_heads), "total_sequence",
+                         std::to_string(state.head_dim)});
+    }
+  }
+  return ok_status();
+}
+
+Status OnnxLowering::run() {
+  NIBBLE_RETURN_IF_ERROR(can_lower(artifact_));
+  NIBBLE_RETURN_IF_ERROR(add_inputs());
+  for (const Node& node : artifact_.program.nodes) {
+    for (const std::string& value : node.outputs) names_.emplace(value, value);
+    for (const OnnxOp& row : all_onnx_ops()) {
+      if (node.op == row.op) NIBBLE_RETURN_IF_ERROR(row.lower(*this, node));
+    }
+    for (const std::string& value : node.outputs) quantize_value(value);
+  }
+  return add_outputs();
+}
+
+Status can_lower(const Artifact& artifact) {
+  const Program& program = artifact.program;
+  NIBBLE_RETURN_IF_ERROR(check_program(program));
+  if (program.is_language_model() &&
+      (program.inputs.size() != 1 || program.outputs.size() != 1)) {
+    return error(StatusCode::unsupported, "[onnx] ", program.architecture,
+                 ": a language model must have one input and one output; found ",
+                 program.inputs.size(), " and ", program.outputs.size(),
+                 "; export to the nibble format");
+  }
+  for (const Node& node : program.nodes) {
+    bool known = false;
+    for (const OnnxOp& row : all_onnx_ops()) known = known || node.op == row.op;
+    if (!known) {
+      return error(StatusCode::unsupported, "[onnx] ", node.name, ": op ", node.op,
+                   " has no ONNX form; export to the nibble format");
+    }
+    const std::string state = node.text("state", "");
+    if (node.op == "attention" && state.empty() != program.states.empty()) {
+      return error(StatusCode::unsupported, "[onnx] ", node.name,
+                   ": every attention must keep a cache, or none; found both; "
+                   "export to the nibble format");
+    }
+    const std::string& tensor = node.parameter("weight");
+    const auto packed = artifact.packed.find(tensor);
+    if (packed == artifact.packed.end()) continue;
+    if (!find_op(node.op)->is_layer) {
+      return error(StatusCode::unsupported, "[onnx] ", tensor, ": the weight of ",
+                   node.op, " must be float; found ", to_string(packed->second.scheme),
+                   "; keep it float");
+    }
+    NIBBLE_ASSIGN_OR_RETURN([[maybe_unused]] const OnnxBlocks blocks,
+                            onnx_blocks(packed->second.scheme, packed->second.rows,
+                                        packed->second.cols, tensor));
+    const auto layer = artifact.layers.find(tensor);
+    if (layer == artifact.layers.end()) continue;
+    if (layer->second.input) {
+      NIBBLE_RETURN_IF_ERROR(
+          check_onnx_activation(*layer->second.input, cat("the input of ", node.name)));
+    }
+    const LayerExtras& extras = layer->second.extras;
+    if (!extras.low_rank_a.empty() || !extras.low_rank_b.empty()) {
+      return error(StatusCode::unsupported, "[onnx] ", tensor,
+                   ": a layer must be its codes and scales alone; found a low-rank part ",
+                   extras.low_rank_a, "; merge it, or export to the nibble format");
+    }
+  }
+  for (const auto& [value, activation] : artifact.activations) {
+    NIBBLE_RETURN_IF_ERROR(check_onnx_activation(activation, cat("value ", value)));
+  }
+  return ok_status();
+}
+
+}  // namespace nibble

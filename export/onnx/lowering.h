@@ -1,0 +1,96 @@
+// Lowers a Program, with its float or quantized parameters, to an ONNX graph.
+//
+// One row of onnx_ops.inc an op; a test checks that no op of ops.inc lacks one. Standard
+// operators only. A quantized value v becomes v.raw -> QuantizeLinear -> v.codes ->
+// DequantizeLinear -> v, so the name v means what it means in the Program. Parameters
+// keep the checkpoint's tensor names; "<tensor>.scale" and "<tensor>.zero_point" stand
+// beside codes.
+//
+// A language model gets input_ids [batch, sequence], past_key_values.{i}.key/value
+// [batch, kv_heads, past_sequence, head_dim] -> logits, present.{i}.key/value; a token's
+// position is the past's length plus its index, and there is no padding.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "export/onnx/onnx_graph.h"
+#include "export/onnx/onnx_weight.h"
+#include "kernels/artifact/artifact.h"
+
+namespace nibble {
+
+class OnnxLowering {
+ public:
+  OnnxLowering(const Artifact& artifact, OnnxGraph& graph)
+      : artifact_(artifact), graph_(graph) {}
+
+  Status run();
+
+  // --- for the rows
+  OnnxGraph& graph() { return graph_; }
+  const Artifact& artifact() const { return artifact_; }
+  // What a node reads: its i-th input, requantized when the layer has its own input
+  // scheme.
+  std::string input(const Node& node, size_t i = 0);
+  // The name for what a node computes, before its quantization.
+  std::string output(const Node& node) const;
+  // A value inside a node's lowering: "<node>/<part>".
+  static std::string inner(const Node& node, const char* part) {
+    return node.name + "/" + part;
+  }
+  // A float parameter as f32 (16-bit ones are stored as they are and cast).
+  Result<std::string> float_parameter(const std::string& tensor);
+  // A layer's weight as f32, dequantized where it is quantized. Linear asks for
+  // columns_first.
+  Result<std::string> weight(const Node& node, Orientation orientation);
+  // A layer's bias: int32 codes at s_x * s_w where both are static, else float.
+  Result<std::string> bias(const Node& node);
+
+  // --- language models
+  std::string positions();    // [sequence]
+  std::string causal_mask();  // [sequence, total], 0 or -inf
+  // [sequence, head_dim / 2] each, gathered from tables of the context's length.
+  struct Rotation {
+    std::string cos, sin;
+  };
+  Rotation rotation(double theta, int64_t head_dim);
+  // The cache's tensors of past positions, "" when the program has no such state.
+  struct Past {
+    std::string key, value, present_key, present_value;
+  };
+  Past past(const std::string& state) const;
+
+ private:
+  Status add_inputs();
+  Status add_outputs();
+  void quantize_value(const std::string& value);
+  std::string fake_quantize(const std::string& x, const ActivationScheme& activation,
+                            const std::string& codes, const std::string& output);
+  // The scale of a layer's integer input; nothing when it reads floats.
+  std::optional<float> input_scale(const Node& node) const;
+
+  const Artifact& artifact_;
+  OnnxGraph& graph_;
+  std::map<std::string, std::string> names_;  // program value -> what its consumers read
+  std::map<std::pair<std::string, Orientation>, std::string> weights_;  // dequantized
+  std::set<std::string> made_;  // shared values that exist already
+};
+
+struct OnnxOp {
+  const char* op;
+  Status (*lower)(OnnxLowering& lowering, const Node& node);
+};
+const std::vector<OnnxOp>& all_onnx_ops();
+
+#define NIBBLE_ONNX_OP(op) Status lower_##op(OnnxLowering& lowering, const Node& node);
+#include "export/onnx/onnx_ops.inc"
+#undef NIBBLE_ONNX_OP
+
+// unsupported: the first thing of the artifact that has no ONNX form, named.
+Status can_lower(const Artifact& artifact);
+
+}  // namespace nibble
