@@ -1,18 +1,28 @@
 // FakeQuantize: y = dequantize(quantize(x)) with the arithmetic that ships
 // (kernels/scheme/coded_matrix.h), straight through in the backward pass.
 //
-//   straight-through   dx = dy where x / s is inside the code range, else 0
+//   u = x / s (+ the zero point)   v = the number that u's code stands for   y = s * v
+//   straight-through   dx = dy where u is inside the code range, else 0
 //                      (Bengio et al., arXiv 1308.3432, sec. 4)
-//   LSQ                ds as in Esser et al., arXiv 1902.08153, eq. 3, scaled by
-//                      1 / sqrt(n * q_highest) (sec. 2.2), n = values a scale governs
+//   LSQ                ds = sum of dy * (v - u inside the range, v outside it) / sqrt(n *
+//   Qp)
+//                      (Esser et al., arXiv 1902.08153, eq. 3 and sec. 2.2)
 //
-//   x  any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens,
-//   features]
-//      or per tensor.  y  the same shape.
+//   x   any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens,
+//       features], or all of it where one scale serves the tensor.  y  the same shape
+//   Qp  the largest number that a code stands for
+//   n   values a scale governs; for an activation, those of one sample (x[0])
 //
 // Scales of a weight: recomputed from x by the rule at every forward (default), fixed by
-// set_levels, or learned (learn_scale: level 0 becomes the parameter "scale").
-// A static activation: `scale` is fixed, observed or learned; per tensor, zero point 0.
+// set_levels, or learned (learn_scale: level 0 becomes the parameter "scale", f32;
+// forward and coded() round it to the level's element, the rounding being
+// straight-through). Zero points and minima are never learned. A static activation:
+// `scale` is fixed or learned, per tensor.
+//
+// Throws nibble::Error: invalid_argument (a float scheme, levels of another scheme or
+// shape), out_of_range (a scale is not finite and positive), failed_precondition (no
+// scale yet), unsupported (learn_scale where level 0 is a table type or shifted). Results
+// do not depend on the thread count. One thread at a time while it trains.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -38,6 +48,9 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void set_scale(float scale);                 // per-tensor
   void learn_scale();                          // LSQ; a scale must be set
   bool learns_scale() const { return scale_.defined(); }
+  // A learned scale that a step drove to zero or below becomes the smallest that its
+  // element can say; the trainer calls this after every step.
+  void keep_positive();
   void set_enabled(bool enabled) { enabled_ = enabled; }
 
   // The codes and levels that ship for this weight: equal to what forward simulated.
@@ -45,12 +58,15 @@ class FakeQuantizeImpl : public torch::nn::Module {
   ActivationScheme activation() const;  // with the scale of now
 
  private:
+  // The levels of now for this x: fixed, learned or chosen; codes empty.
+  CodedMatrix levels_of(const float* x, int64_t rows, int64_t cols) const;
+
   QuantScheme scheme_;
   ScaleRule rule_;
   ActivationScheme activation_;
   bool is_activation_ = false;
   bool enabled_ = true;
-  CodedMatrix levels_;   // set_levels
+  CodedMatrix levels_;   // set_levels, set_scale; rows 0: none
   torch::Tensor scale_;  // learned: [level 0 values]
 };
 TORCH_MODULE(FakeQuantize);

@@ -1,0 +1,196 @@
+#include "ptq/module/fake_quantize_kernel.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+// Adding and taking away 1.5 * 2^23 rounds a float of magnitude below 2^22 to an integer,
+// half to even, and gives +0 for what rounds to zero: nearbyintf without the call, so the
+// loop is vector code.
+constexpr float kRound = 12582912.0f;
+
+constexpr int64_t kRun = 4096;     // values summed in float before a double takes over
+constexpr int64_t kGrain = 32768;  // values worth a task
+constexpr int kLanes = 8;
+
+inline float clamped(float u, float low, float high) {
+  u = u < low ? low : u;  // NaN stays NaN
+  return u > high ? high : u;
+}
+
+void forward_run(const float* x, float* y, int64_t n, float s, float low, float high) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float v = (clamped(x[i] / s, low, high) + kRound) - kRound;
+    y[i] = s * v;
+  }
+}
+
+void backward_run(const float* x, const float* dy, float* dx, int64_t n, float s,
+                  float low, float high) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float u = x[i] / s;
+    dx[i] = clamped(u, low, high) == u ? dy[i] : 0.0f;
+  }
+}
+
+double backward_run_scale(const float* x, const float* dy, float* dx, int64_t n, float s,
+                          float low, float high) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = std::min(n, begin + kRun);
+    float lanes[kLanes] = {};
+    auto one = [&](int64_t i, float& lane) {
+      const float u = x[i] / s;
+      const float inside_u = clamped(u, low, high);
+      const float v = (inside_u + kRound) - kRound;
+      const float d = dy[i];
+      dx[i] = inside_u == u ? d : 0.0f;
+      lane += d * (inside_u == u ? v - u : v);
+    };
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (int l = 0; l < kLanes; ++l) one(i + l, lanes[l]);
+    }
+    for (int l = 0; i < end; ++i, ++l) one(i, lanes[l]);
+    total += static_cast<double>(((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+                                 ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])));
+  }
+  return total;
+}
+
+// body(cell, first element, count) for every cell.
+template <class Body>
+void for_each_cell(const ScaleGrid& grid, Body body) {
+  const int64_t rows_a_task =
+      std::max<int64_t>(1, kGrain / std::max<int64_t>(1, grid.cols));
+  at::parallel_for(0, grid.rows, rows_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t g = 0; g < grid.groups; ++g) {
+        const int64_t first = g * grid.group;
+        body(row * grid.groups + g, row * grid.cols + first,
+             std::min(grid.group, grid.cols - first));
+      }
+    }
+  });
+}
+
+bool is_one_cell(const ScaleGrid& grid) { return grid.rows * grid.groups == 1; }
+
+float zero_of(const ScaleGrid& grid, int64_t cell) {
+  return grid.zeros.empty() ? 0.0f : grid.zeros[cell];
+}
+
+// The product of the levels from `first` on, for every cell of the grid.
+std::vector<float> on_grid(const std::vector<ScaleLevel>& scheme,
+                           const std::vector<CodedLevel>& levels, size_t first,
+                           const ScaleGrid& grid) {
+  std::vector<float> product(grid.rows * grid.groups, 1.0f);
+  for (size_t k = first; k < levels.size(); ++k) {
+    const Block::Kind kind = scheme[k].block.kind;
+    for (int64_t cell = 0; cell < grid.rows * grid.groups; ++cell) {
+      int64_t index = 0;
+      if (kind == Block::Kind::row) index = cell / grid.groups;
+      if (kind == Block::Kind::group) index = cell;
+      float value = levels[k].values[index];
+      if (scheme[k].shifted) value += levels[k].shift;
+      product[cell] = k == first ? value : product[cell] * value;
+    }
+  }
+  return product;
+}
+
+}  // namespace
+
+bool make_grid(const CodedMatrix& levels, int zero_point, ScaleGrid* grid) {
+  const QuantScheme& scheme = levels.scheme;
+  if (element_info(scheme.code).kind != ElementKind::integer) return false;
+  if (scheme.offset == OffsetKind::minimum) return false;
+  int64_t group = 0;
+  bool all_tensor = true;
+  for (const auto* part : {&scheme.scales, &scheme.offsets}) {
+    for (const ScaleLevel& level : *part) {
+      switch (level.block.kind) {
+        case Block::Kind::tensor:
+          break;
+        case Block::Kind::row:
+          all_tensor = false;
+          break;
+        case Block::Kind::group:
+          all_tensor = false;
+          if (group != 0 && group != level.block.cols) return false;
+          group = level.block.cols;
+          break;
+        default:
+          return false;
+      }
+    }
+  }
+  grid->rows = all_tensor ? 1 : levels.rows;
+  grid->cols = all_tensor ? levels.rows * levels.cols : levels.cols;
+  grid->group = group != 0 ? group : grid->cols;
+  grid->groups = (grid->cols + grid->group - 1) / grid->group;
+  grid->lowest = static_cast<float>(code_lowest(scheme));
+  grid->highest = static_cast<float>(code_highest(scheme));
+  grid->level0 = scheme.scales[0].block.kind;
+  on_grid(scheme.scales, levels.scales, 0, *grid, &grid->scales);
+  if (scheme.scales.size() > 1)
+    on_grid(scheme.scales, levels.scales, 1, *grid, &grid->outer);
+  if (!scheme.offsets.empty()) {
+    on_grid(scheme.offsets, levels.offsets, 0, *grid, &grid->zeros);
+  } else if (zero_point != 0) {
+    grid->zeros.assign(grid->rows * grid->groups, static_cast<float>(zero_point));
+  }
+  return true;
+}
+
+void grid_forward(const ScaleGrid& grid, const float* x, float* y) {
+  if (is_one_cell(grid)) {
+    const float z = zero_of(grid, 0);
+    at::parallel_for(0, grid.cols, kGrain, [&](int64_t begin, int64_t end) {
+      forward_run(x + begin, y + begin, end - begin, grid.scales[0], grid.lowest - z,
+                  grid.highest - z);
+    });
+    return;
+  }
+  for_each_cell(grid, [&](int64_t cell, int64_t first, int64_t n) {
+    const float z = zero_of(grid, cell);
+    forward_run(x + first, y + first, n, grid.scales[cell], grid.lowest - z,
+                grid.highest - z);
+  });
+}
+
+void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float* dx,
+                   double* cells) {
+  auto run = [&](int64_t cell, int64_t first, int64_t n, double* sum) {
+    const float z = zero_of(grid, cell);
+    const float low = grid.lowest - z, high = grid.highest - z, s = grid.scales[cell];
+    if (sum == nullptr) {
+      backward_run(x + first, dy + first, dx + first, n, s, low, high);
+    } else {
+      *sum = backward_run_scale(x + first, dy + first, dx + first, n, s, low, high);
+    }
+  };
+  if (!is_one_cell(grid)) {
+    for_each_cell(grid, [&](int64_t cell, int64_t first, int64_t n) {
+      run(cell, first, n, cells == nullptr ? nullptr : cells + cell);
+    });
+    return;
+  }
+  const int64_t pieces = (grid.cols + kGrain - 1) / kGrain;
+  std::vector<double> sums(pieces, 0.0);
+  at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t first = piece * kGrain;
+      run(0, first, std::min(kGrain, grid.cols - first),
+          cells == nullptr ? nullptr : &sums[piece]);
+    }
+  });
+  if (cells == nullptr) return;
+  cells[0] = 0;
+  for (double sum : sums) cells[0] += sum;
+}
+
+}  // namespace nibble

@@ -1,0 +1,51 @@
+// The loops of FakeQuantize for integer codes whose scales lie on a grid: one pass over
+// memory forward, one backward, equal bit for bit to kernels/scheme's quantize and
+// dequantize.
+//
+//   forward   y = s * rint(clamp(x / s, low, high))     low = lowest code - z, high =
+//   highest - z backward  dx = dy where low <= x / s <= high, else 0
+//             ds of a cell = sum of dy * (v - x / s inside, v outside), v = rint(clamp(x
+//             / s))
+//
+// clamp before rint is rint before clamp, since the bounds are integers; and s * (q - z)
+// with q = v + z is s * v, all numbers being small integers. Sums are in a fixed order,
+// doubles over runs of floats, whatever the thread count. Allocates little; safe from any
+// thread.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/scheme/coded_matrix.h"
+
+namespace nibble {
+
+struct ScaleGrid {
+  int64_t rows = 0, cols = 0;     // of x; per tensor: [1, all]
+  int64_t group = 0;              // columns a cell spans
+  int64_t groups = 0;             // cells of a row
+  std::vector<float> scales;      // [rows, groups], all levels multiplied
+  std::vector<float> zeros;       // [rows, groups], or empty
+  float lowest = 0, highest = 0;  // codes
+  float gradient_scale = 1;       // LSQ's 1 / sqrt(n * Qp)
+
+  // Level 0 as the learned parameter sees it.
+  Block::Kind level0 = Block::Kind::tensor;
+  std::vector<float> outer;  // [rows, groups], the product of levels 1 ..; empty: 1
+  int64_t level0_of(int64_t cell) const {
+    if (level0 == Block::Kind::tensor) return 0;
+    return level0 == Block::Kind::row ? cell / groups : cell;
+  }
+  float outer_of(int64_t cell) const { return outer.empty() ? 1.0f : outer[cell]; }
+};
+
+// false: the scheme is not integer codes, or a level is not t, r or gN with one N, or has
+// a minimum. zero_point: a static activation's own.
+bool make_grid(const CodedMatrix& levels, int zero_point, ScaleGrid* grid);
+
+void grid_forward(const ScaleGrid& grid, const float* x, float* y);
+// cells: [rows * groups] receives ds; nullptr: not wanted.
+void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float* dx,
+                   double* cells);
+
+}  // namespace nibble
