@@ -3,6 +3,8 @@
 #include <cmath>
 #include <set>
 
+#include "kernels/program/edits/fold_batch_norm.h"
+
 namespace nibble {
 namespace {
 
@@ -194,6 +196,25 @@ Status check_plan(const Plan& plan, const Program& program) {
     }
   }
   return ok_status();
+}
+
+Result<Artifact> prepare_for_plan(const Artifact& model, bool fold) {
+  if (!fold) return model;
+  NIBBLE_ASSIGN_OR_RETURN(FoldedModel folded,
+                          fold_batch_norm(model.program, model.tensors));
+  Artifact result = model;
+  result.program = std::move(folded.program);
+  result.tensors = std::move(folded.tensors);
+  for (const FoldedTensor& tensor : folded.folded) {
+    result.ledger.entries.push_back({.tensor = tensor.tensor,
+                                     .scheme = "f32",
+                                     .method = "folded",
+                                     .reason = "folded into " + tensor.into,
+                                     .kernel = "",
+                                     .parameters = tensor.parameters,
+                                     .note = ""});
+  }
+  return result;
 }
 
 Result<std::map<std::string, ActivationScheme>> integer_activations(

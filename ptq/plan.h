@@ -53,7 +53,8 @@ std::vector<std::string> method_names();
 std::vector<std::string> observer_names();
 
 // The program that plans are made for: batch norms folded into the convolutions before them
-// where fold is true, else the model as it is. make_plan, calibrate and freeze all take this one.
+// where fold is true, else the model as it is. make_plan, calibrate and freeze all take this
+// one; its ledger says where the folded tensors went.
 Result<Artifact> prepare_for_plan(const Artifact& model, bool fold);
 
 // The values that need a static scheme for the integer path (kernels/runtime/integer_node.h):

@@ -21,7 +21,6 @@
 #include <numeric>
 #include <optional>
 
-#include "kernels/base/parallel.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/rounding.h"
@@ -253,8 +252,7 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
   const Rounding rounding(problem.scheme);
   const RowGrid grid{rounding, scales.data(), offsets.data()};
 
-  parallel_for((rows + kRows - 1) / kRows, [&](int64_t chunk) {
-    const OneThread one_thread_here;
+  in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
     const at::Tensor target = w.narrow(0, first, count);
     solve_rows(columns, factor.u, grid, first, target.clone(), coded.codes.data());

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "kernels/base/parallel.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
@@ -20,14 +19,14 @@ Hessian::Hessian(int64_t columns)
     : columns_(columns), upper_(at::zeros({columns, columns}, at::kDouble)) {}
 
 void Hessian::accumulate(const at::Tensor& inputs, const at::Tensor& float_inputs) {
+  const OneThread one_thread;
   tokens_ += inputs.size(0);
   at::Tensor difference;
   if (float_inputs.defined()) {
     difference = float_inputs - inputs;
     if (!drift_.defined()) drift_ = at::zeros({columns_, columns_}, at::kDouble);
   }
-  parallel_for((columns_ + kPanel - 1) / kPanel, [&](int64_t panel) {
-    const OneThread one_thread;
+  in_parallel((columns_ + kPanel - 1) / kPanel, [&](int64_t panel) {
     const int64_t begin = panel * kPanel;
     const int64_t rows = std::min(kPanel, columns_ - begin);
     const at::Tensor left = inputs.narrow(1, begin, rows).t();

@@ -1,0 +1,377 @@
+#include "ptq/calibrate.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <set>
+
+#include "kernels/base/cancel.h"
+#include "ptq/calibration/value_stream.h"
+#include "ptq/error.h"
+#include "ptq/methods/method.h"
+#include "ptq/module/program_module.h"
+#include "ptq/observers/observer.h"
+#include "ptq/one_thread.h"
+
+namespace nibble {
+namespace {
+
+// Samples that run side by side before their statistics are added. Fixed, so that sums
+// are the same at any thread count; more of them only cost memory.
+constexpr int64_t kRound = 8;
+constexpr int64_t kImagesPerSample = 16;
+
+template <class... Parts>
+Error failure(StatusCode code, const Parts&... parts) {
+  return Error(error(code, "[calibrate] ", parts...));
+}
+
+bool is_static(const std::optional<ActivationScheme>& scheme) {
+  return scheme.has_value() && !scheme->dynamic;
+}
+
+bool observes(const Plan& plan) {
+  return !plan.activations.empty() ||
+         std::any_of(plan.layers.begin(), plan.layers.end(), [](const LayerPlan& layer) {
+           return is_static(layer.scheme.input);
+         });
+}
+
+const Method* method_of(const LayerPlan& layer) {
+  return layer.method == "float" ? nullptr : find_method(layer.method);
+}
+
+bool needs_inputs(const LayerPlan& layer) {
+  const Method* method = method_of(layer);
+  return method != nullptr && method->needs_inputs;
+}
+
+void check_data(const Artifact& model, const Plan& plan, const CalibrationData& data) {
+  const bool text = model.program.is_language_model();
+  const char* unit = text ? "sequences" : "images";
+  const int64_t found = text ? static_cast<int64_t>(data.sequences.size())
+                             : (data.images.shape.empty() ? 0 : data.images.shape[0]);
+  if (found == 0) {
+    std::string who;
+    for (const LayerPlan& layer : plan.layers) {
+      if (who.empty() && needs_inputs(layer))
+        who = cat(layer.node, ": method ", layer.method);
+    }
+    throw failure(StatusCode::failed_precondition,
+                  who.empty() ? "activations: static scales" : who.c_str(),
+                  " needs calibration data; found none; give --calibration");
+  }
+  if (found < plan.calibration_sequences) {
+    throw failure(StatusCode::failed_precondition, "data: ", plan.calibration_sequences,
+                  " ", unit, " are planned; found ", found,
+                  "; give more or set calibration_sequences=", found);
+  }
+  if (!text) return;
+  for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
+    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
+    if (ids.empty() || static_cast<int64_t>(ids.size()) > plan.calibration_length) {
+      throw failure(StatusCode::invalid_argument, "data: sequence ", i,
+                    " must have 1 to ", plan.calibration_length, " ids; found ",
+                    ids.size());
+    }
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= model.program.vocabulary) {
+        throw failure(StatusCode::out_of_range, "data: sequence ", i,
+                      " must have ids below ", model.program.vocabulary, "; found ", id,
+                      "; is it another tokenizer's?");
+      }
+    }
+  }
+}
+
+std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
+                                              const CalibrationData& data) {
+  const std::string& input = model.program.inputs.at(0).name;
+  std::vector<ValueStream::Values> samples;
+  if (model.program.is_language_model()) {
+    for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
+      const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
+      at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
+      std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
+      samples.push_back({{input, tensor}});
+    }
+    return samples;
+  }
+  const at::Tensor images = to_torch(data.images);
+  for (int64_t i = 0; i < plan.calibration_sequences; i += kImagesPerSample) {
+    const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - i);
+    samples.push_back({{input, images.narrow(0, i, count)}});
+  }
+  return samples;
+}
+
+// The floats of one weight as [rows, cols].
+std::vector<float> weight_values(const Artifact& model, const LayerPlan& layer,
+                                 int64_t* rows, int64_t* cols) {
+  const auto tensor = model.tensors.find(layer.tensor);
+  if (tensor == model.tensors.end()) {
+    throw failure(
+        StatusCode::failed_precondition, layer.node, ": a float weight is required; ",
+        model.packed.count(layer.tensor) ? "found it quantized already; start from the "
+                                           "float checkpoint"
+                                         : "the model has none by this name");
+  }
+  *rows = tensor->second.rows();
+  *cols = tensor->second.cols();
+  return value_or_throw(to_float(tensor->second));
+}
+
+// Everything that solving a layer leaves behind.
+struct Outcome {
+  CodedMatrix coded;
+  Calibrated::Account account;
+};
+
+Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& layer,
+                    const Hessian* inputs) {
+  int64_t rows = 0, cols = 0;
+  const std::vector<float> values = weight_values(model, layer, &rows, &cols);
+  LayerProblem problem{.node = layer.node,
+                       .weight = {values.data(), rows, cols},
+                       .scheme = layer.scheme.weight,
+                       .rule = layer.rule,
+                       .gptq = plan.gptq,
+                       .inputs = inputs};
+  SolvedLayer solved = method_of(layer)->solve(problem);
+  Calibrated::Account account{.tokens = inputs ? inputs->tokens() : 0,
+                              .error = weight_error(problem.weight, solved.coded),
+                              .output_error = -1,
+                              .note = std::move(solved.note)};
+  if (inputs) account.output_error = output_error(problem.weight, solved.coded, *inputs);
+  return {std::move(solved.coded), std::move(account)};
+}
+
+// Fills weights and accounts of a Calibrated, in program order.
+class LayerSolver {
+ public:
+  LayerSolver(Calibrated& result, const Progress& progress)
+      : result_(result), plan_(result.plan), model_(*result.model), progress_(progress) {
+    for (const LayerPlan& layer : plan_.layers) total_ += layer.method != "float";
+  }
+
+  // The layers whose method looks at the weight alone: in any order, side by side.
+  void solve_without_inputs() {
+    std::vector<const LayerPlan*> layers;
+    for (const LayerPlan& layer : plan_.layers) {
+      if (layer.method != "float" && !needs_inputs(layer)) layers.push_back(&layer);
+    }
+    for (size_t begin = 0; begin < layers.size(); begin += kRound) {
+      const size_t end = std::min(layers.size(), begin + kRound);
+      solve({layers.begin() + begin, layers.begin() + end}, nullptr);
+    }
+  }
+
+  // The others, each once the layers before it are solved and have run.
+  void solve_with_inputs(const CalibrationData& data) {
+    const Program& program = model_.program;
+    const bool prefix = plan_.gptq.quantized_prefix;
+    ValueStream stream(program, make_samples(model_, plan_, data),
+                       [&](const std::string& name) { return parameter(name, prefix); });
+    std::optional<ValueStream> float_stream;
+    if (prefix && plan_.gptq.match_float) {
+      float_stream.emplace(
+          program, make_samples(model_, plan_, data),
+          [&](const std::string& name) { return parameter(name, false); });
+    }
+    size_t done = 0;
+    for (size_t i = 0; i < program.nodes.size(); ++i) {
+      const std::vector<const LayerPlan*> layers = unsolved_readers(i);
+      if (layers.empty()) continue;
+      const std::string& value = program.nodes[i].inputs.at(0);
+      std::optional<Hessian> inputs;
+      for (int64_t first = 0; first < stream.size(); first += kRound) {
+        throw_if_error(check_cancelled("calibrate"));
+        const int64_t last = std::min(stream.size(), first + kRound);
+        stream.run(done, i, first, last);
+        const at::Tensor rows = gather(stream, value, first, last);
+        if (!inputs) inputs.emplace(rows.size(1));
+        if (!float_stream) {
+          inputs->accumulate(rows);
+          continue;
+        }
+        float_stream->run(done, i, first, last);
+        inputs->accumulate(rows, gather(*float_stream, value, first, last));
+      }
+      done = i;
+      solve(layers, &*inputs);
+    }
+  }
+
+ private:
+  // The layers from node i on that read what node i reads, if node i is a layer to be
+  // solved.
+  std::vector<const LayerPlan*> unsolved_readers(size_t i) const {
+    const Program& program = model_.program;
+    const auto unsolved = [&](const Node& node) -> const LayerPlan* {
+      const LayerPlan* layer = plan_.find(node.parameter("weight"));
+      const bool wanted = layer != nullptr && needs_inputs(*layer);
+      return wanted && !result_.weights.count(layer->tensor) ? layer : nullptr;
+    };
+    std::vector<const LayerPlan*> layers;
+    if (unsolved(program.nodes[i]) == nullptr) return layers;
+    const std::string& value = program.nodes[i].inputs.at(0);
+    for (const Node* reader : program.consumers(value)) {
+      const LayerPlan* layer = unsolved(*reader);
+      const bool again = std::find(layers.begin(), layers.end(), layer) != layers.end();
+      if (layer != nullptr && !again) layers.push_back(layer);
+    }
+    return layers;
+  }
+
+  static at::Tensor gather(const ValueStream& stream, const std::string& value,
+                           int64_t first, int64_t last) {
+    std::vector<at::Tensor> rows;
+    for (int64_t sample = first; sample < last; ++sample) {
+      const at::Tensor& x = stream.value(sample, value);
+      rows.push_back(x.reshape({-1, x.size(-1)}));
+    }
+    return at::cat(rows);
+  }
+
+  at::Tensor parameter(const std::string& name, bool quantized) const {
+    const auto tensor = model_.tensors.find(name);
+    if (tensor == model_.tensors.end()) {
+      throw failure(StatusCode::not_found, name,
+                    ": the program names it; the model has it not");
+    }
+    const auto solved = result_.weights.find(name);
+    if (!quantized || solved == result_.weights.end()) return to_torch(tensor->second);
+    const CodedMatrix& coded = solved->second;
+    at::Tensor weight = at::empty(tensor->second.shape, at::kFloat);
+    throw_if_error(dequantize(
+        coded, MatrixView<float>(weight.data_ptr<float>(), coded.rows, coded.cols)));
+    return weight;
+  }
+
+  void solve(const std::vector<const LayerPlan*>& layers, const Hessian* inputs) {
+    throw_if_error(check_cancelled("calibrate"));
+    std::vector<Outcome> outcomes(layers.size());
+    in_parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
+      outcomes[i] = solve_layer(model_, plan_, *layers[i], inputs);
+    });
+    for (size_t i = 0; i < layers.size(); ++i) {
+      result_.weights[layers[i]->tensor] = std::move(outcomes[i].coded);
+      result_.accounts[layers[i]->tensor] = std::move(outcomes[i].account);
+      if (progress_) progress_("quantize", layers[i]->node, ++done_, total_);
+    }
+  }
+
+  Calibrated& result_;
+  const Plan& plan_;
+  const Artifact& model_;
+  const Progress& progress_;
+  int64_t done_ = 0, total_ = 0;
+};
+
+// Runs the float model over the data and finds the scale of every static activation.
+class ActivationScales {
+ public:
+  ActivationScales(const Artifact& model, const Plan& plan) : model_(model), plan_(plan) {
+    for (const auto& [value, scheme] : plan.activations) statistics_[value];
+    for (const LayerPlan& layer : plan.layers) {
+      if (is_static(layer.scheme.input)) statistics_[input_of(layer)];
+    }
+  }
+
+  void observe(const CalibrationData& data, const Progress& progress) {
+    std::set<std::string> watched;
+    std::vector<std::pair<const std::string, ValueStatistics>*> entries;
+    for (auto& entry : statistics_) {
+      watched.insert(entry.first);
+      entries.push_back(&entry);
+    }
+    ValueStream stream(
+        model_.program, make_samples(model_, plan_, data),
+        [&](const std::string& name) { return to_torch(model_.tensors.at(name)); },
+        watched);
+    for (int64_t first = 0; first < stream.size(); first += kRound) {
+      throw_if_error(check_cancelled("calibrate"));
+      const int64_t last = std::min(stream.size(), first + kRound);
+      stream.run(0, model_.program.nodes.size(), first, last);
+      in_parallel(static_cast<int64_t>(entries.size()), [&](int64_t i) {
+        for (int64_t sample = first; sample < last; ++sample) {
+          const at::Tensor x = stream.value(sample, entries[i]->first).contiguous();
+          entries[i]->second.add({x.data_ptr<float>(), static_cast<size_t>(x.numel())});
+        }
+      });
+      for (int64_t sample = first; sample < last; ++sample) stream.drop(sample);
+      if (progress) progress("observe", "activations", last, stream.size());
+    }
+  }
+
+  ActivationScheme scaled(const std::string& value, ActivationScheme scheme) const {
+    const ValueStatistics& seen = statistics_.at(value);
+    if (!seen.finite()) {
+      throw failure(
+          StatusCode::out_of_range, value,
+          ": activations must be finite on the calibration data; found NaN or infinity; "
+          "check the weights and the preprocessing");
+    }
+    scheme.scale = find_observer(plan_.observer)->scale(seen, scheme.scheme);
+    return scheme;
+  }
+
+  std::string input_of(const LayerPlan& layer) const {
+    return model_.program.find(layer.node)->inputs.at(0);
+  }
+
+ private:
+  const Artifact& model_;
+  const Plan& plan_;
+  std::map<std::string, ValueStatistics> statistics_;
+};
+
+void calibrate_activations(Calibrated& result, const CalibrationData& data,
+                           const Progress& progress) {
+  const Artifact& model = *result.model;
+  ActivationScales scales(model, result.plan);
+  scales.observe(data, progress);
+  for (auto& [value, scheme] : result.plan.activations)
+    scheme = scales.scaled(value, scheme);
+  // These move codes and do not compute: what comes out has the scale of what went in.
+  for (const Node& node : model.program.nodes) {
+    if (node.op != "shortcut_pad" && node.op != "flatten") continue;
+    const auto from = result.plan.activations.find(node.inputs.at(0));
+    const auto to = result.plan.activations.find(node.outputs.at(0));
+    if (from != result.plan.activations.end() && to != result.plan.activations.end()) {
+      to->second = from->second;
+    }
+  }
+  result.activations = result.plan.activations;
+  for (LayerPlan& layer : result.plan.layers) {
+    if (is_static(layer.scheme.input)) {
+      layer.scheme.input = scales.scaled(scales.input_of(layer), *layer.scheme.input);
+    }
+  }
+}
+
+}  // namespace
+
+Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
+                     const CalibrationData& data, const Progress& progress) {
+  const OneThread one_thread;
+  throw_if_error(check_plan(plan, model->program));
+  const bool solves_with_inputs =
+      std::any_of(plan.layers.begin(), plan.layers.end(), needs_inputs);
+  if (solves_with_inputs || observes(plan)) check_data(*model, plan, data);
+
+  Calibrated result;
+  result.model = std::move(model);
+  result.plan = plan;
+  result.calibration = data.description;
+  if (observes(plan)) calibrate_activations(result, data, progress);
+  for (const LayerPlan& layer : result.plan.layers) {
+    if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;
+  }
+  LayerSolver solver(result, progress);
+  solver.solve_without_inputs();
+  if (solves_with_inputs) solver.solve_with_inputs(data);
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,174 @@
+// freeze(): the only step from tensors to bytes.
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <set>
+
+#include "ptq/calibrate.h"
+#include "ptq/error.h"
+
+namespace nibble {
+namespace {
+
+template <class... Parts>
+Error failure(StatusCode code, const Parts&... parts) {
+  return Error(error(code, "[freeze] ", parts...));
+}
+
+// A dtype as a scheme prints it: BF16 -> "bf16".
+std::string dtype_text(DType dtype) {
+  std::string text = dtype_name(dtype);
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+void check_activation(const std::string& where, const ActivationScheme& activation) {
+  if (activation.dynamic) return;
+  if (!(activation.scale > 0) || !std::isfinite(activation.scale)) {
+    throw failure(StatusCode::failed_precondition, where,
+                  ": a static activation needs a finite, positive scale; found ",
+                  activation.scale, "; calibrate first");
+  }
+}
+
+// Why a parameter that is no layer stays float; "" when there is no reason to leave it
+// so.
+std::string float_reason(const Node& node, const std::string& role) {
+  if (role == "bias" && node.op != "batch_norm") return "bias";
+  if (node.op == "rms_norm") return "norm";
+  if (node.op == "batch_norm") return "batch norm";
+  return "";
+}
+
+class Freezer {
+ public:
+  explicit Freezer(const Calibrated& calibrated)
+      : calibrated_(calibrated), result_(*calibrated.model) {}
+
+  Artifact freeze(const Provenance& provenance) {
+    for (const LayerPlan& layer : calibrated_.plan.layers) {
+      if (layer.method == "float") {
+        add_float(layer.tensor, layer.reason);
+      } else {
+        add_packed(layer);
+      }
+    }
+    for (const Node& node : result_.program.nodes) {
+      for (const auto& [role, name] : node.parameters) add_parameter(node, role, name);
+    }
+    check_nothing_is_left();
+    for (const auto& [value, activation] : calibrated_.activations) {
+      check_activation(value, activation);
+    }
+    result_.activations = calibrated_.activations;
+    result_.provenance = provenance;
+    result_.provenance.calibration = calibrated_.calibration;
+    write_ledger();
+    return std::move(result_);
+  }
+
+ private:
+  const Tensor& tensor(const std::string& name) const {
+    const auto found = calibrated_.model->tensors.find(name);
+    if (found == calibrated_.model->tensors.end()) {
+      throw failure(StatusCode::not_found, name,
+                    ": the program names it; the model has it not");
+    }
+    return found->second;
+  }
+
+  void add_packed(const LayerPlan& layer) {
+    const auto coded = calibrated_.weights.find(layer.tensor);
+    if (coded == calibrated_.weights.end()) {
+      throw failure(StatusCode::failed_precondition, layer.tensor, ": planned as ",
+                    to_string(layer.scheme.weight), " by ", layer.method,
+                    ", so it needs codes; found none; calibrate first");
+    }
+    const CodedMatrix& q = coded->second;
+    PackedTensor packed = value_or_throw(pack(q, tensor(layer.tensor).shape));
+    LayerScheme scheme = layer.scheme;
+    const auto input = calibrated_.layer_inputs.find(layer.node);
+    if (input != calibrated_.layer_inputs.end()) scheme.input = input->second;
+    if (scheme.input) check_activation(layer.node + " input", *scheme.input);
+
+    LedgerEntry entry{.tensor = layer.tensor,
+                      .scheme = to_string(q.scheme),
+                      .method = layer.method,
+                      .reason = "",
+                      .kernel = "",
+                      .parameters = q.rows * q.cols,
+                      .bits = bits_per_value(q.scheme, q.rows, q.cols) *
+                              static_cast<double>(q.rows * q.cols),
+                      .note = ""};
+    const auto account = calibrated_.accounts.find(layer.tensor);
+    if (account != calibrated_.accounts.end()) {
+      entry.tokens = account->second.tokens;
+      entry.error = account->second.error;
+      entry.output_error = account->second.output_error;
+      entry.note = account->second.note;
+    }
+    ledger_[layer.tensor] = std::move(entry);
+    result_.tensors.erase(layer.tensor);
+    result_.packed[layer.tensor] = std::move(packed);
+    result_.layers[layer.tensor] = std::move(scheme);
+  }
+
+  void add_float(const std::string& name, const std::string& reason) {
+    const Tensor& values = tensor(name);
+    ledger_[name] = {
+        .tensor = name,
+        .scheme = dtype_text(values.dtype),
+        .method = "float",
+        .reason = reason,
+        .kernel = "",
+        .parameters = values.numel(),
+        .bits = static_cast<double>(values.numel() * dtype_bytes(values.dtype) * 8),
+        .note = ""};
+  }
+
+  void add_parameter(const Node& node, const std::string& role, const std::string& name) {
+    if (ledger_.count(name)) return;
+    const std::string reason = float_reason(node, role);
+    if (reason.empty()) {
+      throw failure(StatusCode::failed_precondition, name,
+                    ": every parameter must be accounted for; found none for the ", role,
+                    " of ", node.name, " (", node.op,
+                    "); plan it, or keep it float with a reason");
+    }
+    add_float(name, reason);
+  }
+
+  void check_nothing_is_left() const {
+    for (const auto& [name, values] : calibrated_.model->tensors) {
+      if (ledger_.count(name)) continue;
+      throw failure(StatusCode::failed_precondition, name,
+                    ": every parameter must be accounted for; found ",
+                    shape_text(values.shape),
+                    " that no node of the program reads; remove it from the checkpoint");
+    }
+  }
+
+  void write_ledger() {
+    // The model's own entries tell where folded tensors went.
+    for (const LedgerEntry& entry : calibrated_.model->ledger.entries) {
+      if (entry.method == "folded") ledger_.emplace(entry.tensor, entry);
+    }
+    result_.ledger.entries.clear();
+    for (auto& [name, entry] : ledger_)
+      result_.ledger.entries.push_back(std::move(entry));
+    throw_if_error(check_ledger(result_.ledger, result_.program));
+  }
+
+  const Calibrated& calibrated_;
+  Artifact result_;
+  std::map<std::string, LedgerEntry> ledger_;
+};
+
+}  // namespace
+
+Artifact freeze(const Calibrated& calibrated, const Provenance& provenance) {
+  return Freezer(calibrated).freeze(provenance);
+}
+
+}  // namespace nibble
