@@ -135,11 +135,11 @@ bool make_grid(const CodedMatrix& levels, int zero_point, ScaleGrid* grid) {
   grid->lowest = static_cast<float>(code_lowest(scheme));
   grid->highest = static_cast<float>(code_highest(scheme));
   grid->level0 = scheme.scales[0].block.kind;
-  on_grid(scheme.scales, levels.scales, 0, *grid, &grid->scales);
+  grid->scales = on_grid(scheme.scales, levels.scales, 0, *grid);
   if (scheme.scales.size() > 1)
-    on_grid(scheme.scales, levels.scales, 1, *grid, &grid->outer);
+    grid->outer = on_grid(scheme.scales, levels.scales, 1, *grid);
   if (!scheme.offsets.empty()) {
-    on_grid(scheme.offsets, levels.offsets, 0, *grid, &grid->zeros);
+    grid->zeros = on_grid(scheme.offsets, levels.offsets, 0, *grid);
   } else if (zero_point != 0) {
     grid->zeros.assign(grid->rows * grid->groups, static_cast<float>(zero_point));
   }
