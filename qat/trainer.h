@@ -1,9 +1,22 @@
 // Trains a Program: float, or with quantization in the loop; resumes exactly.
 //
-// train() runs epochs or steps over a TrainingData, with AdamW or SGD, warm-up and cosine
-// schedule, gradient clipping, and a checkpoint (parameters, buffers, optimizer,
-// generator, data position) from which a resumed run gives the same bytes at the same
+//   loss   mean cross entropy; a language model's over targets that are not -100; of
+//   images
+//          with label smoothing e: (1 - e) of the label, e spread over all classes
+//   step   gradient, clipped to a global norm; AdamW (arXiv 1711.05101) or SGD with
+//   momentum,
+//          in three groups: matrices (decayed), the rest (not), learned scales (own rate,
+//          not)
+//
+// train() runs epochs or steps over a TrainingData with warm-up and cosine
+// (qat/schedule.h). A checkpoint holds parameters, buffers, optimizer, generator, history
+// and position: a resumed run gives the same bytes as one that never stopped, at the same
 // thread count.
+//
+// Throws nibble::Error. invalid_argument: an option makes no sense (names it).
+// out_of_range: the loss is not finite (names the step). data_loss: the checkpoint cannot
+// be read, or is of another model or other options. cancelled: after writing a
+// checkpoint.
 #pragma once
 
 #include <torch/types.h>
@@ -35,19 +48,22 @@ struct TrainStep {
   int64_t step = 0;
   double loss = 0;
   double learning_rate = 0;
-  double gradient_norm = 0;
+  double gradient_norm = 0;  // of the last step, before clipping
 };
 struct TrainResult {
   std::vector<TrainStep> history;  // every log_every steps, the mean loss since the last
   int64_t steps = 0;
-  double seconds = 0;
+  double seconds = 0;  // of this run, not of what it resumed
 };
 
-// checkpoint: a directory for checkpoint.pt; resume: continue from it when it is there
-// (data_loss when it does not fit the model or options). Throws nibble::Error; cancelled
-// after writing a checkpoint.
+// checkpoint: a directory for checkpoint.pt (made when absent; empty path: none is
+// written); resume: continue from it when it is there. The module is left in eval().
 TrainResult train(ProgramModule module, const TrainingData& data,
                   const TrainOptions& options, const std::filesystem::path& checkpoint,
                   bool resume, const Progress& progress);
+
+// logits [.., classes], target [..] -> the loss above.
+torch::Tensor training_loss(const torch::Tensor& logits, const torch::Tensor& target,
+                            double label_smoothing);
 
 }  // namespace nibble
