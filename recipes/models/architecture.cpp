@@ -1,0 +1,30 @@
+#include "recipes/models/architecture.h"
+
+namespace nibble {
+
+const std::vector<ModelArchitecture>& all_architectures() {
+  static const std::vector<ModelArchitecture> architectures = {
+#define NIBBLE_ARCHITECTURE(architecture, type, prefix) \
+  {.name = #architecture,                               \
+   .model_type = type,                                  \
+   .program = prefix##_program,                         \
+   .recognises = prefix##_recognises,                   \
+   .config = prefix##_config,                           \
+   .ignores = prefix##_ignores},
+#include "recipes/models/architectures.inc"
+#undef NIBBLE_ARCHITECTURE
+  };
+  return architectures;
+}
+
+Result<const ModelArchitecture*> find_architecture(const std::string& name) {
+  std::string known;
+  for (const ModelArchitecture& row : all_architectures()) {
+    if (name == row.name || name == row.model_type) return &row;
+    known += cat(known.empty() ? "" : ", ", row.name);
+  }
+  return error(StatusCode::unsupported, "[models] the architecture must be one of ",
+               known, "; found ", name.empty() ? "none" : name);
+}
+
+}  // namespace nibble

@@ -1,0 +1,305 @@
+#include "recipes/models/load_model.h"
+
+#include <cstring>
+#include <set>
+
+#include "kernels/artifact/safetensors.h"
+#include "kernels/base/file.h"
+#include "kernels/base/sha256.h"
+#include "recipes/models/architecture.h"
+#include "recipes/models/config_reader.h"
+#include "recipes/models/initialise.h"
+#include "recipes/models/llama2c.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.model",       "tokenizer.bin"};
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+bool is_folder(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
+// --- what a single file is, by its content
+
+bool is_pickle(const Bytes& file) {
+  const std::string_view text = file.text();
+  const bool zip = text.substr(0, 2) == "PK";  // torch.save since 1.6
+  const bool protocol =
+      text.size() >= 2 && text[0] == '\x80' && text[1] >= 1 && text[1] <= 5;
+  const bool tar =
+      text.size() >= 262 && text.substr(257, 5) == "ustar";  // torch.save of old
+  return zip || protocol || tar;
+}
+
+bool is_safetensors(const Bytes& file) {
+  if (file.size() < 9) return false;
+  const std::string_view text = file.text().substr(8);
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && text[first] == '{' &&
+         static_cast<unsigned char>(file.text()[7]) == 0;
+}
+
+Status refuse_pickle(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return error(
+      StatusCode::unsupported, "[models] ", path.string(),
+      ": nibble reads safetensors and llama2.c files; found a pickle, which can run "
+      "any code when it is opened; convert it where it comes from: python -c \"import "
+      "torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
+      "torch.load('",
+      name, "', map_location='cpu', weights_only=True).items()}, 'model.safetensors')\"");
+}
+
+Status refuse_gguf(const fs::path& path) {
+  return error(
+      StatusCode::unsupported, "[models] ", path.string(),
+      ": nibble reads safetensors and llama2.c files; found a GGUF file; give the "
+      "Hugging Face directory from which it was made");
+}
+
+// --- parts of an Artifact
+
+Status add_source(Artifact& artifact, const fs::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
+  artifact.provenance.sources[path.filename().string()] = sha256_hex(bytes.text());
+  return ok_status();
+}
+
+Status collect_tokenizer_files(Artifact& artifact, const fs::path& directory) {
+  for (const char* name : kTokenizerFiles) {
+    if (!is_there(directory / name)) continue;
+    NIBBLE_ASSIGN_OR_RETURN(artifact.tokenizer[name], map_file(directory / name));
+    NIBBLE_RETURN_IF_ERROR(add_source(artifact, directory / name));
+  }
+  return ok_status();
+}
+
+// --tokenizer: the name under which the tokenizer knows a file follows from its content.
+Status add_tokenizer(Artifact& artifact, const fs::path& path) {
+  if (path.empty()) return ok_status();
+  artifact.tokenizer.clear();
+  if (is_folder(path)) {
+    NIBBLE_RETURN_IF_ERROR(collect_tokenizer_files(artifact, path));
+    if (!artifact.tokenizer.empty()) return ok_status();
+    return error(
+        StatusCode::not_found, "[models] ", path.string(),
+        ": --tokenizer needs a tokenizer file or a directory with one; found none of "
+        "tokenizer.json, tokenizer.model, tokenizer.bin");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
+  const std::string_view text = file.text();
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  const bool json = first != std::string_view::npos && text[first] == '{';
+  // A SentencePiece model begins with field 1 (its pieces), wire type 2: 0x0a.
+  const bool sentencepiece = path.extension() == ".model" || text.substr(0, 1) == "\x0a";
+  artifact.tokenizer[json            ? "tokenizer.json"
+                     : sentencepiece ? "tokenizer.model"
+                                     : "tokenizer.bin"] = file;
+  return add_source(artifact, path);
+}
+
+Status set_image_statistics(Artifact& artifact) {
+  if (artifact.program.is_language_model() || artifact.program.inputs.empty() ||
+      artifact.program.inputs[0].shape.size() != 4) {
+    return ok_status();
+  }
+  ConfigReader config(artifact.config_json);
+  const std::vector<double> mean = config.numbers("image_mean", {});
+  const std::vector<double> deviation = config.numbers("image_std", {});
+  NIBBLE_RETURN_IF_ERROR(config.status());
+  const std::string channels = std::to_string(mean.size());
+  if (mean.size() != deviation.size() ||
+      artifact.program.inputs[0].shape[1] != channels) {
+    return error(
+        StatusCode::invalid_argument,
+        "[models] config.json: image_mean and image_std need one number a channel, ",
+        artifact.program.inputs[0].shape[1], "; found ", mean.size(), " and ",
+        deviation.size());
+  }
+  artifact.image_mean.assign(mean.begin(), mean.end());
+  artifact.image_std.assign(deviation.begin(), deviation.end());
+  return ok_status();
+}
+
+std::string architecture_in(const std::string& config_json) {
+  ConfigReader config(config_json);
+  const std::vector<std::string> names = config.texts("architectures");
+  return !names.empty() ? names[0] : config.text("model_type", "");
+}
+
+Result<const ModelArchitecture*> choose_architecture(const Artifact& artifact,
+                                                     const LoadOptions& options,
+                                                     const fs::path& path) {
+  if (!options.architecture.empty()) return find_architecture(options.architecture);
+  if (!artifact.config_json.empty()) {
+    // A config.json that cannot be read must say so, not that its architecture is
+    // unknown.
+    NIBBLE_RETURN_IF_ERROR(ConfigReader(artifact.config_json).status());
+    const std::string name = architecture_in(artifact.config_json);
+    Result<const ModelArchitecture*> found = find_architecture(name);
+    if (found.ok() || !name.empty()) return found;
+  }
+  for (const ModelArchitecture& row : all_architectures()) {
+    if (row.recognises(artifact.tensors)) return &row;
+  }
+  std::string known;
+  for (const ModelArchitecture& row : all_architectures()) {
+    known += cat(known.empty() ? "" : ", ", row.name);
+  }
+  return error(StatusCode::unsupported, "[models] ", path.string(),
+               ": the tensors must be those of a known architecture (", known,
+               "); found none that fits",
+               artifact.tensors.empty()
+                   ? ""
+                   : cat(", the first tensor is ", artifact.tensors.begin()->first),
+               "; name it with --architecture");
+}
+
+Status drop_unused(Artifact& artifact, const ModelArchitecture& architecture) {
+  std::set<std::string> named;
+  for (const Node& node : artifact.program.nodes) {
+    for (const auto& [role, tensor] : node.parameters) named.insert(tensor);
+  }
+  for (auto at = artifact.tensors.begin(); at != artifact.tensors.end();) {
+    if (named.count(at->first)) {
+      ++at;
+    } else if (architecture.ignores(at->first, artifact.program)) {
+      at = artifact.tensors.erase(at);
+    } else {
+      return error(StatusCode::invalid_argument, "[models] ", at->first, ": ",
+                   architecture.name,
+                   " has no such parameter; found it in the checkpoint, ",
+                   shape_text(at->second.shape),
+                   "; do config.json and the weights belong together?");
+    }
+  }
+  return ok_status();
+}
+
+// Everything after tensors and config_json (may be empty) are there.
+Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(const ModelArchitecture* architecture,
+                          choose_architecture(artifact, options, path));
+  if (artifact.config_json.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(artifact.config_json, architecture->config(artifact.tensors));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(artifact.program, architecture->program(artifact.config_json));
+  if (artifact.tensors.empty() && options.initialise) {
+    ConfigReader config(artifact.config_json);
+    const double range = config.positive("initializer_range", 0.02);
+    NIBBLE_RETURN_IF_ERROR(config.status());
+    NIBBLE_ASSIGN_OR_RETURN(artifact.tensors,
+                            initialise(artifact.program, range, options.seed));
+  }
+  NIBBLE_RETURN_IF_ERROR(drop_unused(artifact, *architecture));
+  NIBBLE_RETURN_IF_ERROR(set_image_statistics(artifact));
+  NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));
+  artifact.provenance.tool_version = kToolVersion;
+  return check_artifact(artifact);
+}
+
+// A weights file that cannot be read here, in a directory that has no safetensors.
+Status refuse_other_weights(const fs::path& directory) {
+  std::set<fs::path> files;
+  std::error_code failed;
+  for (const auto& entry : fs::directory_iterator(directory, failed)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension == ".bin" || extension == ".pt" || extension == ".pth" ||
+        extension == ".th" || extension == ".gguf") {
+      files.insert(entry.path());
+    }
+  }
+  for (const fs::path& path : files) {
+    const Result<Bytes> file = map_file(path);
+    if (!file.ok()) continue;
+    if (file->text().substr(0, 4) == "GGUF") return refuse_gguf(path);
+    if (is_pickle(*file)) return refuse_pickle(path);
+  }
+  return ok_status();
+}
+
+Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options) {
+  Artifact artifact;
+  const bool has_weights = is_there(path / "model.safetensors") ||
+                           is_there(path / "model.safetensors.index.json");
+  if (!is_there(path / "config.json")) {
+    NIBBLE_RETURN_IF_ERROR(refuse_other_weights(path));
+    return error(
+        StatusCode::not_found, "[models] ", path.string(),
+        ": a model directory needs config.json (Hugging Face) or manifest.json (a "
+        "nibble artifact); found neither");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(artifact.config_json, read_text_file(path / "config.json"));
+  NIBBLE_RETURN_IF_ERROR(ConfigReader(artifact.config_json).status());
+  if (options.architecture.empty()) {  // before the weights, which may be large
+    NIBBLE_RETURN_IF_ERROR(
+        find_architecture(architecture_in(artifact.config_json)).status());
+  }
+  NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / "config.json"));
+  if (has_weights) {
+    std::vector<std::string> sources;
+    NIBBLE_ASSIGN_OR_RETURN(artifact.tensors, read_sharded_safetensors(path, &sources));
+    for (const std::string& name : sources) {
+      NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / name));
+    }
+  } else if (!options.initialise) {
+    NIBBLE_RETURN_IF_ERROR(refuse_other_weights(path));
+    return error(
+        StatusCode::not_found, "[models] ", path.string(),
+        ": needs model.safetensors or model.safetensors.index.json beside config.json; "
+        "found neither; `nibble train` with the recipe float initialises weights");
+  }
+  NIBBLE_RETURN_IF_ERROR(collect_tokenizer_files(artifact, path));
+  NIBBLE_RETURN_IF_ERROR(complete(artifact, options, path));
+  return artifact;
+}
+
+Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
+  if (file.text().substr(0, 4) == "GGUF") return refuse_gguf(path);
+  Artifact artifact;
+  if (is_llama2c(file)) {
+    NIBBLE_ASSIGN_OR_RETURN(Llama2c model, read_llama2c(file, path.string()));
+    artifact.tensors = std::move(model.tensors);
+    artifact.config_json = std::move(model.config_json);
+  } else if (is_pickle(file)) {
+    return refuse_pickle(path);
+  } else if (is_safetensors(file) || path.extension() == ".safetensors") {
+    NIBBLE_ASSIGN_OR_RETURN(SafetensorsFile content, read_safetensors(path));
+    artifact.tensors = std::move(content.tensors);
+  } else {
+    return error(
+        StatusCode::unsupported, "[models] ", path.string(),
+        ": a model is a Hugging Face directory, a nibble artifact, a llama2.c .bin or "
+        "a safetensors file; found none of these");
+  }
+  NIBBLE_RETURN_IF_ERROR(add_source(artifact, path));
+  NIBBLE_RETURN_IF_ERROR(complete(artifact, options, path));
+  return artifact;
+}
+
+}  // namespace
+
+Result<Artifact> load_model(const fs::path& path, const LoadOptions& options) {
+  if (!is_there(path)) {
+    return error(StatusCode::not_found, "[models] ", path.string(),
+                 ": no such file or directory");
+  }
+  if (!is_folder(path)) return load_file(path, options);
+  if (!is_artifact_directory(path)) return load_directory(path, options);
+  NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, read_artifact(path));
+  NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));
+  return artifact;
+}
+
+}  // namespace nibble
