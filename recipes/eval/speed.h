@@ -1,8 +1,9 @@
 // How fast a model runs here: tokens or images a second, median of interleaved repeats.
 //
-// decode: one token at a time after a prompt of 16; prefill: one call of min(256, context)
-// tokens; images: batches of 32. Each figure is the median of `repeats` timings, with the
-// quartiles; two models are timed in turns, so that a slow minute of the machine hits both.
+// decode: one token at a time after a prompt of 16; prefill: one call of min(256,
+// context) tokens; images: batches of 32. Each figure is the median of `repeats` timings,
+// with the quartiles; two models are timed in turns, so that a slow minute of the machine
+// hits both.
 #pragma once
 
 #include <cstdint>

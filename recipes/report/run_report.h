@@ -17,7 +17,8 @@ namespace nibble {
 struct Measurement {
   std::string name;   // "float", "w4a16-gptq"
   int64_t bytes = 0;  // weights, scales and offsets counted
-  double bits_per_weight = 0;
+  double bits_per_weight = 0;            // over all parameters
+  double quantized_bits_per_weight = 0;  // over the quantized layers; 0: none
   std::optional<TextQuality> text;
   std::optional<ImageQuality> images;
   std::optional<Speed> speed;
@@ -45,6 +46,10 @@ struct RunReport {
   std::vector<std::string> notes;
 };
 
+// Label, then one cell a model; the first row has their names. Speeds are not in it.
+std::vector<std::vector<std::string>> measurement_rows(
+    const std::vector<const Measurement*>& models);
+
 // The final table, as plain text of at most 100 columns.
 std::string print_report(const RunReport& report);
 
@@ -52,8 +57,8 @@ std::string print_report(const RunReport& report);
 // bytes.
 std::string report_html(const RunReport& report);
 
-// The page's script and everything a program would want to know.
-std::string report_json(const RunReport& report);  // one line
+// What --json prints: one object.
+std::string report_json(const RunReport& report);
 
 // measurements.json beside an artifact: what a later report plots. data_loss: not such a
 // file.

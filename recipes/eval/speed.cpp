@@ -1,0 +1,161 @@
+#include "recipes/eval/speed.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "kernels/base/cancel.h"
+#include "kernels/base/cpu.h"
+#include "kernels/base/parallel.h"
+#include "kernels/base/splitmix64.h"
+#include "kernels/runtime/kv_cache.h"
+
+namespace nibble {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kPrompt = 16;   // tokens before the timed decode
+constexpr uint64_t kSeed = 20261;  // any: the values do not change the work
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::vector<int32_t> random_ids(int64_t count, int64_t vocabulary) {
+  SplitMix64 random(kSeed);
+  std::vector<int32_t> ids(static_cast<size_t>(count));
+  for (int32_t& id : ids) {
+    id = static_cast<int32_t>(random.below(static_cast<uint64_t>(vocabulary)));
+  }
+  return ids;
+}
+
+std::vector<float> random_pixels(int64_t count) {
+  SplitMix64 random(kSeed);
+  std::vector<float> pixels(static_cast<size_t>(count));
+  for (float& pixel : pixels) pixel = static_cast<float>(random.uniform() * 4 - 2);
+  return pixels;
+}
+
+Rate rate_of(std::vector<double> samples) {
+  Rate rate;
+  if (samples.empty()) return rate;
+  std::sort(samples.begin(), samples.end());
+  const size_t n = samples.size();
+  rate.repeats = static_cast<int64_t>(n);
+  rate.median = n % 2 == 1 ? samples[n / 2] : (samples[n / 2 - 1] + samples[n / 2]) / 2;
+  rate.low = samples[n / 4];
+  rate.high = samples[n - 1 - n / 4];
+  return rate;
+}
+
+// Tokens a second of one prefill and one decode run.
+Result<std::pair<double, double>> time_text(Executor& model, const SpeedOptions& options) {
+  const Program& program = model.artifact().program;
+  const int64_t prefill = std::min(options.prefill_tokens, program.context_length);
+  const int64_t prompt = std::min(kPrompt, program.context_length / 2);
+  const int64_t decode = std::min(options.decode_tokens, program.context_length - prompt);
+  const std::vector<int32_t> ids =
+      random_ids(std::max(prefill, prompt + decode), program.vocabulary);
+  std::vector<float> logits(static_cast<size_t>(program.vocabulary));
+  const MatrixView<float> last(logits.data(), 1, program.vocabulary);
+  const std::span<const int32_t> all(ids);
+
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
+                          model.make_cache(std::max(prefill, prompt + decode)));
+  Clock::time_point start = Clock::now();
+  NIBBLE_RETURN_IF_ERROR(model.forward(all.first(static_cast<size_t>(prefill)), *cache, last));
+  const double prefill_seconds = seconds_since(start);
+
+  cache->truncate(0);
+  NIBBLE_RETURN_IF_ERROR(model.forward(all.first(static_cast<size_t>(prompt)), *cache, last));
+  start = Clock::now();
+  for (int64_t i = 0; i < decode; ++i) {
+    NIBBLE_RETURN_IF_ERROR(model.forward(all.subspan(static_cast<size_t>(prompt + i), 1), *cache, last));
+  }
+  const double decode_seconds = seconds_since(start);
+  return std::pair(static_cast<double>(prefill) / prefill_seconds,
+                   static_cast<double>(decode) / decode_seconds);
+}
+
+// [channels, height, width] of the program's image input.
+Result<std::vector<int64_t>> image_shape(const Program& program) {
+  std::vector<int64_t> shape;
+  const std::vector<std::string> input = program.inputs.empty() ? std::vector<std::string>()
+                                                                : program.inputs[0].shape;
+  for (size_t i = 1; i < input.size(); ++i) {
+    const int64_t size = std::atoll(input[i].c_str());
+    if (size < 1) {
+      return error(StatusCode::unsupported, "[speed] ", program.architecture,
+                   ": images of a fixed size are required; found ", input[i]);
+    }
+    shape.push_back(size);
+  }
+  if (shape.size() != 3) {
+    return error(StatusCode::unsupported, "[speed] ", program.architecture,
+                 ": an input [batch, channels, height, width] is required; found rank ",
+                 input.size());
+  }
+  return shape;
+}
+
+int64_t output_classes(const Program& program) {
+  return program.outputs.empty() || program.outputs[0].shape.empty()
+             ? 0
+             : std::atoll(program.outputs[0].shape.back().c_str());
+}
+
+// Images a second of one batch.
+Result<double> time_images(Executor& model, const SpeedOptions& options) {
+  const Program& program = model.artifact().program;
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int64_t> image, image_shape(program));
+  const int64_t batch = options.image_batch;
+  const std::vector<int64_t> shape = {batch, image[0], image[1], image[2]};
+  const std::vector<float> pixels = random_pixels(batch * image[0] * image[1] * image[2]);
+  const int64_t classes = output_classes(program);
+  std::vector<float> logits(static_cast<size_t>(batch * classes));
+  const Clock::time_point start = Clock::now();
+  NIBBLE_RETURN_IF_ERROR(
+      model.forward_images(pixels, shape, MatrixView<float>(logits.data(), batch, classes)));
+  return static_cast<double>(batch) / seconds_since(start);
+}
+
+std::string cpu_text() {
+  const std::vector<std::string> levels = cpu_levels();
+  return cat(cpu_info().model, ", ", levels.empty() ? "reference" : levels.front(), ", ",
+             thread_count(), thread_count() == 1 ? " thread" : " threads");
+}
+
+}  // namespace
+
+Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
+                                         const SpeedOptions& options) {
+  std::vector<Speed> speeds(models.size());
+  std::vector<std::vector<double>> decode(models.size()), prefill(models.size()), images(models.size());
+  // Repeat 0 warms caches and pages up and is not counted.
+  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
+    for (size_t i = 0; i < models.size(); ++i) {
+      NIBBLE_RETURN_IF_ERROR(check_cancelled("speed"));
+      if (models[i]->artifact().program.is_language_model()) {
+        NIBBLE_ASSIGN_OR_RETURN(const auto rates, time_text(*models[i], options));
+        if (repeat == 0) continue;
+        prefill[i].push_back(rates.first);
+        decode[i].push_back(rates.second);
+      } else {
+        NIBBLE_ASSIGN_OR_RETURN(const double rate, time_images(*models[i], options));
+        if (repeat > 0) images[i].push_back(rate);
+      }
+    }
+  }
+  for (size_t i = 0; i < models.size(); ++i) {
+    speeds[i].decode = rate_of(decode[i]);
+    speeds[i].prefill = rate_of(prefill[i]);
+    speeds[i].images = rate_of(images[i]);
+    for (const auto& [layer, kernel] : models[i]->kernels()) ++speeds[i].kernels[kernel];
+    speeds[i].cpu = cpu_text();
+  }
+  return speeds;
+}
+
+}  // namespace nibble

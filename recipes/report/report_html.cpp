@@ -1,0 +1,220 @@
+// The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no speed, no
+// path: the page is the same bytes wherever the run took place.
+#include <nlohmann/json.hpp>
+
+#include "recipes/report/embedded_files.h"
+#include "recipes/report/run_report.h"
+#include "recipes/report/text_table.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string escaped(const std::string& text) {
+  std::string html;
+  for (const char c : text) {
+    switch (c) {
+      case '&': html += "&amp;"; break;
+      case '<': html += "&lt;"; break;
+      case '>': html += "&gt;"; break;
+      case '"': html += "&quot;"; break;
+      default: html += c;
+    }
+  }
+  return html;
+}
+
+// JSON inside <script>: "</script" must not appear in it.
+std::string script_json(const Json& json) {
+  std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string safe;
+  for (const char c : text) safe += c == '<' ? "\\u003c" : std::string(1, c);
+  return safe;
+}
+
+std::string html_table(const std::vector<std::vector<std::string>>& rows, const char* css_class) {
+  std::string html = cat("<table class=\"", css_class, "\">\n");
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const char* cell = r == 0 ? "th" : "td";
+    html += r == 0 ? "<thead><tr>" : "<tr>";
+    for (const std::string& text : rows[r]) html += cat("<", cell, ">", escaped(text), "</", cell, ">");
+    html += r == 0 ? "</tr></thead>\n" : "</tr>\n";
+  }
+  return html + "</table>\n";
+}
+
+std::vector<std::vector<std::string>> ledger_rows(const Ledger& ledger) {
+  std::vector<std::vector<std::string>> rows = {{"tensor", "scheme", "method", "parameters",
+                                                 "bits each", "weight error", "output error",
+                                                 "rows seen", "kernel", "reason or note"}};
+  for (const LedgerEntry& entry : ledger.entries) {
+    const double each = entry.parameters > 0 ? entry.bits / static_cast<double>(entry.parameters) : 0;
+    rows.push_back({entry.tensor, entry.scheme, entry.method, cat(entry.parameters),
+                    number_text(each, 4), entry.error > 0 ? number_text(entry.error, 3) : "",
+                    entry.output_error >= 0 ? number_text(entry.output_error, 3) : "",
+                    entry.tokens > 0 ? cat(entry.tokens) : "", entry.kernel,
+                    entry.reason.empty() ? entry.note : entry.reason});
+  }
+  return rows;
+}
+
+// Labels and values of the bar plot: quantized layers in ledger order.
+Json error_data(const Ledger& ledger) {
+  Json labels = Json::array(), weight = Json::array(), output = Json::array();
+  bool outputs = false;
+  for (const LedgerEntry& entry : ledger.entries) {
+    if (entry.error <= 0) continue;
+    labels.push_back(entry.tensor);
+    weight.push_back(entry.error);
+    output.push_back(entry.output_error > 0 ? Json(entry.output_error) : Json());
+    outputs = outputs || entry.output_error > 0;
+  }
+  if (labels.empty()) return Json();
+  Json json = {{"labels", labels}, {"weight", weight}};
+  if (outputs) json["output"] = output;
+  return json;
+}
+
+Json loss_data(const std::vector<LossPoint>& loss) {
+  if (loss.empty()) return Json();
+  Json points = Json::array();
+  for (const LossPoint& point : loss) points.push_back({{"x", point.step}, {"y", point.loss}});
+  return points;
+}
+
+Json quality_data(const RunReport& report, bool images) {
+  std::vector<const Measurement*> models;
+  if (report.before) models.push_back(&*report.before);
+  models.push_back(&report.after);
+  for (const Measurement& other : report.others) models.push_back(&other);
+  Json points = Json::array();
+  for (const Measurement* model : models) {
+    const double megabytes = static_cast<double>(model->bytes) / 1e6;
+    if (images && model->images) {
+      points.push_back({{"name", model->name}, {"x", megabytes}, {"y", model->images->accuracy * 100}});
+    } else if (!images && model->text) {
+      points.push_back({{"name", model->name}, {"x", megabytes}, {"y", model->text->perplexity}});
+    }
+  }
+  return points.size() < 2 ? Json() : points;
+}
+
+constexpr const char* kStyle = R"(
+:root{--ink:#1c2430;--soft:#5d6b7e;--line:#e3e8ef;--paper:#fff;--ground:#f6f8fb;--mark:#2f6fde}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:0 0 12px}
+p.sub{color:var(--soft);margin:0 0 24px}
+section{background:var(--paper);border:1px solid var(--line);border-radius:10px;
+padding:20px 22px;margin:0 0 20px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:20px}
+.pair section{margin:0}
+.pair{margin-bottom:20px}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--soft);font-weight:600}
+.ledger{font-size:12.5px}.ledger td:first-child{font-family:ui-monospace,"DejaVu Sans Mono",monospace}
+.wide{overflow-x:auto}
+pre{font:12.5px/1.5 ui-monospace,"DejaVu Sans Mono",monospace;margin:0;white-space:pre-wrap}
+ul{margin:8px 0 0;padding-left:18px;color:var(--soft)}
+.plot{position:relative;height:300px}.plot.tall{height:360px}
+)";
+
+constexpr const char* kPlots = R"(
+Chart.defaults.animation=false;Chart.defaults.color='#5d6b7e';
+Chart.defaults.font.family='system-ui, "DejaVu Sans", sans-serif';
+const data=JSON.parse(document.getElementById('data').textContent);
+const blue='#2f6fde',orange='#e08a2c',grid={color:'#e3e8ef'};
+const short=v=>Number(v).toPrecision(3).replace(/\.?0+($|e)/,'$1');
+function plot(id,config){const at=document.getElementById(id);if(at)new Chart(at,config)}
+if(data.errors){
+  const sets=[{label:'weights',data:data.errors.weight,backgroundColor:blue}];
+  if(data.errors.output)sets.push({label:'layer outputs',data:data.errors.output,backgroundColor:orange});
+  plot('errors',{type:'bar',data:{labels:data.errors.labels,datasets:sets},
+    options:{maintainAspectRatio:false,plugins:{legend:{align:'end'}},
+      scales:{x:{grid:{display:false},ticks:{maxRotation:90,font:{size:9}}},
+        y:{type:'logarithmic',grid,ticks:{callback:short,maxTicksLimit:8},
+          title:{display:true,text:'relative squared error'}}}}})}
+if(data.loss)plot('loss',{type:'line',
+  data:{datasets:[{data:data.loss,borderColor:blue,borderWidth:2,pointRadius:0,tension:0}]},
+  options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
+    scales:{x:{type:'linear',grid,title:{display:true,text:'step'}},
+      y:{grid,title:{display:true,text:'training loss, nats'}}}}});
+if(data.quality){
+  const names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle='#1c2430';
+    g.font='12px system-ui, "DejaVu Sans", sans-serif';
+    c.getDatasetMeta(0).data.forEach((p,i)=>{const left=p.x>c.chartArea.right-110;
+      g.textAlign=left?'right':'left';g.fillText(data.quality[i].name,p.x+(left?-10:10),p.y-8)});
+    g.restore()}};
+  plot('quality',{type:'scatter',plugins:[names],
+    data:{datasets:[{data:data.quality,backgroundColor:data.quality.map((p,i)=>i==data.mark?orange:blue),
+      pointRadius:6,pointHoverRadius:8}]},
+    options:{maintainAspectRatio:false,layout:{padding:{top:16}},plugins:{legend:{display:false},
+      tooltip:{callbacks:{label:c=>c.raw.name+': '+short(c.raw.x)+' MB, '+short(c.raw.y)}}},
+      scales:{x:{grid,beginAtZero:true,title:{display:true,text:'size, MB'}},
+        y:{grid,grace:'15%',title:{display:true,text:data.measure}}}}})}
+)";
+
+std::string plot_section(const char* title, const char* id, const char* css_class) {
+  return cat("<section><h2>", title, "</h2><div class=\"", css_class, "\"><canvas id=\"", id,
+             "\"></canvas></div></section>\n");
+}
+
+}  // namespace
+
+std::string report_html(const RunReport& report) {
+  const bool images = report.after.images.has_value();
+  Json data = {{"measure", images ? "accuracy, %" : "perplexity"}, {"mark", report.before ? 1 : 0}};
+  const Json errors = error_data(report.ledger);
+  const Json loss = loss_data(report.loss);
+  const Json quality = quality_data(report, images);
+  if (!errors.is_null()) data["errors"] = errors;
+  if (!loss.is_null()) data["loss"] = loss;
+  if (!quality.is_null()) data["quality"] = quality;
+
+  std::vector<const Measurement*> models;
+  if (report.before) models.push_back(&*report.before);
+  models.push_back(&report.after);
+  for (const Measurement& other : report.others) models.push_back(&other);
+
+  const std::string title = report.model + ", " + report.recipe_name;
+  std::string html = cat("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+                         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>",
+                         escaped(title), "</title>\n<style>", kStyle, "</style></head>\n<body><main>\n<h1>",
+                         escaped(title), "</h1>\n<p class=\"sub\">made by nibble ", escaped(report.verb),
+                         "</p>\n");
+
+  html += "<section><h2>Size and quality</h2>\n" + html_table(measurement_rows(models), "summary");
+  html += "<ul>\n";
+  if (!report.evaluation.empty()) html += "<li>Measured on " + escaped(report.evaluation) + "</li>\n";
+  if (!report.calibration.empty()) html += "<li>Calibrated on " + escaped(report.calibration) + "</li>\n";
+  for (const std::string& line : report.notes) html += "<li>" + escaped(line) + "</li>\n";
+  html += "<li>Brackets are 95 % intervals over sequences or images.</li>\n</ul></section>\n";
+
+  if (!quality.is_null() || !loss.is_null()) {
+    html += "<div class=\"pair\">\n";
+    if (!quality.is_null()) html += plot_section("Size against quality", "quality", "plot");
+    if (!loss.is_null()) html += plot_section("Loss curve", "loss", "plot");
+    html += "</div>\n";
+  }
+  if (!errors.is_null()) html += plot_section("Error per layer", "errors", "plot tall");
+  html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) + "</pre></section>\n";
+  if (!report.ledger.entries.empty()) {
+    html += "<section><h2>Ledger: what became of every parameter</h2><div class=\"wide\">\n" +
+            html_table(ledger_rows(report.ledger), "ledger") + "</div></section>\n";
+  }
+  html += "</main>\n";
+  if (!errors.is_null() || !loss.is_null() || !quality.is_null()) {
+    html += "<script type=\"application/json\" id=\"data\">" + script_json(data) + "</script>\n<script>";
+    // Debian calls the same file chart.min.js or Chart.min.js.
+    std::string_view chart = embedded_file("chart.min.js");
+    if (chart.empty()) chart = embedded_file("Chart.min.js");
+    html += std::string(chart) + "</script>\n<script>" + kPlots + "</script>\n";
+  }
+  return html + "</body></html>\n";
+}
+
+}  // namespace nibble

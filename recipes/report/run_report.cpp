@@ -1,0 +1,212 @@
+#include "recipes/report/run_report.h"
+
+#include <nlohmann/json.hpp>
+
+#include "recipes/report/text_table.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string percent(double fraction) { return number_text(fraction * 100, 4) + " %"; }
+
+std::string with_interval(const std::string& value, const std::string& low, const std::string& high) {
+  return value + " [" + low + ", " + high + "]";
+}
+
+std::string rate_text(const Rate& rate, const char* unit) {
+  return cat(number_text(rate.median, 4), " ", unit, " [", number_text(rate.low, 4), ", ",
+             number_text(rate.high, 4), "]");
+}
+
+// One line of the table for both models; absent cells are "-", a line of none is left out.
+class Rows {
+ public:
+  explicit Rows(std::vector<const Measurement*> models) : models_(std::move(models)) {}
+
+  template <class Cell>
+  void add(const std::string& label, Cell cell) {
+    std::vector<std::string> row = {label};
+    bool any = false;
+    for (const Measurement* model : models_) {
+      const std::string text = cell(*model);
+      any = any || !text.empty();
+      row.push_back(text.empty() ? "-" : text);
+    }
+    if (any) rows_.push_back(std::move(row));
+  }
+  const std::vector<std::vector<std::string>>& rows() const { return rows_; }
+
+ private:
+  std::vector<const Measurement*> models_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+Json interval_json(const Interval& interval) { return Json::array({interval.low, interval.high}); }
+
+Json rate_json(const Rate& rate) { return Json{{"median", rate.median}, {"low", rate.low},
+                                               {"high", rate.high}, {"repeats", rate.repeats}}; }
+
+Json measurement_json(const Measurement& m) {
+  Json json = {{"name", m.name},
+               {"bytes", m.bytes},
+               {"bits_per_weight", m.bits_per_weight},
+               {"quantized_bits_per_weight", m.quantized_bits_per_weight}};
+  if (m.text) {
+    json["perplexity"] = m.text->perplexity;
+    json["perplexity_ci95"] = interval_json(m.text->perplexity_ci95);
+    json["nll"] = m.text->nll;
+    json["tokens"] = m.text->tokens;
+    json["sequences"] = m.text->sequences;
+    if (m.text->kl) {
+      json["kl"] = *m.text->kl;
+      json["kl_ci95"] = interval_json(m.text->kl_ci95);
+    }
+    if (m.text->top1_agreement) json["top1_agreement"] = *m.text->top1_agreement;
+  }
+  if (m.images) {
+    json["accuracy"] = m.images->accuracy;
+    json["accuracy_ci95"] = interval_json(m.images->accuracy_ci95);
+    json["images"] = m.images->images;
+    if (m.images->argmax_agreement) json["argmax_agreement"] = *m.images->argmax_agreement;
+  }
+  return json;
+}
+
+}  // namespace
+
+std::vector<std::vector<std::string>> measurement_rows(const std::vector<const Measurement*>& models) {
+  Rows rows(models);
+  rows.add("", [](const Measurement& m) { return m.name; });
+  rows.add("size", [](const Measurement& m) { return bytes_text(m.bytes); });
+  rows.add("bits per weight", [](const Measurement& m) { return number_text(m.bits_per_weight, 4); });
+  rows.add("  of quantized layers", [](const Measurement& m) {
+    return m.quantized_bits_per_weight > 0 ? number_text(m.quantized_bits_per_weight, 4) : "";
+  });
+  rows.add("perplexity", [](const Measurement& m) {
+    if (!m.text) return std::string();
+    const Interval& ci = m.text->perplexity_ci95;
+    return with_interval(number_text(m.text->perplexity, 6), number_text(ci.low, 4),
+                         number_text(ci.high, 4));
+  });
+  rows.add("KL, nats a token", [](const Measurement& m) {
+    if (!m.text || !m.text->kl) return std::string();
+    const Interval& ci = m.text->kl_ci95;
+    return with_interval(number_text(*m.text->kl, 3), number_text(ci.low, 3), number_text(ci.high, 3));
+  });
+  rows.add("same best token", [](const Measurement& m) {
+    return m.text && m.text->top1_agreement ? percent(*m.text->top1_agreement) : std::string();
+  });
+  rows.add("accuracy", [](const Measurement& m) {
+    if (!m.images) return std::string();
+    const Interval& ci = m.images->accuracy_ci95;
+    return with_interval(percent(m.images->accuracy), percent(ci.low), percent(ci.high));
+  });
+  rows.add("same class", [](const Measurement& m) {
+    return m.images && m.images->argmax_agreement ? percent(*m.images->argmax_agreement)
+                                                  : std::string();
+  });
+  return rows.rows();
+}
+
+std::string print_report(const RunReport& report) {
+  std::vector<const Measurement*> models;
+  if (report.before) models.push_back(&*report.before);
+  models.push_back(&report.after);
+  std::vector<std::vector<std::string>> table = measurement_rows(models);
+  Rows speeds(models);
+  const auto speed_row = [&speeds](const char* label, Rate Speed::*rate, const char* unit) {
+    speeds.add(label, [&](const Measurement& m) {
+      return m.speed && ((*m.speed).*rate).repeats > 0 ? rate_text((*m.speed).*rate, unit)
+                                                       : std::string();
+    });
+  };
+  speed_row("decode here", &Speed::decode, "tokens/s");
+  speed_row("prefill here", &Speed::prefill, "tokens/s");
+  speed_row("here", &Speed::images, "images/s");
+  for (const std::vector<std::string>& row : speeds.rows()) table.push_back(row);
+
+  std::string text = table_text(table);
+  if (!report.evaluation.empty()) text += "measured on  " + report.evaluation + "\n";
+  if (!report.calibration.empty()) text += "calibrated on  " + report.calibration + "\n";
+  if (report.after.speed) text += "speed on  " + report.after.speed->cpu + "\n";
+  for (const std::string& line : report.notes) text += "note  " + line + "\n";
+  text += "settings\n";
+  size_t begin = 0;
+  while (begin < report.recipe.size()) {
+    const size_t end = std::min(report.recipe.find('\n', begin), report.recipe.size());
+    text += "  " + report.recipe.substr(begin, end - begin) + "\n";
+    begin = end + 1;
+  }
+  if (!report.output.empty()) text += "output  " + report.output + "\n";
+  return text;
+}
+
+std::string report_json(const RunReport& report) {
+  const auto with_speed = [](const Measurement& m) {
+    Json json = measurement_json(m);
+    if (!m.speed) return json;
+    if (m.speed->decode.repeats > 0) json["decode_tokens_per_second"] = rate_json(m.speed->decode);
+    if (m.speed->prefill.repeats > 0) json["prefill_tokens_per_second"] = rate_json(m.speed->prefill);
+    if (m.speed->images.repeats > 0) json["images_per_second"] = rate_json(m.speed->images);
+    json["kernels"] = m.speed->kernels;
+    json["cpu"] = m.speed->cpu;
+    return json;
+  };
+  Json json = {{"verb", report.verb},         {"model", report.model},
+               {"output", report.output},     {"recipe", report.recipe_name},
+               {"settings", report.recipe},   {"calibration", report.calibration},
+               {"evaluation", report.evaluation}, {"after", with_speed(report.after)},
+               {"notes", report.notes}};
+  if (report.before) json["before"] = with_speed(*report.before);
+  Json layers = Json::array();
+  for (const LedgerEntry& entry : report.ledger.entries) {
+    layers.push_back({{"tensor", entry.tensor}, {"scheme", entry.scheme}, {"method", entry.method},
+                      {"error", entry.error}, {"output_error", entry.output_error},
+                      {"bits", entry.bits}, {"parameters", entry.parameters}});
+  }
+  json["layers"] = layers;
+  Json loss = Json::array();
+  for (const LossPoint& point : report.loss) {
+    loss.push_back({{"step", point.step}, {"loss", point.loss}, {"learning_rate", point.learning_rate}});
+  }
+  if (!report.loss.empty()) json["loss"] = loss;
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string print_measurement(const Measurement& measurement) {
+  return measurement_json(measurement).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+Result<Measurement> parse_measurement(const std::string& text, const std::string& where) {
+  const Json json = Json::parse(text, nullptr, false);
+  const auto refuse = [&where](const std::string& what) {
+    return error(StatusCode::data_loss, "[report] ", where, ": measurements.json as quantize writes it "
+                 "is required; found ", what, "; leave this artifact out of --compare");
+  };
+  if (!json.is_object()) return refuse("no JSON object");
+  const auto number = [&json](const char* key) {
+    return json.contains(key) && json[key].is_number() ? json[key].get<double>() : -1.0;
+  };
+  Measurement m;
+  if (!json.contains("name") || !json["name"].is_string()) return refuse("no name");
+  m.name = json["name"].get<std::string>();
+  if (!json.contains("bytes") || !json["bytes"].is_number_integer()) return refuse("no bytes");
+  m.bytes = json["bytes"].get<int64_t>();
+  m.bits_per_weight = number("bits_per_weight");
+  m.quantized_bits_per_weight = number("quantized_bits_per_weight");
+  if (number("perplexity") > 0) {
+    m.text.emplace();
+    m.text->perplexity = number("perplexity");
+    m.text->nll = number("nll");
+    if (number("kl") >= 0) m.text->kl = number("kl");
+  }
+  if (number("accuracy") >= 0) {
+    m.images.emplace();
+    m.images->accuracy = number("accuracy");
+  }
+  return m;
+}
+
+}  // namespace nibble
