@@ -1,7 +1,7 @@
 // Text to token ids and back.
 //
-// Kinds: llama2.c tokenizer.bin (scores), tokenizer.json byte-level BPE. An unknown component
-// of tokenizer.json is `unsupported`, naming it. Safe to call from any thread.
+// Kinds: llama2.c tokenizer.bin (scores), tokenizer.json byte-level BPE. An unknown
+// component of tokenizer.json is `unsupported`, naming it. Safe to call from any thread.
 #pragma once
 
 #include <map>
@@ -22,17 +22,20 @@ class Tokenizer {
   // With the special tokens that the tokenizer adds by itself (BOS ...). invalid UTF-8 is
   // encoded byte by byte where the kind can, else invalid_argument.
   virtual Result<std::vector<int32_t>> encode(std::string_view text) const = 0;
-  virtual Result<std::vector<int32_t>> encode_without_special(std::string_view text) const = 0;
-  virtual std::string decode(std::span<const int32_t> ids) const = 0;  // skips special tokens
-  virtual int64_t vocabulary() const = 0;  // ids are < vocabulary()
+  virtual Result<std::vector<int32_t>> encode_without_special(
+      std::string_view text) const = 0;
+  virtual std::string decode(
+      std::span<const int32_t> ids) const = 0;  // skips special tokens
+  virtual int64_t vocabulary() const = 0;       // ids are < vocabulary()
   virtual int32_t bos() const = 0;  // the id that encode puts first, -1 when it adds none
   virtual std::vector<int32_t> eos() const = 0;  // ids that end a sequence
 };
 
 // files: name -> contents, as Artifact::tokenizer (tokenizer.json, tokenizer_config.json,
-// generation_config.json, tokenizer.bin). vocabulary: the model's rows; a tokenizer that has
-// more ids is refused (out_of_range, "wrong tokenizer"). not_found: no known file among them.
-Result<std::unique_ptr<Tokenizer>> make_tokenizer(const std::map<std::string, Bytes>& files,
-                                                  int64_t vocabulary);
+// generation_config.json, tokenizer.bin). vocabulary: the model's rows; a tokenizer that
+// has more ids is refused (out_of_range, "wrong tokenizer"). not_found: no known file
+// among them.
+Result<std::unique_ptr<Tokenizer>> make_tokenizer(
+    const std::map<std::string, Bytes>& files, int64_t vocabulary);
 
 }  // namespace nibble

@@ -1,0 +1,443 @@
+#include "kernels/tokenizer/tokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "kernels/base/splitmix64.h"
+#include "kernels/tokenizer/byte_alphabet.h"
+#include "kernels/tokenizer/pre_tokenize.h"
+#include "kernels/tokenizer/unicode.h"
+
+namespace nibble {
+namespace {
+
+using nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+const std::filesystem::path kData =
+    std::filesystem::path(NIBBLE_SOURCE_DIR) / ".." / "shared" / "data";
+
+std::string slurp(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream out;
+  out << in.rdbuf();
+  return out.str();
+}
+Bytes bytes_of(const std::string& text) {
+  return Bytes::copy_of(text.data(), text.size());
+}
+
+#define SKIP_WITHOUT(path)                               \
+  if (!std::filesystem::exists(path))                    \
+  GTEST_SKIP() << "needs " << (path).filename().string() \
+               << " of the shared data, which is absent"
+
+std::vector<std::string> split(std::string_view text, SplitPattern pattern) {
+  std::vector<std::string_view> pieces;
+  split_text(text, pattern, pieces);
+  return {pieces.begin(), pieces.end()};
+}
+
+// A tokenizer.json over the byte alphabet with a few merges.
+json small_tokenizer() {
+  json vocab = json::object();
+  int id = 0;
+  vocab["<|bos|>"] = id++;
+  vocab["<|eos|>"] = id++;
+  for (const std::string& character : byte_alphabet()) vocab[character] = id++;
+  json merges = json::array();
+  for (const auto& [a, b] :
+       std::vector<std::pair<std::string, std::string>>{{"a", "b"},
+                                                        {"\u0120", "c"},
+                                                        {"ab", "\u0120c"},
+                                                        {"l", "o"},
+                                                        {"lo", "w"},
+                                                        {"e", "r"}}) {
+    vocab[a + b] = id++;
+    merges.push_back({a, b});
+  }
+  const auto special = [](int at, const char* content) {
+    return json{{"id", at},        {"content", content}, {"single_word", false},
+                {"lstrip", false}, {"rstrip", false},    {"normalized", false},
+                {"special", true}};
+  };
+  return {{"version", "1.0"},
+          {"added_tokens", {special(0, "<|bos|>"), special(1, "<|eos|>")}},
+          {"normalizer", nullptr},
+          {"pre_tokenizer",
+           {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
+          {"post_processor", nullptr},
+          {"decoder", {{"type", "ByteLevel"}}},
+          {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", merges}}}};
+}
+Result<std::unique_ptr<Tokenizer>> make(const json& root, int64_t vocabulary = 100000) {
+  return make_tokenizer({{"tokenizer.json", bytes_of(root.dump())}}, vocabulary);
+}
+
+// 47 texts with the ids that the reference gives them; the last is empty.
+void check_vectors(const Tokenizer& tokenizer, const std::filesystem::path& path) {
+  const std::string inputs = slurp(path.string() + ".inp"),
+                    separator = "\n__ggml_vocab_test__\n";
+  std::istringstream outputs(slurp(path.string() + ".out"));
+  int count = 0;
+  for (size_t at = 0; at <= inputs.size(); ++count) {
+    const size_t end = std::min(inputs.find(separator, at), inputs.size());
+    const std::string text = inputs.substr(at, end - at);
+    std::string line;
+    std::getline(outputs, line);
+    std::vector<int32_t> expected;
+    std::istringstream numbers(line);
+    for (int32_t id; numbers >> id;) expected.push_back(id);
+    EXPECT_EQ(*tokenizer.encode_without_special(text), expected) << text;
+    // Without BOS before it, the space that llama2.c puts first stays.
+    const std::string decoded = tokenizer.decode(expected);
+    EXPECT_TRUE(decoded == text || decoded == " " + text) << decoded;
+    at = end + separator.size();
+  }
+  EXPECT_EQ(count, 47);
+}
+
+TEST(Unicode, ClassesAndInvalidBytes) {
+  EXPECT_TRUE(is_letter(0xe9) && is_letter(0x4e2d) && !is_letter('1') && !is_letter(-1));
+  EXPECT_TRUE(is_number(0x2160) && is_number(0xbd) && !is_number('a'));
+  EXPECT_TRUE(is_space(0x3000) && is_space('\t') && !is_space(0x200b));
+  EXPECT_EQ(first_invalid_utf8("caf\xc3\xa9"), -1);
+  EXPECT_EQ(first_invalid_utf8("ab\xff"), 2);
+  EXPECT_EQ(first_invalid_utf8("ab\xc3"), 2);
+  // Unicode's own example (table 3-8): one replacement for each maximal subpart.
+  EXPECT_EQ(replace_invalid_utf8("a\xf1\x80\x80\xe1\x80\xc2"
+                                 "b\x80"
+                                 "c\x80\xbf"
+                                 "d"),
+            "a\ufffd\ufffd\ufffdb\ufffdc\ufffd\ufffdd");
+  EXPECT_EQ(*normalize("e\u0301", NormalForm::nfc), "\u00e9");
+  EXPECT_EQ(*normalize("\u00e9", NormalForm::nfd), "e\u0301");
+  EXPECT_EQ(normalize("a\xff", NormalForm::nfc).status().message(),
+            "[tokenizer] normalizer: UTF-8 text was required; byte 1 is not part of "
+            "UTF-8; correct the "
+            "text");
+}
+
+TEST(ByteAlphabet, SpellsAndReadsEveryByte) {
+  EXPECT_EQ(spell_bytes(" \n!"), "\u0120\u010a!");
+  std::string all;
+  for (int i = 0; i < 256; ++i) all += static_cast<char>(i);
+  EXPECT_EQ(unspell_bytes(spell_bytes(all)), all);
+  EXPECT_EQ(unspell_bytes(" "), std::nullopt);
+  EXPECT_EQ(unspell_bytes("\u0144"), std::nullopt);  // U+0143 is the last
+  EXPECT_EQ(unspell_bytes("\u0143"), "\xad");
+}
+
+TEST(PreTokenize, Gpt2) {
+  EXPECT_THAT(split("Hello world, it's 3:45  now \n\n x", SplitPattern::gpt2),
+              ElementsAre("Hello", " world", ",", " it", "'s", " 3", ":", "45", " ",
+                          " now", " \n\n", " x"));
+  EXPECT_THAT(split("I'LL we'll\t", SplitPattern::gpt2),
+              ElementsAre("I", "'", "LL", " we", "'ll", "\t"));
+}
+
+TEST(PreTokenize, Llama3AndQwen2) {
+  EXPECT_THAT(split("I'LL pay 12345 (now)!\n\n  ok \n", SplitPattern::llama3),
+              ElementsAre("I", "'LL", " pay", " ", "123", "45", " (", "now", ")!\n\n",
+                          " ", " ok", " \n"));
+  EXPECT_THAT(split("12345", SplitPattern::qwen2), ElementsAre("1", "2", "3", "4", "5"));
+  EXPECT_THAT(split("a12b", SplitPattern::digits), ElementsAre("a", "1", "2", "b"));
+  EXPECT_THAT(split("a12b", SplitPattern::digit_runs), ElementsAre("a", "12", "b"));
+}
+
+// Whatever the bytes, the pieces put together are the text.
+TEST(PreTokenize, NothingIsLost) {
+  SplitMix64 random(5);
+  for (int round = 0; round < 300; ++round) {
+    std::string text;
+    const char* parts[] = {" ",      "\n",     "\r",   "a",    "Z", "'s",        "9",
+                           "\u00e9", "\u3000", "\xff", "\xc3", "!", "\U0001f600"};
+    for (uint64_t i = random.below(30); i > 0; --i)
+      text += parts[random.below(std::size(parts))];
+    for (SplitPattern pattern :
+         {SplitPattern::gpt2, SplitPattern::llama3, SplitPattern::qwen2,
+          SplitPattern::digits, SplitPattern::digit_runs}) {
+      std::string joined;
+      for (const std::string& piece : split(text, pattern)) {
+        EXPECT_FALSE(piece.empty());
+        joined += piece;
+      }
+      EXPECT_EQ(joined, text);
+    }
+  }
+}
+
+TEST(Llama2cTokenizer, Stories260K) {
+  const auto path = kData / "models/stories260K/tok512.bin";
+  SKIP_WITHOUT(path);
+  auto tokenizer = make_tokenizer({{"tokenizer.bin", bytes_of(slurp(path))}}, 512);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  const std::string text = "Once upon a time, there was a little girl named Lily.";
+  const auto ids = (*tokenizer)->encode(text);
+  ASSERT_TRUE(ids.ok());
+  EXPECT_THAT(*ids, ElementsAre(1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315,
+                                421, 395, 317, 426));
+  EXPECT_EQ((*tokenizer)->decode(*ids), text);
+  EXPECT_EQ((*tokenizer)->vocabulary(), 512);
+  EXPECT_EQ((*tokenizer)->bos(), 1);
+  const auto odd =
+      (*tokenizer)->encode("\u4e2d\xff");  // bytes, and a byte that is not UTF-8
+  EXPECT_THAT(*odd, ElementsAre(1, testing::_, 0xe4 + 3, 0xb8 + 3, 0xad + 3, 0xff + 3));
+  EXPECT_EQ((*tokenizer)->decode(*odd), "\u4e2d\xff");
+  EXPECT_EQ((*tokenizer)->encode("")->size(), 1u);
+
+  const auto wrong = make_tokenizer({{"tokenizer.bin", bytes_of(slurp(path))}}, 500);
+  EXPECT_EQ(wrong.status().code(), StatusCode::out_of_range);
+  EXPECT_EQ(wrong.status().message(),
+            "[tokenizer] tokenizer.bin: ids below 500 (the model's vocabulary) were "
+            "required; its ids "
+            "reach 511; this is the wrong tokenizer for this model, give its own with "
+            "--tokenizer FILE");
+}
+
+TEST(Llama2cTokenizer, Llama2Vectors) {
+  const auto path = kData / "tokenizers/llama2_tokenizer.bin";
+  const auto vectors = kData / "tokenizers/gguf_vocab/ggml-vocab-llama-spm.gguf";
+  SKIP_WITHOUT(path);
+  auto tokenizer = make_tokenizer({{"tokenizer.bin", bytes_of(slurp(path))}}, 32000);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  check_vectors(**tokenizer, vectors);
+}
+
+TEST(Llama2cTokenizer, DamagedFiles) {
+  std::string file(4, '\0');
+  file[0] = 7;  // the longest piece
+  for (int i = 0; i < 259; ++i) {
+    const std::string piece = cat("piece", i % 10);
+    const float score = static_cast<float>(-i);
+    const uint32_t length = static_cast<uint32_t>(piece.size());
+    file.append(reinterpret_cast<const char*>(&score), 4);
+    file.append(reinterpret_cast<const char*>(&length), 4);
+    file += piece;
+  }
+  EXPECT_TRUE(make_tokenizer({{"tokenizer.bin", bytes_of(file)}}, 259).ok());
+  const auto message = [&](const std::string& text) {
+    const auto result = make_tokenizer({{"tokenizer.bin", bytes_of(text)}}, 259);
+    EXPECT_EQ(result.status().code(), StatusCode::data_loss);
+    return result.status().message();
+  };
+  EXPECT_EQ(message("ab"),
+            "[tokenizer] tokenizer.bin: a 4-byte header was required; found 2 bytes; the "
+            "file is truncated");
+  EXPECT_THAT(
+      message(file.substr(0, file.size() - 3)),
+      HasSubstr(
+          "tokenizer.bin piece 258: a score, a length of at most 7 and that many bytes"));
+  EXPECT_THAT(message(file.substr(0, file.size() - 14)),
+              HasSubstr("at least 259 pieces"));
+  std::string long_piece = file;
+  long_piece[8] = 100;
+  EXPECT_THAT(message(long_piece), HasSubstr("piece 0: a score, a length of at most 7"));
+}
+
+TEST(ByteLevelTokenizer, Gpt2Vectors) {
+  const auto vocabulary = kData / "tokenizers/gpt2_vocab.json";
+  const auto vectors = kData / "tokenizers/gguf_vocab/ggml-vocab-gpt-2.gguf";
+  SKIP_WITHOUT(vocabulary);
+  json root = small_tokenizer();
+  root["added_tokens"] = json::array();
+  root["model"]["vocab"] = json::parse(slurp(vocabulary));
+  root["model"]["merges"] = json::array();
+  std::istringstream merges(slurp(kData / "tokenizers/gpt2_merges.txt"));
+  for (std::string line; std::getline(merges, line);)
+    if (!line.empty() && line.rfind("#version", 0) != 0)
+      root["model"]["merges"].push_back(line);
+  auto tokenizer = make(root);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  check_vectors(**tokenizer, vectors);
+}
+
+TEST(ByteLevelTokenizer, Docs14m) {
+  const auto directory = kData / "models/docs14m";
+  SKIP_WITHOUT(directory);
+  std::map<std::string, Bytes> files;
+  for (const char* name :
+       {"tokenizer.json", "tokenizer_config.json", "generation_config.json"})
+    files[name] = bytes_of(slurp(directory / name));
+  auto tokenizer = make_tokenizer(files, 4096);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_THAT(*(*tokenizer)->encode("Returns the name of the"),
+              ElementsAre(2870, 266, 598, 299, 266));
+  EXPECT_EQ((*tokenizer)->bos(), -1);
+  EXPECT_THAT((*tokenizer)->eos(), ElementsAre(1));
+  EXPECT_EQ((*tokenizer)->vocabulary(), 4096);
+}
+
+// Tokens that are looked for after the normalizer, longest first, and are not special.
+TEST(ByteLevelTokenizer, CodegenAddedTokens) {
+  const auto path = kData / "tokenizers/hf_tokenizer_json/gpt2_codegen_tokenizer.json";
+  SKIP_WITHOUT(path);
+  auto tokenizer = make_tokenizer({{"tokenizer.json", bytes_of(slurp(path))}}, 51200);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  const std::string text = "def f(x):\n    return x\n\t\ty = 1<|endoftext|>";
+  const auto ids = (*tokenizer)->encode(text);
+  EXPECT_THAT(*ids, ElementsAre(4299, 277, 7, 87, 2599, 198, 50284, 7783, 2124, 198,
+                                50294, 88, 796, 352, 50256));
+  EXPECT_EQ((*tokenizer)->decode(*ids), "def f(x):\n    return x\n\t\ty = 1");
+}
+
+TEST(ByteLevelTokenizer, SentencePieceIsRefusedByName) {
+  const auto path = kData / "tokenizers/hf_tokenizer_json/phi3_spm_bpe_tokenizer.json";
+  SKIP_WITHOUT(path);
+  const auto tokenizer =
+      make_tokenizer({{"tokenizer.json", bytes_of(slurp(path))}}, 32064);
+  EXPECT_EQ(tokenizer.status().code(), StatusCode::unsupported);
+  EXPECT_THAT(tokenizer.status().message(),
+              HasSubstr("[tokenizer] tokenizer.json normalizer: "));
+  EXPECT_THAT(tokenizer.status().message(), HasSubstr("found Prepend"));
+}
+
+TEST(ByteLevelTokenizer, MergesTemplateAndEos) {
+  json root = small_tokenizer();
+  root["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors",
+       {{{"type", "ByteLevel"}},
+        {{"type", "TemplateProcessing"},
+         {"single",
+          {{{"SpecialToken", {{"id", "<|bos|>"}}}}, {{"Sequence", {{"id", "A"}}}}}},
+         {"special_tokens", {{"<|bos|>", {{"id", "<|bos|>"}, {"ids", {0}}}}}}}}}};
+  const std::string config = R"({"eos_token": {"content": "<|eos|>"}})";
+  auto made = make_tokenizer({{"tokenizer.json", bytes_of(root.dump())},
+                              {"tokenizer_config.json", bytes_of(config)}},
+                             300);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  const Tokenizer& tokenizer = **made;
+  EXPECT_EQ(tokenizer.bos(), 0);
+  EXPECT_THAT(tokenizer.eos(), ElementsAre(1));
+  const json& vocab = root["model"]["vocab"];
+  EXPECT_THAT(*tokenizer.encode("lower<|eos|>ab"),
+              ElementsAre(0, vocab["low"], vocab["er"], 1, vocab["ab"]));
+  EXPECT_THAT(*tokenizer.encode_without_special("ab c"),
+              ElementsAre(vocab["ab"], vocab["\u0120c"]));
+  EXPECT_EQ(tokenizer.decode(*tokenizer.encode("lower<|eos|>ab")), "lowerab");
+  // Any bytes go there and back; what is not UTF-8 is replaced in the text only.
+  EXPECT_EQ(tokenizer.encode("\xff")->size(), 2u);
+  EXPECT_EQ(tokenizer.decode(*tokenizer.encode("\xff")), "\ufffd");
+}
+
+TEST(ByteLevelTokenizer, IgnoreMergesAndStringMerges) {
+  json root = small_tokenizer();
+  const auto ids = [&] { return *(*make(root))->encode("lower"); };
+  const auto pairs = ids();
+  for (json& merge : root["model"]["merges"])
+    merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+  EXPECT_EQ(ids(), pairs);
+  root["model"]["vocab"]["lower"] = 270;
+  EXPECT_EQ(ids(), pairs);
+  root["model"]["ignore_merges"] = true;
+  EXPECT_THAT(ids(), ElementsAre(270));
+}
+
+TEST(ByteLevelTokenizer, SequenceOfSplitAndByteLevel) {
+  json root = small_tokenizer();
+  root["normalizer"] = {{"type", "NFC"}};
+  const json split = {
+      {"type", "Split"},
+      {"pattern", {{"Regex", std::string(split_regex(SplitPattern::qwen2))}}},
+      {"behavior", "Isolated"},
+      {"invert", false}};
+  const json level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  root["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, level}}};
+  auto tokenizer = make(root);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_EQ(*(*tokenizer)->encode("e\u0301"), *(*tokenizer)->encode("\u00e9"));
+  EXPECT_EQ((*tokenizer)->encode("a\xff").status().code(), StatusCode::invalid_argument);
+}
+
+TEST(ByteLevelTokenizer, UnknownComponentsAreNamed) {
+  const auto message = [](const json& root, StatusCode code) {
+    const auto result = make(root);
+    EXPECT_EQ(result.status().code(), code) << result.status().message();
+    return result.status().message();
+  };
+  json root = small_tokenizer();
+  root["pre_tokenizer"] = {{"type", "Metaspace"}};
+  EXPECT_EQ(message(root, StatusCode::unsupported),
+            "[tokenizer] tokenizer.json pre_tokenizer: ByteLevel, Split or Digits was "
+            "required; found "
+            "Metaspace; nibble reads byte-level BPE; evaluate with token ids from a "
+            "safetensors file "
+            "instead");
+  root = small_tokenizer();
+  root["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers",
+       {{{"type", "Split"}, {"pattern", {{"Regex", "\\w+"}}}, {"behavior", "Isolated"}},
+        {{"type", "ByteLevel"}}}}};
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr(R"(found {"Regex":"\\w+"})"));
+  root = small_tokenizer();
+  root["normalizer"] = {{"type", "Lowercase"}};
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr("normalizer: NFC, NFD, NFKC, NFKD or null"));
+  root = small_tokenizer();
+  root["post_processor"] = {{"type", "RobertaProcessing"}};
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr("found RobertaProcessing"));
+  root = small_tokenizer();
+  root["decoder"] = {{"type", "WordPiece"}};
+  EXPECT_THAT(message(root, StatusCode::unsupported), HasSubstr("found WordPiece"));
+  root = small_tokenizer();
+  root["model"]["type"] = "Unigram";
+  EXPECT_THAT(message(root, StatusCode::unsupported), HasSubstr("found Unigram"));
+  root = small_tokenizer();
+  root["model"]["byte_fallback"] = true;
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr("byte_fallback must be false"));
+  root = small_tokenizer();
+  root["model"]["merges"].push_back({"a", "nothing"});
+  EXPECT_THAT(
+      message(root, StatusCode::data_loss),
+      HasSubstr(
+          R"(merge 6 of two tokens into a third was required; found ["a","nothing"])"));
+  root = small_tokenizer();
+  root["model"]["vocab"]["z9"] = -1;
+  EXPECT_THAT(message(root, StatusCode::data_loss),
+              HasSubstr("an id for \"z9\" was required; found -1"));
+  root = small_tokenizer();
+  root["model"]["vocab"]["z9"] = 2000000000;  // must not drive an allocation
+  EXPECT_EQ(make(root).status().code(), StatusCode::data_loss);
+}
+
+TEST(ByteLevelTokenizer, WrongOrAbsent) {
+  EXPECT_EQ(make(small_tokenizer(), 100).status().message(),
+            "[tokenizer] tokenizer.json: ids below 100 (the model's vocabulary) were "
+            "required; its ids "
+            "reach 263; this is the wrong tokenizer for this model, give its own with "
+            "--tokenizer FILE");
+  EXPECT_EQ(make_tokenizer({}, 100).status().code(), StatusCode::not_found);
+  const auto truncated = make_tokenizer(
+      {{"tokenizer.json", bytes_of(small_tokenizer().dump().substr(0, 900))}}, 300);
+  EXPECT_EQ(truncated.status().code(), StatusCode::data_loss);
+  // No byte is dropped without a word.
+  json root = small_tokenizer();
+  root["model"]["vocab"].erase("Q");
+  EXPECT_EQ((*make(root))->encode("aQ").status().message(),
+            "[tokenizer] tokenizer.json: a token for every byte of the text was "
+            "required; byte 81 has none; "
+            "use a tokenizer trained with the whole byte alphabet");
+}
+
+// The heap makes a long text without spaces cost n log n.
+TEST(ByteLevelTokenizer, LongPiece) {
+  const auto tokenizer = make(small_tokenizer());
+  std::string text;
+  for (int i = 0; i < 200000; ++i) text += "low";
+  EXPECT_EQ((*tokenizer)->encode(text)->size(), 200000u);
+}
+
+}  // namespace
+}  // namespace nibble
