@@ -88,7 +88,7 @@ Status check_level(const std::string& name, const char* kind, size_t i,
                    int64_t cols, bool positive) {
   const LevelShape shape = level_shape(level.block, rows, cols);
   for (int64_t at = 0; at < shape.rows * shape.cols; ++at) {
-    const float value = level_value(level, packed.values, shape, at) + packed.shift;
+    const float value = level_value(level, packed.values, shape, at);
     if (!std::isfinite(value) || (positive && !(value > 0))) {
       return error(StatusCode::out_of_range, "[artifact] ", name, ": ", kind, " level ",
                    i, " must be finite", positive ? " and positive" : "", "; found ",
@@ -98,20 +98,45 @@ Status check_level(const std::string& name, const char* kind, size_t i,
   return ok_status();
 }
 
+// With a shift the innermost values may be negative: what must be positive is the whole
+// scale.
+Status check_shifted_scales(const std::string& name, const PackedTensor& packed) {
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
+  const std::vector<float> scales = expanded_scales(coded);
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (!(scales[i] > 0) || !std::isfinite(scales[i])) {
+      return error(StatusCode::out_of_range, "[artifact] ", name,
+                   ": every scale must be finite and positive; found ", scales[i],
+                   " at row ", static_cast<int64_t>(i) / packed.cols, ", column ",
+                   static_cast<int64_t>(i) % packed.cols);
+    }
+  }
+  return ok_status();
+}
+
 Status check_packed_values(const std::string& name, const PackedTensor& packed) {
   const Status sizes = check_packed(packed);
-  if (!sizes.ok()) return error(sizes.code(), "[artifact] ", name, ": ", sizes.message());
+  if (!sizes.ok()) {
+    return error(sizes.code(), "[artifact] ", name, ": ", sizes.message());
+  }
   const QuantScheme& scheme = packed.scheme;
+  if (scheme.is_float()) {
+    return error(StatusCode::invalid_argument, "[artifact] ", name,
+                 ": a packed weight needs a scheme with scales; found ", to_string(scheme),
+                 "; store it as a float tensor");
+  }
+  const bool shifted = scheme.scales[0].shifted;
   for (size_t i = 0; i < scheme.scales.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(check_level(name, "scale", i, scheme.scales[i],
-                                       packed.scales[i], packed.rows, packed.cols, true));
+                                       packed.scales[i], packed.rows, packed.cols,
+                                       !shifted || i > 0));
   }
   for (size_t i = 0; i < scheme.offsets.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(check_level(name, "offset", i, scheme.offsets[i],
                                        packed.offsets[i], packed.rows, packed.cols,
                                        false));
   }
-  return ok_status();
+  return shifted ? check_shifted_scales(name, packed) : ok_status();
 }
 
 Status check_activation(const std::string& where, const ActivationScheme& activation) {

@@ -14,17 +14,18 @@
 namespace nibble {
 
 struct LedgerEntry {
-  std::string tensor;    // "model.layers.0.self_attn.q_proj.weight"
-  std::string scheme;    // the scheme's text, "f32" for what stays float
-  std::string method;    // "rtn", "gptq", "lsq", "float", "folded"
-  std::string reason;    // why it is float or folded; empty for a quantized layer
-  std::string kernel;    // which kernel serves it on the machine that made it
+  std::string tensor;  // "model.layers.0.self_attn.q_proj.weight"
+  std::string scheme;  // the scheme's text, "f32" for what stays float
+  std::string method;  // "rtn", "gptq", "lsq", "float", "folded"
+  std::string reason;  // why it is float or folded; empty for a quantized layer
+  std::string kernel;  // which kernel serves it on the machine that made it
   int64_t parameters = 0;
-  double bits = 0;       // stored bits, scales and offsets counted
-  int64_t tokens = 0;    // calibration rows its solver saw
-  double error = 0;      // relative squared error of the weight: |W - Q|^2 / |W|^2
-  double output_error = -1;  // the same of the layer's output on the calibration data; -1 unknown
-  std::string note;      // "damping 0.01 -> 0.1" and the like
+  double bits = 0;           // stored bits, scales and offsets counted
+  int64_t tokens = 0;        // calibration rows its solver saw
+  double error = 0;          // relative squared error of the weight: |W - Q|^2 / |W|^2
+  double output_error = -1;  // the same of the layer's output on the calibration data;
+                             // -1: not known
+  std::string note;  // "damping 0.01 -> 0.1" and the like
   bool operator==(const LedgerEntry&) const = default;
 };
 

@@ -2,10 +2,11 @@
 //
 //   u64 header length N | N bytes of JSON {name: {dtype, shape, data_offsets}} | bytes
 //
-// Reading enforces every rule of the reference parser and refuses duplicate keys. data_loss: a
-// truncated or damaged file (the message names the file, the tensor and the rule). Tensors are
-// views into the mapping. The writer orders tensors by alignment descending, then by name, and
-// pads the header to 8 bytes, so equal content gives equal bytes.
+// Reading enforces every rule of the reference parser and refuses duplicate keys.
+// data_loss: a truncated or damaged file (the message names the file, the tensor and the
+// rule). Tensors are views into the mapping. The writer orders tensors by alignment
+// descending, then by name, and pads the header to 8 bytes, so equal content gives equal
+// bytes.
 #pragma once
 
 #include <filesystem>
@@ -28,7 +29,8 @@ Result<SafetensorsFile> read_safetensors(const std::filesystem::path& path);
 Result<std::map<std::string, Tensor>> read_sharded_safetensors(
     const std::filesystem::path& directory, std::vector<std::string>* sources);
 
-// path is written as it is (call it on an AtomicDirectory's staging area, or use _atomically).
+// path is written as it is (call it on an AtomicDirectory's staging area, or use
+// _atomically).
 Status write_safetensors(const std::filesystem::path& path,
                          const std::map<std::string, Tensor>& tensors,
                          const std::map<std::string, std::string>& metadata);
