@@ -4,7 +4,8 @@
 #include <bit>
 #include <set>
 
-#include "export/formats/formats.h"
+#include "export/formats/readers.h"
+#include "export/formats/writers.h"
 #include "export/levels.h"
 #include "kernels/packing/packed_tensor.h"
 

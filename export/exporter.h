@@ -8,24 +8,14 @@
 #pragma once
 
 #include <filesystem>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "kernels/artifact/artifact.h"
 #include "kernels/base/status.h"
-#include "kernels/scheme/coded_matrix.h"
+#include "kernels/scheme/decoded.h"
 
 namespace nibble {
-
-// What a format's reader found, by checkpoint tensor name. A format that keeps levels
-// multiplied out gives one level where the artifact had two; check_decoded compares
-// meaning, not text.
-struct Decoded {
-  std::string config_json;
-  std::map<std::string, CodedMatrix> coded;
-  std::map<std::string, Tensor> floats;  // and biases that the format stores as i32
-};
 
 struct ExportOptions {
   bool overwrite = false;

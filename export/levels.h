@@ -1,6 +1,7 @@
 // The scale, or the offset, that governs one element of a quantized matrix.
 //
-//   level0 * level1 * level2 ...   in float, innermost first, each with its shift added
+//   ((level0 * level1) * level2 ...) + shift   in float, innermost first; the shift is
+//   level0's
 #pragma once
 
 #include <vector>
@@ -15,11 +16,10 @@ inline float level_product(const std::vector<ScaleLevel>& levels,
   float product = 0;
   for (size_t i = 0; i < levels.size(); ++i) {
     const int64_t index = level_index(levels[i].block, rows, cols, r, c);
-    float value = values[i].values[static_cast<size_t>(index)];
-    if (levels[i].shifted) value += values[i].shift;
+    const float value = values[i].values[static_cast<size_t>(index)];
     product = i == 0 ? value : product * value;
   }
-  return product;
+  return !levels.empty() && levels[0].shifted ? product + values[0].shift : product;
 }
 inline float scale_at(const CodedMatrix& q, int64_t r, int64_t c) {
   return level_product(q.scheme.scales, q.scales, q.rows, q.cols, r, c);

@@ -1,5 +1,5 @@
 // The artifact directory itself: everything can be expressed.
-#include "export/formats/formats.h"
+#include "export/formats/writers.h"
 
 namespace nibble {
 

@@ -10,7 +10,7 @@
 #include <limits>
 #include <sstream>
 
-#include "export/formats/formats.h"
+#include "export/formats/readers.h"
 #include "onnx.pb.h"
 
 namespace nibble {

@@ -3,7 +3,8 @@
 //
 // Before the directory gets its name, onnx_read.cpp reads it back and every code, scale
 // and float is compared with the artifact.
-#include "export/formats/formats.h"
+#include "export/formats/readers.h"
+#include "export/formats/writers.h"
 #include "export/onnx/lowering.h"
 #include "kernels/base/file.h"
 

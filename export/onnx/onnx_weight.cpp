@@ -96,15 +96,15 @@ Result<OnnxBlocks> onnx_blocks(const QuantScheme& scheme, int64_t rows, int64_t 
                   "quantize with +z, or without an offset");
   }
   if (scheme.offset == OffsetKind::zero_point) {
-    const ElementInfo& code = element_info(scheme.code);
     const ElementInfo& zero = element_info(scheme.offsets.front().element);
-    const bool fits = scheme.offsets.size() == 1 && !scheme.offsets.front().shifted &&
-                      zero.kind == ElementKind::integer &&
-                      code.kind == ElementKind::integer && zero.lowest >= code.lowest &&
-                      zero.highest <= code.highest;
-    if (!fits) {
-      return cannot(where, "a zero point must be an integer of the code's range", scheme,
-                    cat("store zero points as ", code.text));
+    const bool is_signed = blocks.type == OnnxType::int4 || blocks.type == OnnxType::int8;
+    const int64_t bits = onnx_type_bits(blocks.type);
+    const auto span = static_cast<float>(1 << (is_signed ? bits - 1 : bits));
+    if (zero.lowest < (is_signed ? -span : 0) || zero.highest > span - 1) {
+      return cannot(where,
+                    cat("a zero point must fit the ONNX type of the codes, ",
+                        is_signed ? "int" : "uint", bits),
+                    scheme, cat("store zero points as ", element_info(scheme.code).text));
     }
   }
   for (const auto* levels : {&scheme.scales, &scheme.offsets}) {
