@@ -172,4 +172,13 @@ LoadOptions CommandLine::load_options() const {
   return options;
 }
 
+Result<Compute> compute_option(const CommandLine& line) {
+  const std::string text = line.text("compute");
+  if (text.empty() || text == "float") return Compute::float_activations;
+  if (text == "int8") return Compute::dynamic_int8;
+  return error(StatusCode::invalid_argument,
+               "[nibble] --compute: float or int8 required; found '", text,
+               "'; float is the default");
+}
+
 }  // namespace nibble

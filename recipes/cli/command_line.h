@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/base/status.h"
+#include "kernels/runtime/executor.h"
 #include "recipes/models/load_model.h"
 
 namespace nibble {
@@ -55,5 +56,8 @@ class CommandLine {
   std::vector<std::pair<std::string, int64_t>> lowest_;
   boost::program_options::variables_map values_;
 };
+
+// --compute: float (default) or int8.
+Result<Compute> compute_option(const CommandLine& line);
 
 }  // namespace nibble

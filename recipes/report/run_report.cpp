@@ -1,6 +1,7 @@
 #include "recipes/report/run_report.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "recipes/report/text_table.h"
 
@@ -75,6 +76,31 @@ Json measurement_json(const Measurement& m) {
 }
 
 }  // namespace
+
+Measurement measure_size(const Artifact& model, const std::string& name) {
+  int64_t parameters = 0, quantized = 0, quantized_bytes = 0;
+  std::set<std::string> named;  // by the program: a checkpoint may carry more
+  for (const Node& node : model.program.nodes) {
+    for (const auto& [role, tensor] : node.parameters) named.insert(tensor);
+  }
+  for (const auto& [tensor, value] : model.tensors) {
+    if (named.count(tensor) > 0) parameters += value.numel();
+  }
+  for (const auto& [tensor, packed] : model.packed) {
+    parameters += packed.rows * packed.cols;
+    quantized += packed.rows * packed.cols;
+    quantized_bytes += packed.bytes();
+  }
+  Measurement measurement;
+  measurement.name = name;
+  measurement.bytes = model.weight_bytes();
+  const auto bits_each = [](int64_t bytes, int64_t count) {
+    return count > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(count) : 0.0;
+  };
+  measurement.bits_per_weight = bits_each(measurement.bytes, parameters);
+  measurement.quantized_bits_per_weight = bits_each(quantized_bytes, quantized);
+  return measurement;
+}
 
 std::vector<std::vector<std::string>> measurement_rows(const std::vector<const Measurement*>& models) {
   Rows rows(models);

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/artifact/ledger.h"
+#include "kernels/artifact/artifact.h"
 #include "recipes/eval/evaluate.h"
 #include "recipes/eval/speed.h"
 
@@ -23,6 +23,9 @@ struct Measurement {
   std::optional<ImageQuality> images;
   std::optional<Speed> speed;
 };
+
+// Size and bits of a model, no quality yet. Scales and offsets are counted.
+Measurement measure_size(const Artifact& model, const std::string& name);
 
 struct LossPoint {
   int64_t step = 0;

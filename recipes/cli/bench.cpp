@@ -1,0 +1,106 @@
+// nibble bench: how fast a model runs on this machine, beside another one.
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "recipes/cli/command_line.h"
+#include "recipes/cli/verb.h"
+#include "recipes/eval/speed.h"
+#include "recipes/report/run_report.h"
+#include "recipes/report/text_table.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+Json to_json(const std::string& path, const Measurement& size, const Speed& speed) {
+  Json json = {{"model", path},
+               {"bytes", size.bytes},
+               {"bits_per_weight", size.bits_per_weight},
+               {"kernels", speed.kernels},
+               {"cpu", speed.cpu}};
+  const auto add = [&json](const std::string& name, const Rate& rate) {
+    if (rate.repeats == 0) return;
+    json[name] = rate.median;
+    json[name + "_quartiles"] = {rate.low, rate.high};
+    json["repeats"] = rate.repeats;
+  };
+  add("decode_tokens_per_second", speed.decode);
+  add("prefill_tokens_per_second", speed.prefill);
+  add("images_per_second", speed.images);
+  return json;
+}
+
+std::string rate_text(const Rate& rate) {
+  if (rate.repeats == 0) return "-";
+  return cat(number_text(rate.median, 4), " [", number_text(rate.low, 4), ", ",
+             number_text(rate.high, 4), "]");
+}
+
+}  // namespace
+
+Status run_bench_verb(const std::vector<std::string>& arguments) {
+  CommandLine line("bench MODEL [--reference MODEL]",
+                   "Tokens a second one at a time (decode) and in one call (prefill), or images a "
+                   "second in batches of 32.\nMedian and quartiles of repeats; two models take "
+                   "turns, so that both see the same machine.");
+  line.positional("MODEL");
+  line.text("reference", "MODEL", "time this one too, in turns");
+  line.integer("repeats", "timings of each", 9, 1);
+  line.integer("tokens", "decoded in one timing", 32, 1);
+  line.integer("prefill", "tokens of one prefill, at most the context", 256, 1);
+  line.text("compute", "float|int8", "activations of weight-only layers (default: float)");
+  line.model_options();
+  line.json();
+  NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
+  if (!go_on) return ok_status();
+  NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
+
+  std::vector<std::string> paths = {line.text("MODEL")};
+  if (line.has("reference")) paths.push_back(line.text("reference"));
+  std::vector<Executor> models;
+  std::vector<Executor*> pointers;
+  std::vector<Measurement> sizes;
+  for (size_t i = 0; i < paths.size(); ++i) {
+    LoadOptions options = line.load_options();
+    if (i > 0) options.tokenizer.clear();
+    NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, load_model(paths[i], options));
+    const std::string name =
+        std::filesystem::path(paths[i]).lexically_normal().filename().string();
+    sizes.push_back(measure_size(artifact, name));
+    // The reference runs as it is; --compute is a question about MODEL.
+    NIBBLE_ASSIGN_OR_RETURN(
+        Executor model,
+        Executor::create(std::make_shared<const Artifact>(std::move(artifact)),
+                         ExecutorOptions{.compute = i == 0 ? compute : Compute::float_activations}));
+    models.push_back(std::move(model));
+  }
+  for (Executor& model : models) pointers.push_back(&model);
+  const SpeedOptions options{.repeats = line.integer("repeats"),
+                             .decode_tokens = line.integer("tokens"),
+                             .prefill_tokens = line.integer("prefill")};
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds, measure_speed(pointers, options));
+
+  if (line.wants_json()) {
+    Json json = to_json(paths[0], sizes[0], speeds[0]);
+    json["compute"] = compute == Compute::dynamic_int8 ? "int8" : "float";
+    if (speeds.size() > 1) json["reference"] = to_json(paths[1], sizes[1], speeds[1]);
+    std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
+    return ok_status();
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"model", "size", "bits", "decode tokens/s", "prefill tokens/s", "images/s", "kernels"}};
+  for (size_t i = 0; i < speeds.size(); ++i) {
+    std::string kernels;
+    for (const auto& [name, layers] : speeds[i].kernels) {
+      kernels += cat(kernels.empty() ? "" : ", ", name, " x ", layers);
+    }
+    rows.push_back({sizes[i].name, bytes_text(sizes[i].bytes), number_text(sizes[i].bits_per_weight, 4),
+                    rate_text(speeds[i].decode), rate_text(speeds[i].prefill),
+                    rate_text(speeds[i].images), kernels});
+  }
+  std::cout << table_text(rows) << "on  " << speeds[0].cpu << "\n";
+  return ok_status();
+}
+
+}  // namespace nibble
