@@ -175,7 +175,7 @@ const std::array<float, 16>& fp4_table() {
     std::array<float, 16> values{};
     for (int i = 0; i < 8; ++i) {
       values[i] = static_cast<float>(twelfths[i] / 12);
-      values[i + 8] = -values[i];
+      values[i + 8] = i == 0 ? 0.0f : -values[i];  // both zeros are +0
     }
     return values;
   }();

@@ -1,5 +1,5 @@
-// What is decided for one layer or one value: weight and activation schemes, and the extras
-// that are not meaning (permutation, low-rank parts) and stay beside the tensor.
+// What is decided for one layer or one value: weight and activation schemes, and the
+// extras that are not meaning (permutation, low-rank parts) and stay beside the tensor.
 #pragma once
 
 #include <optional>
@@ -9,13 +9,13 @@
 
 namespace nibble {
 
-// An activation's scheme. dynamic: scales come from the data at run time. Static: `scale` (and
-// zero_point) were calibrated, one per tensor.
+// An activation's scheme. dynamic: scales come from the data at run time. Static: `scale`
+// (and zero_point) were calibrated, one per tensor.
 struct ActivationScheme {
   QuantScheme scheme;
   bool dynamic = false;
-  float scale = 0;      // static only: real units per code, finite and positive
-  int zero_point = 0;   // static only
+  float scale = 0;     // static only: real units per code, finite and positive
+  int zero_point = 0;  // static only
   bool operator==(const ActivationScheme&) const = default;
 };
 
@@ -28,7 +28,7 @@ struct LayerExtras {
 
 struct LayerScheme {
   QuantScheme weight;
-  std::optional<ActivationScheme> input;   // a further requantization of the input value
+  std::optional<ActivationScheme> input;  // a further requantization of the input value
   LayerExtras extras;
   bool operator==(const LayerScheme&) const = default;
 };

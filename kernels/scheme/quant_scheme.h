@@ -5,14 +5,21 @@
 //   value = s * (q - z)      zero_point
 //   value = s * q + m        minimum
 //
-// s (and m) is the product of its levels, innermost first; a level's values are the decoded
-// numbers of its element, plus one f32 `shift` when the level is marked "+o". Every tensor is
-// read as a matrix [rows, cols], cols being what a matmul reduces over.
+// s (and m) is the product of its levels, innermost first: s = (v0 * v1) * v2 ... +
+// shift, a level's values v being the decoded numbers of its element and `shift` one f32,
+// of the innermost level, where that is marked "+o". Every tensor is read as a matrix
+// [rows, cols], cols being what a matmul reduces over.
 //
-//   code ["n"] {"/" block "@" element ["+o"]} ["+" ("z"|"m") {"/" block "@" element ["+o"]}]
-//   block = t | r | c | gN | fN | bRxC
+//   code ["n"] {"/" block "@" element ["+o"]} ["+" ("z"|"m") {"/" block "@" element
+//   ["+o"]}] block = t | r | c | gN | fN | bRxC
 //
-// parse_scheme: invalid_argument (quotes the text, the position, what was expected).
+// Every block counts elements of the tensor, those of outer levels too, and an outer
+// block is made of whole inner blocks: 256 scales of 64 elements each, as bitsandbytes
+// nests them, are "nf4/f64@dyn8+o/f16384@f32".
+//
+// parse_scheme: invalid_argument (quotes the text, the position, what was expected, what
+// was found). validate_scheme: invalid_argument (the combination that has no meaning, and
+// why).
 #pragma once
 
 #include <cstdint>
@@ -31,16 +38,16 @@ enum class Element : uint8_t {
 };
 
 enum class ElementKind : uint8_t {
-  integer,  // the code is the number; lowest..highest
+  integer,    // the code is the number; lowest..highest
   minifloat,  // e2m1 e4m3 e5m2 e8m0 bf16 f16 f32: the code is the bit pattern
-  table,    // nf4 fp4 dyn8 (values in [-1, 1]) and ternary, binary ({-1,0,1}, {-1,1})
+  table,      // nf4 fp4 dyn8 (values in [-1, 1]) and ternary, binary ({-1,0,1}, {-1,1})
 };
 
 struct ElementInfo {
   const char* text;
-  int bits;          // stored bits a code
+  int bits;  // stored bits a code
   ElementKind kind;
-  float lowest;      // smallest and largest value a code can stand for
+  float lowest;  // smallest and largest value a code can stand for
   float highest;
 };
 const ElementInfo& element_info(Element element);
@@ -66,8 +73,8 @@ enum class OffsetKind : uint8_t { none, zero_point, minimum };
 
 struct QuantScheme {
   Element code = Element::f32;
-  bool narrow = false;              // "n": the most negative code is not used
-  std::vector<ScaleLevel> scales;   // innermost first; empty for a plain float scheme
+  bool narrow = false;             // "n": the most negative code is not used
+  std::vector<ScaleLevel> scales;  // innermost first; empty for a plain float scheme
   OffsetKind offset = OffsetKind::none;
   std::vector<ScaleLevel> offsets;  // innermost first
   bool operator==(const QuantScheme&) const = default;
@@ -95,7 +102,8 @@ int64_t level_index(const Block& block, int64_t rows, int64_t cols, int64_t r, i
 int code_lowest(const QuantScheme& scheme);
 int code_highest(const QuantScheme& scheme);
 
-// Stored bits for the whole matrix (codes, every scale and offset level, shifts) / (rows*cols).
+// Stored bits for the whole matrix (codes, every scale and offset level, shifts) /
+// (rows*cols).
 double bits_per_value(const QuantScheme& scheme, int64_t rows, int64_t cols);
 
 }  // namespace nibble
