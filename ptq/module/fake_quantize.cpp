@@ -56,7 +56,7 @@ class GridFunction : public torch::autograd::Function<GridFunction> {
     grid_forward(holder->grid, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
     ctx->save_for_backward({x});
     ctx->saved_data["grid"] = torch::IValue::make_capsule(holder);
-    ctx->saved_data["values"] = scale.defined() ? scale.numel() : int64_t{0};
+    ctx->saved_data["values"] = scale.numel();
     return y;
   }
 
@@ -102,7 +102,7 @@ class AnyFunction : public torch::autograd::Function<AnyFunction> {
     const Tensor high = shifted_zero ? highest - offset : at::full_like(x, highest);
     const Tensor inside = (u >= low).logical_and_(u <= high);
     tensor_list saved = {inside};
-    if (scale.defined()) {
+    if (scale.numel() > 0) {
       const ScaleLevel& level = levels.scheme.scales[0];
       Tensor index = at::empty({rows * cols}, at::kLong);
       int64_t* at = index.mutable_data_ptr<int64_t>();
@@ -118,7 +118,7 @@ class AnyFunction : public torch::autograd::Function<AnyFunction> {
       saved.push_back(index);
     }
     ctx->save_for_backward(saved);
-    ctx->saved_data["values"] = scale.defined() ? scale.numel() : int64_t{0};
+    ctx->saved_data["values"] = scale.numel();
     return y;
   }
 
@@ -300,12 +300,11 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
   if (!per_tensor) cols = is_activation_ ? x.size(-1) : x.numel() / x.size(0);
   const int64_t rows = x.numel() / cols;
   const auto [lowest, highest] = range_of(scheme_);
-  const int64_t governed =
-      is_activation_
-          ? x.numel() / x.size(0)
-          : x.numel() / std::max<int64_t>(1, scale_.defined() ? scale_.numel() : 1);
-  const float gradient_scale =
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(governed) * highest));
+  const double parts = static_cast<double>(is_activation_     ? x.size(0)
+                                           : scale_.defined() ? scale_.numel()
+                                                              : 1);
+  const double governed = static_cast<double>(x.numel()) / parts;
+  const float gradient_scale = static_cast<float>(1.0 / std::sqrt(governed * highest));
 
   Tensor input = x;
   CodedMatrix levels;
@@ -315,13 +314,15 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
     input = x.contiguous();
     levels = levels_of(input.detach().const_data_ptr<float>(), rows, cols);
   }
+  // Autograd nodes take no undefined tensors: no learned scale is a scale of no values.
+  const Tensor learned = scale_.defined() ? scale_ : at::empty({0}, at::kFloat);
   ScaleGrid grid;
   if (make_grid(levels, per_tensor ? activation_.zero_point : 0, &grid)) {
     grid.gradient_scale = gradient_scale;
-    return GridFunction::apply(input, scale_,
+    return GridFunction::apply(input, learned,
                                c10::make_intrusive<GridHolder>(std::move(grid)));
   }
-  return AnyFunction::apply(input, scale_, std::move(levels), lowest, highest,
+  return AnyFunction::apply(input, learned, std::move(levels), lowest, highest,
                             gradient_scale);
 }
 

@@ -1,0 +1,396 @@
+#include "ptq/module/fake_quantize.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "ptq/error.h"
+#include "ptq/module/fake_quantize_kernel.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+template <class Call>
+Status status_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.status();
+  }
+  return ok_status();
+}
+
+torch::Tensor random(std::vector<int64_t> shape, uint64_t seed) {
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  return at::randn(shape, generator, at::kFloat);
+}
+
+// What kernels/scheme makes of x, scales chosen by the rule.
+torch::Tensor through_kernels(const torch::Tensor& x, CodedMatrix levels) {
+  torch::Tensor y = at::empty_like(x);
+  const int64_t rows = x.size(0), cols = x.numel() / rows;
+  throw_if_error(quantize({x.const_data_ptr<float>(), rows, cols}, levels));
+  throw_if_error(dequantize(levels, {y.mutable_data_ptr<float>(), rows, cols}));
+  return y;
+}
+CodedMatrix chosen(const torch::Tensor& x, const QuantScheme& scheme,
+                   ScaleRule rule = {}) {
+  const int64_t rows = x.size(0), cols = x.numel() / rows;
+  return value_or_throw(
+      choose_scales({x.const_data_ptr<float>(), rows, cols}, scheme, rule));
+}
+
+// --- forward: the arithmetic that ships, bit for bit
+
+class EveryScheme : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EveryScheme, ForwardIsKernelsArithmeticAndTheCodesShip) {
+  const QuantScheme scheme = *parse_scheme(GetParam());
+  for (const std::vector<int64_t>& shape :
+       {std::vector<int64_t>{1, 1}, {3, 5}, {7, 172}, {16, 3, 3, 3}, {64, 129}}) {
+    const torch::Tensor x = random(shape, 1) * 0.7 + 0.1;
+    FakeQuantize quantizer(scheme, ScaleRule{});
+    const torch::Tensor y = quantizer->forward(x);
+    const CodedMatrix levels = chosen(x, scheme);
+    const torch::Tensor expected = through_kernels(x, levels);
+    EXPECT_EQ(0, std::memcmp(y.const_data_ptr(), expected.const_data_ptr(), x.nbytes()))
+        << GetParam() << " " << x.sizes();
+    // What ships stands for the same floats.
+    const CodedMatrix shipped = quantizer->coded(x);
+    torch::Tensor again = at::empty_like(x);
+    throw_if_error(dequantize(
+        shipped, {again.mutable_data_ptr<float>(), shipped.rows, shipped.cols}));
+    EXPECT_TRUE(at::equal(again, y));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    FakeQuantize, EveryScheme,
+    ::testing::Values("int4/g32@f16", "int4n/r@f32", "int8n/r@f32", "int8/t@f32",
+                      "uint8/t@f32", "int2/g16@f16", "uint4/g32@f16+z/g32@uint4",
+                      "uint4/r@f32+z/r@uint4", "int4/g16@e4m3/t@f32", "int4/g32@e8m0",
+                      "int3/g64@bf16", "uint4/g32@f16+m/g32@f16", "nf4/f64@f32",
+                      "e4m3/t@f32", "e2m1/g16@e4m3/t@f32", "int4/c@f32"));
+
+TEST(FakeQuantize, RoundsHalfToEvenAndGivesNoNegativeZero) {
+  FakeQuantize quantizer(ActivationScheme{*parse_scheme("int4/t@f32"), false, 0.5f, 0});
+  const torch::Tensor x =
+      at::tensor({0.25f, 0.75f, -0.25f, -0.75f, 1.25f, 9.0f, -9.0f, -0.1f});
+  const torch::Tensor y = quantizer->forward(x);
+  EXPECT_TRUE(
+      at::equal(y, at::tensor({0.0f, 1.0f, 0.0f, -1.0f, 1.0f, 3.5f, -4.0f, 0.0f})));
+  for (int64_t i = 0; i < y.numel(); ++i) {
+    EXPECT_FALSE(std::signbit(y[i].item<float>()) && y[i].item<float>() == 0) << i;
+  }
+}
+
+TEST(FakeQuantize, AStaticZeroPointShiftsTheRange) {
+  FakeQuantize quantizer(
+      ActivationScheme{*parse_scheme("uint8/t@f32"), false, 0.1f, 100});
+  const torch::Tensor x = random({4, 50}, 2) * 20;
+  const torch::Tensor q = at::clamp(at::round(x / 0.1f) + 100, 0, 255);
+  EXPECT_TRUE(at::equal(quantizer->forward(x), (q - 100) * 0.1f));
+}
+
+TEST(FakeQuantize, ADynamicActivationHasOneScaleARow) {
+  FakeQuantize quantizer(ActivationScheme{*parse_scheme("int8n/r@f32"), true, 0, 0});
+  const torch::Tensor x = random({2, 3, 40}, 3);
+  const torch::Tensor s = std::get<0>(x.abs().max(-1, true)) / 127;
+  EXPECT_TRUE(at::equal(quantizer->forward(x), at::round(x / s) * s));
+}
+
+TEST(FakeQuantize, KeepsTheMemoryFormat) {
+  FakeQuantize quantizer(ActivationScheme{*parse_scheme("int8/t@f32"), false, 0.02f, 0});
+  const torch::Tensor x = random({2, 8, 5, 5}, 4);
+  const torch::Tensor last = x.contiguous(at::MemoryFormat::ChannelsLast);
+  EXPECT_TRUE(at::equal(quantizer->forward(x), quantizer->forward(last)));
+  EXPECT_TRUE(quantizer->forward(last).is_contiguous(at::MemoryFormat::ChannelsLast));
+  EXPECT_TRUE(at::equal(quantizer->forward(x.transpose(1, 2)),
+                        quantizer->forward(x).transpose(1, 2)));
+}
+
+TEST(FakeQuantize, ErrorOfTheSchemeIsWhatItsBitsGive) {
+  const torch::Tensor x = random({64, 512}, 5);
+  for (const auto& [text, lowest, highest] : {std::tuple{"int8n/r@f32", 38.0, 45.0},
+                                              {"int4n/g32@f32", 17.0, 21.5},
+                                              {"int2/g32@f32", 1.5, 8.0}}) {
+    FakeQuantize quantizer(*parse_scheme(text), ScaleRule{});
+    const double noise = (quantizer->forward(x) - x).square().mean().item<double>();
+    const double snr = 10 * std::log10(x.square().mean().item<double>() / noise);
+    EXPECT_GE(snr, lowest) << text;
+    EXPECT_LE(snr, highest) << text;
+  }
+}
+
+// --- backward
+
+// The surrogate that straight-through differentiates, in double: the rounding error of
+// each value is a constant c, y = s * clamp(x / s + c, low, high).
+struct Surrogate {
+  torch::Tensor c;
+  double low, high;
+  torch::Tensor operator()(const torch::Tensor& x, const torch::Tensor& s) const {
+    return s * at::clamp(x / s + c, low, high);
+  }
+};
+
+TEST(FakeQuantize, GradientsAreFiniteDifferencesOfTheSurrogate) {
+  const QuantScheme scheme = *parse_scheme("int4/r@f32");
+  const torch::Tensor x0 = random({3, 40}, 6);
+  CodedMatrix levels = chosen(x0, scheme);
+  for (float& s : levels.scales[0].values) s *= 0.4f;  // many values outside
+  const torch::Tensor s0 = at::tensor(levels.scales[0].values).view({3, 1});
+
+  FakeQuantize quantizer(scheme, ScaleRule{});
+  quantizer->set_levels(levels);
+  quantizer->learn_scale();
+  torch::Tensor x = x0.clone().requires_grad_();
+  const torch::Tensor toward = random({3, 40}, 7);
+  (quantizer->forward(x) * toward).sum().backward();
+  const torch::Tensor ds = quantizer->parameters()[0].grad();
+
+  const torch::Tensor xd = x0.to(at::kDouble), sd = s0.to(at::kDouble),
+                      td = toward.to(at::kDouble);
+  const torch::Tensor u = xd / sd;
+  const torch::Tensor clipped = u.clamp(-8, 7);
+  const Surrogate surrogate{clipped.round() - clipped, -8, 7};
+  const double step = 1e-6;
+  int outside = 0;
+  for (int64_t r = 0; r < 3; ++r) {
+    for (int64_t i = 0; i < 40; ++i) {
+      // Near the border the clamp's corner lies within c of u; there the mask decides.
+      const double value = u[r][i].item<double>();
+      const bool inside = value >= -8 && value <= 7;
+      const double dx = x.grad()[r][i].item<double>();
+      outside += !inside;
+      EXPECT_EQ(dx, inside ? toward[r][i].item<double>() : 0.0);
+      const double moved = value + surrogate.c[r][i].item<double>();
+      if (moved <= -8 || moved >= 7) continue;
+      torch::Tensor up = xd.clone(), down = xd.clone();
+      up[r][i] += step;
+      down[r][i] -= step;
+      const double difference =
+          ((surrogate(up, sd) - surrogate(down, sd)) * td).sum().item<double>() /
+          (2 * step);
+      EXPECT_NEAR(dx, difference, 1e-6);
+    }
+    torch::Tensor up = sd.clone(), down = sd.clone();
+    up[r] += step;
+    down[r] -= step;
+    // Only values away from the corner, as above; n = 40 values a scale, Qp = 7.
+    const torch::Tensor moved = u + surrogate.c;
+    const torch::Tensor smooth =
+        (u < -8).logical_or(u > 7).logical_or((moved > -8).logical_and(moved < 7));
+    const torch::Tensor corner =
+        (smooth.logical_not()) * (u.clamp(-8, 7).round() - u) * td;
+    const double difference =
+        ((surrogate(xd, up) - surrogate(xd, down)) * td * smooth).sum().item<double>() /
+        (2 * step);
+    EXPECT_NEAR(ds[r].item<double>(),
+                (difference + corner[r].sum().item<double>()) / std::sqrt(40.0 * 7.0),
+                1e-5);
+  }
+  EXPECT_GT(outside, 10);
+  EXPECT_LT(outside, 90);
+}
+
+// The same gradient written with torch's own autograd and detach().
+torch::Tensor by_detach(const torch::Tensor& x, const torch::Tensor& s, double low,
+                        double high, double gradient_scale) {
+  const torch::Tensor scaled = s * gradient_scale + (s - s * gradient_scale).detach();
+  const torch::Tensor u = (x / scaled).clamp(low, high);
+  return (u.round() - u).detach() * scaled + u * scaled;
+}
+
+TEST(FakeQuantize, GradientsAgreeWithAutogradThroughDetach) {
+  struct Case {
+    std::vector<int64_t> shape;
+    float scale;
+    const char* scheme;
+    double low, high;
+  };
+  for (const Case& c : {Case{{4, 16, 9, 9}, 0.1f, "uint4/t@f32", 0, 15},
+                        Case{{2, 40000}, 0.05f, "int8/t@f32", -128, 127},
+                        Case{{3, 7}, 0.6f, "int4n/t@f32", -7, 7}}) {
+    FakeQuantize quantizer(ActivationScheme{*parse_scheme(c.scheme), false, c.scale, 0});
+    quantizer->learn_scale();
+    torch::Tensor x = random(c.shape, 8).requires_grad_();
+    const torch::Tensor toward = random(c.shape, 9);
+    const torch::Tensor y = quantizer->forward(x);
+    (y * toward).sum().backward();
+
+    torch::Tensor x2 = x.detach().clone().requires_grad_();
+    torch::Tensor s2 = at::tensor(c.scale).requires_grad_();
+    const double n = static_cast<double>(x.numel() / c.shape[0]);  // of one sample
+    const torch::Tensor y2 = by_detach(x2, s2, c.low, c.high, 1 / std::sqrt(n * c.high));
+    (y2 * toward).sum().backward();
+    EXPECT_TRUE(at::allclose(y, y2, 1e-6, 1e-6)) << c.scheme;
+    EXPECT_TRUE(at::allclose(x.grad(), x2.grad(), 1e-6, 1e-7)) << c.scheme;
+    const double ds = quantizer->parameters()[0].grad().item<double>();
+    EXPECT_NEAR(ds, s2.grad().item<double>(), 1e-4 * (1 + std::abs(ds))) << c.scheme;
+    EXPECT_GT(std::abs(ds), 1e-3);
+  }
+}
+
+TEST(FakeQuantize, LearnedGroupScalesAreRoundedToTheirElementAndTrainThroughOuterLevels) {
+  for (const char* text :
+       {"int4/g32@f16", "int4/g16@e4m3/t@f32", "uint4/g32@f16+z/g32@uint4"}) {
+    const QuantScheme scheme = *parse_scheme(text);
+    const torch::Tensor x0 = random({6, 70}, 10);
+    const CodedMatrix levels = chosen(x0, scheme);
+    FakeQuantize quantizer(scheme, ScaleRule{});
+    quantizer->set_levels(levels);
+    quantizer->learn_scale();
+    torch::Tensor parameter = quantizer->parameters()[0];
+    {
+      torch::NoGradGuard no_grad;
+      parameter.mul_(0.83f);  // not on the element's grid any more
+    }
+    torch::Tensor x = x0.clone().requires_grad_();
+    const torch::Tensor y = quantizer->forward(x);
+    CodedMatrix rounded = levels;
+    for (float& s : rounded.scales[0].values) {
+      s = round_to_element(scheme.scales[0].element, s * 0.83f);
+    }
+    EXPECT_TRUE(at::equal(y, through_kernels(x0, rounded))) << text;
+    const CodedMatrix shipped = quantizer->coded(x);
+    EXPECT_EQ(shipped.scales, rounded.scales) << text;
+    EXPECT_EQ(shipped.offsets, rounded.offsets) << text;
+
+    // ds of one group, by the formula, value by value.
+    const torch::Tensor toward = random({6, 70}, 11);
+    (y * toward).sum().backward();
+    const std::vector<float> s = expanded_scales(rounded);
+    const std::vector<float> z = expanded_offsets(rounded);
+    const int64_t cols = 70, group = scheme.scales[0].block.cols, row = 2, g = 1;
+    double sum = 0;
+    for (int64_t c = g * group; c < (g + 1) * group; ++c) {
+      const int64_t i = row * cols + c;
+      const double u = x0[row][c].item<float>() / s[i];
+      const double v = y.detach()[row][c].item<float>() / s[i];
+      const bool inside =
+          u + z[i] >= code_lowest(scheme) && u + z[i] <= code_highest(scheme);
+      sum += toward[row][c].item<double>() * (inside ? v - u : v);
+    }
+    const int64_t groups = (cols + group - 1) / group;
+    const double outer =
+        s[row * cols + g * group] / rounded.scales[0].values[row * groups + g];
+    const double n = 6.0 * 70 / parameter.numel();
+    const double expected = sum * outer / std::sqrt(n * code_highest(scheme));
+    EXPECT_NEAR(parameter.grad()[row * groups + g].item<double>(), expected,
+                1e-4 * (1 + std::abs(expected)))
+        << text;
+  }
+}
+
+TEST(FakeQuantize, TheGeneralPathHasTheSameGradientsAsTheGrid) {
+  // int4/c@f32 on a transposed matrix is int4/r@f32: one goes element by element, one by
+  // grid.
+  const torch::Tensor x0 = random({9, 30}, 12);
+  const QuantScheme by_row = *parse_scheme("int4/r@f32"),
+                    by_column = *parse_scheme("int4/c@f32");
+  CodedMatrix rows = chosen(x0, by_row);
+  for (float& s : rows.scales[0].values) s *= 0.6f;
+  CodedMatrix columns = chosen(x0.t().contiguous(), by_column);
+  columns.scales[0].values = rows.scales[0].values;
+  const torch::Tensor toward = random({9, 30}, 13);
+  torch::Tensor outputs[2], gradients[2], scales[2];
+  for (const bool transposed : {false, true}) {
+    FakeQuantize quantizer(transposed ? by_column : by_row, ScaleRule{});
+    quantizer->set_levels(transposed ? columns : rows);
+    quantizer->learn_scale();
+    torch::Tensor x = (transposed ? x0.t().contiguous() : x0.clone()).requires_grad_();
+    const torch::Tensor y = quantizer->forward(x);
+    (y * (transposed ? toward.t() : toward)).sum().backward();
+    outputs[transposed] = transposed ? y.t() : y;
+    gradients[transposed] = transposed ? x.grad().t() : x.grad();
+    scales[transposed] = quantizer->parameters()[0].grad();
+  }
+  EXPECT_TRUE(at::equal(outputs[0], outputs[1]));
+  EXPECT_TRUE(at::equal(gradients[0], gradients[1]));
+  EXPECT_TRUE(at::allclose(scales[0], scales[1], 1e-4, 1e-5));
+}
+
+TEST(FakeQuantize, SameBitsAtAnyThreadCount) {
+  const torch::Tensor x0 = random({8, 16, 33, 33}, 14);
+  const int before = at::get_num_threads();
+  std::vector<torch::Tensor> results[2];
+  for (const int threads : {1, 4}) {
+    at::set_num_threads(threads);
+    FakeQuantize activation(
+        ActivationScheme{*parse_scheme("uint8/t@f32"), false, 0.01f, 0});
+    activation->learn_scale();
+    torch::Tensor x = x0.clone().requires_grad_();
+    const torch::Tensor y = activation->forward(x);
+    y.square().sum().backward();
+    results[threads == 4] = {y.detach(), x.grad(), activation->parameters()[0].grad()};
+  }
+  at::set_num_threads(before);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+}
+
+// --- scales that stay usable, and errors
+
+TEST(FakeQuantize, ALearnedScaleStaysPositive) {
+  for (const char* text : {"int8/t@f32", "int4/g4@f16"}) {
+    const QuantScheme scheme = *parse_scheme(text);
+    const torch::Tensor x = random({2, 8}, 15);
+    FakeQuantize quantizer(scheme, ScaleRule{});
+    quantizer->set_levels(chosen(x, scheme));
+    quantizer->learn_scale();
+    {
+      torch::NoGradGuard no_grad;
+      quantizer->parameters()[0].fill_(-1.0f);
+    }
+    quantizer->keep_positive();
+    const CodedMatrix coded = quantizer->coded(x);
+    for (const float s : coded.scales[0].values) EXPECT_GT(s, 0.0f) << text;
+  }
+}
+
+TEST(FakeQuantize, ErrorsNameWhatIsWrong) {
+  Status status = status_of([] { FakeQuantize(*parse_scheme("bf16"), ScaleRule{}); });
+  EXPECT_EQ(status.code(), StatusCode::invalid_argument);
+  EXPECT_THAT(status.message(),
+              HasSubstr("a scheme with scales was required; found 'bf16'"));
+
+  status = status_of([] {
+    FakeQuantize(ActivationScheme{*parse_scheme("int8/r@f32"), false, 0.1f, 0});
+  });
+  EXPECT_THAT(status.message(), HasSubstr("found 'int8/r@f32'"));
+
+  FakeQuantize uncalibrated(ActivationScheme{*parse_scheme("int8/t@f32"), false, 0, 0});
+  status = status_of([&] { uncalibrated->forward(at::ones({2, 2})); });
+  EXPECT_EQ(status.code(), StatusCode::failed_precondition);
+  EXPECT_THAT(status.message(), HasSubstr("a calibrated scale was required"));
+  EXPECT_EQ(status_of([&] { uncalibrated->learn_scale(); }).code(),
+            StatusCode::failed_precondition);
+  EXPECT_EQ(status_of([&] { uncalibrated->set_scale(0.0f); }).code(),
+            StatusCode::out_of_range);
+  EXPECT_EQ(status_of([&] { uncalibrated->set_scale(NAN); }).code(),
+            StatusCode::out_of_range);
+
+  FakeQuantize weight(*parse_scheme("int4/r@f32"), ScaleRule{});
+  const torch::Tensor x = random({2, 8}, 16);
+  status = status_of([&] { weight->set_levels(chosen(x, *parse_scheme("int8/r@f32"))); });
+  EXPECT_THAT(status.message(),
+              HasSubstr("levels of int4/r@f32 were required; found int8/r@f32"));
+  weight->set_levels(chosen(x, *parse_scheme("int4/r@f32")));
+  status = status_of([&] { weight->forward(random({3, 8}, 17)); });
+  EXPECT_THAT(status.message(),
+              HasSubstr("levels of a [2, 8] matrix were set; found [3, 8]"));
+
+  const QuantScheme table = *parse_scheme("nf4/f64@dyn8+o/f256@f32");
+  FakeQuantize shifted(table, ScaleRule{});
+  const torch::Tensor big = random({4, 128}, 18);
+  shifted->set_levels(chosen(big, table));
+  EXPECT_EQ(status_of([&] { shifted->learn_scale(); }).code(), StatusCode::unsupported);
+}
+
+}  // namespace
+}  // namespace nibble
