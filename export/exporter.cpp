@@ -31,11 +31,14 @@ Status check_coded(const std::string& tensor, const CodedMatrix& q,
       if (q.codes[i] != read.codes[i]) {
         return differs(tensor, r, c, "code", q.codes[i], read.codes[i]);
       }
+    }
+    for (int64_t c = 0; c < q.cols;) {
       const float scale = scale_at(q, r, c), scale_read = scale_at(read, r, c);
       if (scale != scale_read) return differs(tensor, r, c, "scale", scale, scale_read);
       const float offset = offset_at(q, r, c), offset_read = offset_at(read, r, c);
       if (offset != offset_read)
         return differs(tensor, r, c, "offset", offset, offset_read);
+      c = std::min(cell_end(q.scheme, q.cols, r, c), cell_end(read.scheme, q.cols, r, c));
     }
   }
   return ok_status();

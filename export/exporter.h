@@ -2,9 +2,10 @@
 // expressed.
 //
 // One row of exporters.inc a format. can_express names the first thing that the format
-// cannot hold ("onnx: layer 3 down_proj uses int4/g48@f16 ..."). write makes a directory,
-// all or nothing. read is independent of kernels/packing (a test checks its includes): it
-// returns every weight as codes and levels, or floats, so that validate can compare.
+// cannot hold ("[onnx] model.layers.3.mlp.down_proj.weight: ..."). write makes a
+// directory, all or nothing. read may not reach kernels/packing (a test checks its
+// includes), so what it returns proves what was written; check_decoded compares that with
+// the artifact.
 #pragma once
 
 #include <filesystem>
@@ -20,8 +21,7 @@ namespace nibble {
 struct ExportOptions {
   bool overwrite = false;
   int64_t opset = 21;  // onnx
-  // onnx: a model with more bytes of tensors keeps them in model.onnx.data beside the
-  // graph.
+  // onnx: a model of more bytes keeps its tensors in model.onnx.data beside the graph.
   int64_t external_data_bytes = 100'000'000;
 };
 
@@ -34,12 +34,12 @@ struct Exporter {
   Result<Decoded> (*read)(const std::filesystem::path& directory);
 };
 const std::vector<Exporter>& all_exporters();
-Result<const Exporter*> find_exporter(
-    std::string_view name);  // not_found lists the names
+// not_found: the message lists the names.
+Result<const Exporter*> find_exporter(std::string_view name);
 
 // Every quantized weight: each code, scale and offset of what was read equals the
-// artifact's; every float parameter that the format keeps: the same floats. data_loss
-// names tensor, row, column.
+// artifact's; every float parameter: the same floats. data_loss names tensor, row,
+// column.
 Status check_decoded(const Artifact& artifact, const Decoded& decoded);
 
 }  // namespace nibble

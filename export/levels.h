@@ -1,12 +1,14 @@
-// The scale, or the offset, that governs one element of a quantized matrix.
+// The scale and the offset that govern the elements of a quantized matrix, cell by cell.
 //
 //   ((level0 * level1) * level2 ...) + shift   in float, innermost first; the shift is
 //   level0's
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/scheme/coded_matrix.h"
+#include "kernels/scheme/level_runs.h"
 
 namespace nibble {
 
@@ -26,6 +28,16 @@ inline float scale_at(const CodedMatrix& q, int64_t r, int64_t c) {
 }
 inline float offset_at(const CodedMatrix& q, int64_t r, int64_t c) {
   return level_product(q.scheme.offsets, q.offsets, q.rows, q.cols, r, c);
+}
+
+// The first column after c in row r where any level's value may change.
+inline int64_t cell_end(const QuantScheme& scheme, int64_t cols, int64_t r, int64_t c) {
+  int64_t end = cols;
+  for (const auto* levels : {&scheme.scales, &scheme.offsets}) {
+    for (const ScaleLevel& level : *levels)
+      end = std::min(end, run_end(level.block, cols, r, c));
+  }
+  return end;
 }
 
 }  // namespace nibble

@@ -1,15 +1,15 @@
-// Proves an artifact: files, codes, scales, kernels, outputs.
+// Proves an artifact: files, codes, scales, ledger, kernels.
 //
 //   files      every checksum of the manifest
 //   decode     read again by a reader that shares no code with kernels/packing: every
 //   code and
 //              scale equal
 //   scales     finite, positive, none zero
-//   ledger     every parameter accounted for
+//   ledger     every parameter accounted for, under the scheme that is stored
 //   kernels    the artifact's own layers on every kernel row of this machine against
 //              reference.cpp (integers bit for bit, floats within the op's tolerance)
-//   outputs    with a reference model: KL, top-1 agreement (see recipes/eval)
 //
+// Outputs against a reference model (KL, top-1 agreement) are recipes/eval's.
 // A check that could not run says why (skipped), it never counts as passed.
 #pragma once
 
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "kernels/artifact/artifact.h"
+#include "kernels/scheme/decoded.h"
 
 namespace nibble {
 
@@ -31,8 +32,12 @@ struct ValidationReport {
   bool passed() const;
 };
 
-// Structural checks of a nibble artifact directory. An unreadable directory is a failed
-// check "files" with the reader's message, not an error.
+// All checks of a nibble artifact directory. An unreadable directory is a failed check
+// "files" with the reader's message, not an error.
 ValidationReport validate_artifact(const std::filesystem::path& directory);
+
+// The checks after "files": an artifact as its reader gave it, and what the second reader
+// found.
+ValidationReport validate_decoded(const Artifact& artifact, const Decoded& decoded);
 
 }  // namespace nibble

@@ -1,0 +1,409 @@
+// The ONNX writer, looked at from the file: what nodes, what types, what bytes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "export/exporter.h"
+#include "export/onnx/lowering.h"
+#include "onnx.pb.h"
+#include "tests/export/sample_models.h"
+
+namespace nibble {
+namespace {
+
+using sample::fresh_directory;
+using sample::take;
+using ::testing::HasSubstr;
+
+struct Model {
+  onnx::ModelProto proto;
+  std::map<std::string, const onnx::TensorProto*> initializers;
+  std::map<std::string, const onnx::NodeProto*> producers;
+
+  const onnx::NodeProto& producer(const std::string& value) const {
+    const auto found = producers.find(value);
+    if (found == producers.end()) ADD_FAILURE() << "nothing makes " << value;
+    return *found->second;
+  }
+  std::vector<std::string> consumers(const std::string& value) const {
+    std::vector<std::string> ops;
+    for (const auto& node : proto.graph().node()) {
+      for (const std::string& input : node.input()) {
+        if (input == value) ops.push_back(node.op_type());
+      }
+    }
+    return ops;
+  }
+};
+
+std::string file_text(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+// Writes, parses back with protobuf; the directory is removed again.
+std::unique_ptr<Model> exported(const Artifact& artifact, ExportOptions options = {}) {
+  const auto directory = fresh_directory("onnx");
+  const Exporter* onnx = take(find_exporter("onnx"));
+  const Status status = onnx->write(artifact, directory, options);
+  EXPECT_TRUE(status.ok()) << status.message();
+  auto model = std::make_unique<Model>();
+  EXPECT_TRUE(model->proto.ParseFromString(file_text(directory / "model.onnx")));
+  for (const auto& tensor : model->proto.graph().initializer()) {
+    model->initializers[tensor.name()] = &tensor;
+  }
+  for (const auto& node : model->proto.graph().node()) {
+    for (const std::string& output : node.output()) {
+      EXPECT_TRUE(model->producers.emplace(output, &node).second)
+          << output << " is made twice";
+    }
+  }
+  std::filesystem::remove_all(directory);
+  return model;
+}
+
+int64_t attribute(const onnx::NodeProto& node, const std::string& name,
+                  int64_t otherwise) {
+  for (const auto& item : node.attribute()) {
+    if (item.name() == name) return item.i();
+  }
+  return otherwise;
+}
+
+TEST(Onnx, EveryProgramOpHasARow) {
+  std::set<std::string> rows;
+  for (const OnnxOp& row : all_onnx_ops())
+    EXPECT_TRUE(rows.insert(row.op).second) << row.op;
+  for (const OpInfo& op : all_ops()) {
+    EXPECT_TRUE(rows.count(op.name))
+        << op.name << " has no row in export/onnx/onnx_ops.inc";
+  }
+  EXPECT_EQ(rows.size(), all_ops().size());
+}
+
+TEST(Onnx, AGroupedLinearIsInt4KByNThenDequantizeLinearThenMatMul) {
+  const auto model = exported(sample::quantized(sample::llama({}, 1), "int4/g32@f16"));
+  const std::string tensor = "model.layers.0.mlp.down_proj.weight";  // [48, 80]
+  const auto& codes = *model->initializers.at(tensor);
+  EXPECT_EQ(codes.data_type(), onnx::TensorProto::INT4);
+  EXPECT_THAT(codes.dims(), ::testing::ElementsAre(80, 48));
+  const auto& scale = *model->initializers.at(tensor + ".scale");
+  EXPECT_EQ(scale.data_type(), onnx::TensorProto::FLOAT);
+  EXPECT_THAT(scale.dims(), ::testing::ElementsAre(3, 48));  // 80 = 32 + 32 + 16
+  const auto& dequantize = model->producer(tensor + ".dequantized");
+  EXPECT_EQ(dequantize.op_type(), "DequantizeLinear");
+  EXPECT_EQ(attribute(dequantize, "axis", -1), 0);
+  EXPECT_EQ(attribute(dequantize, "block_size", -1), 32);
+  EXPECT_EQ(dequantize.input_size(), 2);
+  EXPECT_THAT(model->consumers(tensor + ".dequantized"),
+              ::testing::ElementsAre("MatMul"));
+  EXPECT_EQ(model->proto.opset_import(0).version(), 21);
+  EXPECT_EQ(model->proto.ir_version(), 10);
+}
+
+TEST(Onnx, ZeroPointsLieBesideTheScalesInTheCodesType) {
+  const auto model =
+      exported(sample::quantized(sample::llama({}, 2), "uint4/g32@f16+z/g32@uint4"));
+  const std::string tensor = "model.layers.1.self_attn.q_proj.weight";  // [48, 48]
+  const auto& zero = *model->initializers.at(tensor + ".zero_point");
+  EXPECT_EQ(zero.data_type(), onnx::TensorProto::UINT4);
+  EXPECT_THAT(zero.dims(), ::testing::ElementsAre(2, 48));
+  EXPECT_EQ(zero.raw_data().size(), 48u);
+  EXPECT_EQ(model->producer(tensor + ".dequantized").input_size(), 3);
+}
+
+TEST(Onnx, APerChannelLinearHasItsScalesAlongTheColumnsOfTheStoredMatrix) {
+  const auto model = exported(sample::quantized(sample::llama({}, 3), "int8n/r@f32"));
+  const std::string tensor = "model.layers.0.mlp.up_proj.weight";  // [80, 48]
+  EXPECT_THAT(model->initializers.at(tensor)->dims(), ::testing::ElementsAre(48, 80));
+  EXPECT_THAT(model->initializers.at(tensor + ".scale")->dims(),
+              ::testing::ElementsAre(80));
+  EXPECT_EQ(attribute(model->producer(tensor + ".dequantized"), "axis", -1), 1);
+}
+
+TEST(Onnx, ATiedWeightIsStoredOnceAsFloatAndOnceAReadingOrderAsCodes) {
+  const auto plain = exported(sample::llama({}, 4));
+  EXPECT_EQ(plain->initializers.count("model.embed_tokens.weight"), 1u);
+  EXPECT_THAT(plain->consumers("model.embed_tokens.weight"),
+              ::testing::UnorderedElementsAre("Gather", "Transpose"));
+  int64_t embeddings = 0;
+  for (const auto& [name, tensor] : plain->initializers) {
+    embeddings += tensor->dims_size() == 2 && tensor->dims(0) == 96;
+  }
+  EXPECT_EQ(embeddings, 1);
+
+  const auto coded = exported(sample::quantized(sample::llama({}, 4), "int4/g16@f16"));
+  EXPECT_THAT(coded->consumers("model.embed_tokens.weight.dequantized"),
+              ::testing::ElementsAre("Gather"));
+  EXPECT_THAT(coded->initializers.at("model.embed_tokens.weight")->dims(),
+              ::testing::ElementsAre(96, 48));
+  EXPECT_THAT(coded->initializers.at("model.embed_tokens.weight@lm_head")->dims(),
+              ::testing::ElementsAre(48, 96));
+}
+
+TEST(Onnx, TheDecoderTakesAndGivesItsCache) {
+  const auto model = exported(sample::llama({}, 5));
+  std::vector<std::string> inputs, outputs;
+  for (const auto& value : model->proto.graph().input()) inputs.push_back(value.name());
+  for (const auto& value : model->proto.graph().output()) outputs.push_back(value.name());
+  EXPECT_THAT(inputs, ::testing::ElementsAre(
+                          "input_ids", "past_key_values.0.key", "past_key_values.0.value",
+                          "past_key_values.1.key", "past_key_values.1.value"));
+  EXPECT_THAT(outputs,
+              ::testing::ElementsAre("logits", "present.0.key", "present.0.value",
+                                     "present.1.key", "present.1.value"));
+  const auto& past = model->proto.graph().input(1).type().tensor_type().shape();
+  EXPECT_EQ(past.dim(0).dim_param(), "batch");
+  EXPECT_EQ(past.dim(1).dim_value(), 2);
+  EXPECT_EQ(past.dim(3).dim_value(), 12);
+}
+
+TEST(Onnx, NarrowFloatsAreStoredAsTheyAreAndCast) {
+  Artifact artifact = sample::llama({}, 6);
+  Tensor& weight = artifact.tensors.at("model.norm.weight");
+  const std::vector<float> values = take(to_float(weight));
+  std::vector<uint16_t> bits;
+  for (float value : values) {
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    bits.push_back(static_cast<uint16_t>(word >> 16));
+  }
+  weight.dtype = DType::bf16;
+  weight.bytes = Bytes::copy_of(bits.data(), bits.size() * 2);
+  const auto model = exported(artifact);
+  EXPECT_EQ(model->initializers.at("model.norm.weight")->data_type(),
+            onnx::TensorProto::BFLOAT16);
+  EXPECT_EQ(model->producer("model.norm.weight.f32").op_type(), "Cast");
+}
+
+Artifact integer_net() {
+  Artifact artifact = sample::quantized(sample::residual_net(7), "int8n/r@f32");
+  sample::add_activations(artifact, [](const std::string&) { return 2.5; });
+  return artifact;
+}
+
+TEST(Onnx, EveryStaticValuePassesThroughOneQuantizeDequantizePair) {
+  Artifact artifact = integer_net();
+  const auto model = exported(artifact);
+  int pairs = 0;
+  for (const auto& node : model->proto.graph().node())
+    pairs += node.op_type() == "QuantizeLinear";
+  EXPECT_EQ(pairs, static_cast<int>(artifact.activations.size()));
+  // A convolution whose ReLU takes its code range: Conv, Relu, QuantizeLinear to uint8.
+  EXPECT_THAT(model->consumers("conv1"), ::testing::ElementsAre("Relu"));
+  EXPECT_EQ(model->producer("relu1.raw").op_type(), "Relu");
+  EXPECT_EQ(model->producer("relu1.codes").input(2), "/uint8:0");
+  EXPECT_EQ(model->producer("relu1").op_type(), "DequantizeLinear");
+  EXPECT_THAT(model->consumers("relu1"),
+              ::testing::UnorderedElementsAre("Conv", "Slice"));
+  // Both operands of the residual sum are dequantized values.
+  const auto& sum = model->producer("layer1.0.add");
+  EXPECT_EQ(model->producer(sum.input(0)).op_type(), "DequantizeLinear");
+  EXPECT_EQ(model->producer(sum.input(1)).op_type(), "DequantizeLinear");
+  // The input image as well, under another name than the graph's input.
+  EXPECT_EQ(model->producer("conv1").input(0), "images.dequantized");
+  // The head has no scheme on its output: plain floats.
+  EXPECT_EQ(model->producer("logits").op_type(), "Add");
+}
+
+TEST(Onnx, ABiasBetweenIntegersIsInt32AtTheProductOfTheScales) {
+  const Artifact artifact = integer_net();
+  const auto model = exported(artifact);
+  const auto& bias = *model->initializers.at("layer1.0.conv1.bias");
+  ASSERT_EQ(bias.data_type(), onnx::TensorProto::INT32);
+  const std::string scale_bytes =
+      model->initializers.at("layer1.0.conv1.bias.scale")->raw_data();
+  ASSERT_EQ(scale_bytes.size(), 12 * sizeof(float));
+  const CodedMatrix q = take(unpack(artifact.packed.at("layer1.0.conv1.weight")));
+  const std::vector<float> floats =
+      take(to_float(artifact.tensors.at("layer1.0.conv1.bias")));
+  const float s_x = artifact.activations.at("relu1").scale;
+  for (size_t c = 0; c < 12; ++c) {
+    int32_t code;
+    float scale;
+    std::memcpy(&code, bias.raw_data().data() + 4 * c, 4);
+    std::memcpy(&scale, scale_bytes.data() + 4 * c, 4);
+    EXPECT_EQ(scale, s_x * q.scales[0].values[c]);
+    EXPECT_NEAR(code, floats[c] / static_cast<double>(scale), 0.5001);
+  }
+}
+
+TEST(Onnx, ALayersOwnInputSchemeIsAnotherPair) {
+  Artifact artifact = integer_net();
+  ActivationScheme narrow;
+  narrow.scheme = take(parse_scheme("uint4/t@f32"));
+  narrow.scale = 0.2f;
+  artifact.layers.at("layer1.0.conv2.weight").input = narrow;
+  const auto model = exported(artifact);
+  const auto& conv = model->producer("layer1.0.conv2.raw");
+  EXPECT_EQ(conv.input(0), "layer1.0.conv2/input");
+  EXPECT_EQ(model->producer("layer1.0.conv2/input.codes").input(2), "/uint4:0");
+  EXPECT_EQ(model->producer("layer1.0.conv2/input.codes").input(0), "layer1.0.relu1");
+}
+
+TEST(Onnx, ACodeRangeNarrowerThanItsTypeIsClippedFirst) {
+  Artifact artifact = sample::quantized(sample::residual_net(8), "int8n/r@f32");
+  sample::add_activations(
+      artifact, [](const std::string&) { return 2.5; }, "int8n/t@f32", "uint6/t@f32");
+  const auto model = exported(artifact);
+  const auto& clip = model->producer("relu1.codes/clip");
+  EXPECT_EQ(clip.op_type(), "Clip");
+  float high;
+  std::memcpy(&high, model->initializers.at(clip.input(2))->raw_data().data(), 4);
+  EXPECT_EQ(high, 63.0f * artifact.activations.at("relu1").scale);
+}
+
+TEST(Onnx, TheSameModelGivesTheSameBytes) {
+  const Artifact artifact = sample::quantized(sample::llama({}, 9), "int4/g32@f16");
+  std::vector<std::string> bytes;
+  for (const char* name : {"a", "b"}) {
+    const auto directory = fresh_directory(name);
+    const Status status = take(find_exporter("onnx"))->write(artifact, directory, {});
+    ASSERT_TRUE(status.ok()) << status.message();
+    bytes.push_back(file_text(directory / "model.onnx"));
+    EXPECT_FALSE(std::filesystem::exists(directory / "model.onnx.data"));
+    std::filesystem::remove_all(directory);
+  }
+  EXPECT_EQ(bytes[0], bytes[1]);
+}
+
+TEST(Onnx, ABigModelKeepsItsTensorsInASecondFileAndReadsBackFromIt) {
+  const Artifact artifact = sample::quantized(sample::llama({}, 10), "int4/g32@f16");
+  const auto directory = fresh_directory("external");
+  ExportOptions options;
+  options.external_data_bytes = 1000;
+  const Exporter* onnx = take(find_exporter("onnx"));
+  Status status = onnx->write(artifact, directory, options);
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_LT(std::filesystem::file_size(directory / "model.onnx"), 100'000u);
+  EXPECT_GT(std::filesystem::file_size(directory / "model.onnx.data"), 30'000u);
+  status = check_decoded(artifact, take(onnx->read(directory)));
+  EXPECT_TRUE(status.ok()) << status.message();
+
+  // A bit that flips in the second file is seen.
+  std::string data = file_text(directory / "model.onnx.data");
+  data[5] = static_cast<char>(data[5] ^ 0x20);
+  std::ofstream(directory / "model.onnx.data", std::ios::binary) << data;
+  status = check_decoded(artifact, take(onnx->read(directory)));
+  EXPECT_EQ(status.code(), StatusCode::data_loss);
+  EXPECT_THAT(status.message(), HasSubstr("read back"));
+
+  std::ofstream(directory / "model.onnx.data", std::ios::binary) << data.substr(0, 100);
+  EXPECT_THAT(onnx->read(directory).status().message(),
+              HasSubstr("its bytes must lie in model.onnx.data of 100 bytes"));
+  std::filesystem::remove_all(directory);
+}
+
+TEST(Onnx, AnExistingDirectoryIsKeptUnlessOverwritten) {
+  const Artifact artifact = sample::llama({}, 11);
+  const auto directory = fresh_directory("existing");
+  std::filesystem::create_directory(directory);
+  const Exporter* onnx = take(find_exporter("onnx"));
+  EXPECT_EQ(onnx->write(artifact, directory, {}).code(), StatusCode::already_exists);
+  EXPECT_TRUE(std::filesystem::is_empty(directory));
+  ExportOptions options;
+  options.overwrite = true;
+  const Status status = onnx->write(artifact, directory, options);
+  EXPECT_TRUE(status.ok()) << status.message();
+  std::filesystem::remove_all(directory);
+}
+
+class OnnxRoundTrip : public ::testing::TestWithParam<const char*> {};
+
+// Odd sizes on purpose: 80 is no multiple of 32, 10 of 4.
+TEST_P(OnnxRoundTrip, EveryCodeAndScaleIsReadBack) {
+  for (const Artifact& model : {sample::llama({}, 12), sample::residual_net(13)}) {
+    const Artifact artifact = sample::quantized(model, GetParam());
+    const auto directory = fresh_directory("roundtrip");
+    const Exporter* onnx = take(find_exporter("onnx"));
+    Status status = onnx->write(artifact, directory, {});
+    ASSERT_TRUE(status.ok()) << status.message();
+    Decoded decoded = take(onnx->read(directory));
+    EXPECT_EQ(decoded.coded.size(), artifact.packed.size());
+    status = check_decoded(artifact, decoded);
+    EXPECT_TRUE(status.ok()) << status.message();
+    // The comparison notices one code.
+    const auto first = decoded.coded.begin();
+    first->second.codes.back() ^= 1;
+    status = check_decoded(artifact, decoded);
+    EXPECT_THAT(status.message(), HasSubstr(first->first));
+    EXPECT_THAT(status.message(), HasSubstr("the code must be"));
+    std::filesystem::remove_all(directory);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Schemes, OnnxRoundTrip,
+                         ::testing::Values("int4/g32@f16", "int4/r@f32", "int8n/r@f32",
+                                           "int8/t@f32", "int3/g16@f16", "int6/g24@bf16",
+                                           "uint4/g32@f16+z/g32@uint4",
+                                           "uint8/r@f16+z/r@uint8", "int4/g16@e4m3/t@f32",
+                                           "int8/b5x7@f32", "int4n/g128@f16",
+                                           "e4m3/r@f32", "int8/c@f32"));
+
+struct Refused {
+  const char* scheme;
+  const char* message;
+};
+class OnnxCannot : public ::testing::TestWithParam<Refused> {};
+TEST_P(OnnxCannot, SaysWhichTensorAndWhy) {
+  const Artifact artifact = sample::quantized(sample::llama({}, 14), GetParam().scheme);
+  const Exporter* onnx = take(find_exporter("onnx"));
+  const Status status = onnx->can_express(artifact, {});
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_EQ(status.message(), GetParam().message);
+  const auto directory = fresh_directory("refused");
+  EXPECT_EQ(onnx->write(artifact, directory, {}).message(), status.message());
+  EXPECT_FALSE(std::filesystem::exists(directory));
+}
+INSTANTIATE_TEST_SUITE_P(
+    Schemes, OnnxCannot,
+    ::testing::Values(
+        Refused{"nf4/g32@f32",
+                "[onnx] model.embed_tokens.weight: codes must be int2..8, uint2..8, e4m3 "
+                "or e5m2 "
+                "(opset 21); found nf4; export to the nibble format, or quantize with "
+                "another "
+                "element"},
+        Refused{
+            "uint4/g32@f16+m/g32@f16",
+            "[onnx] model.embed_tokens.weight: DequantizeLinear has a zero point, not a "
+            "minimum; found uint4/g32@f16+m/g32@f16; quantize with +z, or without an "
+            "offset"},
+        Refused{
+            "uint4/g32@f16+z/g32@uint8",
+            "[onnx] model.embed_tokens.weight: a zero point must fit the ONNX type of "
+            "the "
+            "codes, uint4; found uint4/g32@f16+z/g32@uint8; store zero points as uint4"},
+        Refused{"int4/f64@f32",
+                "[onnx] model.embed_tokens.weight: blocks must not run over the ends of "
+                "the rows "
+                "of 48 columns; found int4/f64@f32; use groups along the row (gN)"}));
+
+TEST(Onnx, RefusesDynamicActivationsAndOtherOpsets) {
+  Artifact artifact = sample::quantized(sample::llama({}, 15), "int8n/r@f32");
+  ActivationScheme dynamic;
+  dynamic.scheme = take(parse_scheme("int8n/r@f32"));
+  dynamic.dynamic = true;
+  artifact.layers.at("model.layers.0.mlp.up_proj.weight").input = dynamic;
+  const Exporter* onnx = take(find_exporter("onnx"));
+  EXPECT_EQ(onnx->can_express(artifact, {}).message(),
+            "[onnx] the input of model.layers.0.mlp.up_proj: activations must have "
+            "static scales "
+            "(QuantizeLinear); found int8n/r@f32; calibrate static scales, or leave the "
+            "activations float");
+  ExportOptions options;
+  options.opset = 13;
+  EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
+            "[onnx] opset: this exporter writes 21; found 13; leave the option out");
+}
+
+TEST(Exporters, AnUnknownFormatListsTheKnownOnes) {
+  const auto found = find_exporter("tflite");
+  EXPECT_EQ(found.status().code(), StatusCode::not_found);
+  EXPECT_EQ(found.status().message(),
+            "[export] format: must be one of nibble, onnx; found `tflite`; name a known "
+            "format");
+}
+
+}  // namespace
+}  // namespace nibble
