@@ -1,13 +1,18 @@
-// A quantized matrix in its canonical bits: what an artifact stores and kernels repack from.
+// A quantized matrix in its canonical bits: what an artifact stores and kernels repack
+// from.
 //
 // codes: each row is a dense little-endian bit stream (code i of b bits at bits i*b ..
 // i*b+b-1), intN codes in two's complement, padded with zero bits to a whole byte:
 // row_bytes = ceil(cols * b / 8).
-// A level: values in row-major order. f32, f16, bf16, e4m3, e5m2, e8m0, int8, uint8, dyn8: one
-// after the other. Elements of fewer than 8 bits: per level row a dense stream as above.
+// A level: values in row-major order. f32, f16, bf16, e4m3, e5m2, e8m0, int8, uint8,
+// dyn8: one after the other. Elements of fewer than 8 bits: per level row a dense stream
+// as above.
 //
-// pack(unpack(p)) == p byte for byte. data_loss: padding bits are not zero, sizes disagree.
-// invalid_argument: a level's value is not exactly representable in its element.
+// pack(unpack(p)) == p byte for byte.
+// data_loss, from unpack and check_packed: sizes disagree, padding bits are not zero, a
+// code stands for no number (NaN, ternary 3, the unused code of a narrow scheme), a
+// level's value is not finite. invalid_argument, from pack: a code or a level's value is
+// not one of its element's.
 #pragma once
 
 #include <vector>
@@ -26,7 +31,8 @@ struct PackedTensor {
   QuantScheme scheme;
   int64_t rows = 0;
   int64_t cols = 0;
-  std::vector<int64_t> shape;  // the weight's own shape, e.g. [out, in, kh, kw]; product = rows * cols
+  std::vector<int64_t>
+      shape;  // the weight's own shape, e.g. [out, in, kh, kw]; product = rows * cols
   Bytes codes;
   std::vector<PackedLevel> scales;
   std::vector<PackedLevel> offsets;
@@ -42,7 +48,8 @@ Result<CodedMatrix> unpack(const PackedTensor& packed);
 // Checks every size against scheme, rows and cols: call it on anything read from a file.
 Status check_packed(const PackedTensor& packed);
 
-// Rows [first, first + x.rows) dequantized; the same floats as dequantize(unpack(packed)).
+// Rows [first, first + x.rows) dequantized; the same floats as
+// dequantize(unpack(packed)).
 Status dequantize_rows(const PackedTensor& packed, int64_t first, MatrixView<float> x);
 
 }  // namespace nibble
