@@ -5,8 +5,17 @@
 //   scales ProgramModule module = prepare(ready, QatOptions{}); train(module, ...);
 //   Artifact artifact = freeze(finish(module, ready), provenance);
 //
+// Weights start as the model's floats with the calibrated levels, which stay as they are
+// or are learned (LSQ); zero points stay. Values and layer inputs start with their
+// calibrated scales. A value that only moves codes (shortcut_pad, flatten) keeps the
+// scale of its input.
+//
 // finish() reads codes from the same FakeQuantize objects that training used, so the
-// artifact is what was trained. Throws nibble::Error.
+// artifact is what was trained; parameters that stay float go back to the dtype they came
+// in.
+//
+// Throws nibble::Error: failed_precondition (a planned layer has no codes), and what
+// FakeQuantize throws. Allocates a copy of the parameters.
 #pragma once
 
 #include "ptq/calibrate.h"

@@ -1,0 +1,126 @@
+#include "qat/prepare.h"
+
+#include <ATen/ATen.h>
+
+#include "ptq/error.h"
+
+namespace nibble {
+namespace {
+
+// These ops copy codes: their output has a scheme only so that every value has one.
+bool only_moves_codes(const Program& program, const std::string& value) {
+  const Node* node = program.producer(value);
+  return node != nullptr && (node->op == "shortcut_pad" || node->op == "flatten");
+}
+
+FakeQuantize activation_quantizer(const ActivationScheme& scheme, bool learn) {
+  FakeQuantize quantizer(scheme);
+  if (learn && !scheme.dynamic) quantizer->learn_scale();
+  return quantizer;
+}
+
+// The trained values in the dtype that the checkpoint had.
+Tensor as_before(const torch::Tensor& trained, const Tensor& before) {
+  const torch::Tensor values = trained.detach().contiguous();
+  const auto rounded = [&](at::ScalarType type) {
+    const torch::Tensor narrow = values.to(type).contiguous();
+    Tensor result = before;
+    result.bytes = Bytes::copy_of(narrow.const_data_ptr(), narrow.nbytes());
+    return result;
+  };
+  if (before.dtype == DType::bf16) return rounded(at::kBFloat16);
+  if (before.dtype == DType::f16) return rounded(at::kHalf);
+  return from_torch(values);
+}
+
+// |W - Q|^2 / |W|^2
+double relative_error(const torch::Tensor& weight, const CodedMatrix& coded) {
+  const torch::Tensor w = weight.detach().contiguous();
+  torch::Tensor q = at::empty_like(w);
+  throw_if_error(
+      dequantize(coded, {q.mutable_data_ptr<float>(), coded.rows, coded.cols}));
+  const double size = w.to(at::kDouble).square().sum().item<double>();
+  return size == 0 ? 0.0 : (w - q).to(at::kDouble).square().sum().item<double>() / size;
+}
+
+}  // namespace
+
+ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
+  ProgramModule module(*calibrated.model);
+  const Program& program = module->program();
+  for (const LayerPlan& layer : calibrated.plan.layers) {
+    if (layer.method == "float" || module->weight_quantizers().count(layer.tensor))
+      continue;
+    const auto codes = calibrated.weights.find(layer.tensor);
+    if (codes == calibrated.weights.end()) {
+      throw Error(
+          error(StatusCode::failed_precondition, "[prepare] ", layer.tensor,
+                ": planned as ", to_string(layer.scheme.weight),
+                ", so it needs codes to start from; found none; calibrate first"));
+    }
+    FakeQuantize quantizer(layer.scheme.weight, layer.rule);
+    quantizer->set_levels(codes->second);
+    if (options.learn_weight_scale) quantizer->learn_scale();
+    module->quantize_weight(layer.tensor, quantizer);
+  }
+  for (const auto& [value, scheme] : calibrated.activations) {
+    if (only_moves_codes(program, value)) continue;
+    module->quantize_value(value,
+                           activation_quantizer(scheme, options.learn_activation_scale));
+  }
+  for (const auto& [node, scheme] : calibrated.layer_inputs) {
+    module->quantize_input(node,
+                           activation_quantizer(scheme, options.learn_activation_scale));
+  }
+  return module;
+}
+
+Calibrated finish(ProgramModule module, const Calibrated& before) {
+  Calibrated result = before;
+  Artifact trained = *before.model;
+  for (const Node& node : trained.program.nodes) {
+    for (const auto& [role, name] : node.parameters) {
+      const auto tensor = trained.tensors.find(name);
+      if (tensor != trained.tensors.end()) {
+        tensor->second = as_before(module->parameter(name), tensor->second);
+      }
+    }
+  }
+  for (const auto& [name, quantizer] : module->weight_quantizers()) {
+    const torch::Tensor weight = module->parameter(name);
+    CodedMatrix coded = quantizer->coded(weight);
+    Calibrated::Account& account = result.accounts[name];
+    account.error = relative_error(weight, coded);
+    account.output_error = -1;  // calibration's figure was of another weight
+    account.note = "trained with quantization in the loop";
+    for (LayerPlan& layer : result.plan.layers) {
+      if (layer.tensor == name)
+        layer.method = quantizer->learns_scale() ? "lsq" : "straight-through";
+    }
+    result.weights[name] = std::move(coded);
+  }
+  for (const auto& [value, quantizer] : module->value_quantizers()) {
+    result.activations[value] = quantizer->activation();
+  }
+  for (const Node& node : module->program().nodes) {  // in order, so chains follow
+    const auto output = result.activations.find(node.outputs[0]);
+    if (output == result.activations.end() ||
+        !only_moves_codes(module->program(), output->first)) {
+      continue;
+    }
+    const auto input = result.activations.find(node.inputs[0]);
+    if (input != result.activations.end()) output->second = input->second;
+  }
+  for (const auto& [node, quantizer] : module->input_quantizers()) {
+    result.layer_inputs[node] = quantizer->activation();
+    for (LayerPlan& layer : result.plan.layers) {
+      if (layer.node == node) layer.scheme.input = quantizer->activation();
+    }
+  }
+  for (auto& [value, scheme] : result.plan.activations)
+    scheme = result.activations.at(value);
+  result.model = std::make_shared<const Artifact>(std::move(trained));
+  return result;
+}
+
+}  // namespace nibble
