@@ -1,13 +1,18 @@
 // Text as token sequences: windows of a text, lines of a file, or ids from safetensors.
 //
-// A safetensors file holds int32 `input_ids` [sequences, length] (padding -1, at the end only);
-// each row is a sequence. UTF-8 text is cut into windows of `length` tokens, each beginning
-// with BOS if the tokenizer adds one; the last, shorter one is kept when it has >= 2 tokens.
-// per_line: each line of at least min_chars characters alone, cut at `length` tokens.
-// data_loss: not UTF-8 (names the byte). out_of_range: an id outside the vocabulary.
+// A safetensors file holds int32 `input_ids` [sequences, length] (padding -1, at the end
+// only); each row is a sequence, cut at `length` tokens. UTF-8 text is cut into windows
+// of `length` tokens, each beginning with BOS if the tokenizer adds one; the last,
+// shorter one is kept when it has >= 2 tokens. per_line: each line of at least min_chars
+// characters alone, cut at `length` tokens; a line of fewer than 2 tokens is left out.
+//
+// not_found: the file. invalid_argument: options or file that cannot give one sequence.
+// data_loss: not UTF-8 (names the byte), padding before an id, another type or shape of
+// input_ids. out_of_range: an id outside the vocabulary (names row and column).
 #pragma once
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "kernels/tokenizer/tokenizer.h"
@@ -17,8 +22,10 @@ namespace nibble {
 struct TextOptions {
   int64_t length = 512;  // tokens a sequence, BOS counted
   bool per_line = false;
-  int64_t min_chars = 0;
-  int64_t limit = 0;     // sequences; 0: all
+  int64_t min_chars = 0;  // Unicode characters
+  int64_t limit = 0;      // sequences; 0: all
+  bool append_eos =
+      false;  // per_line: each whole line ends with the tokenizer's first EOS
 };
 struct TextData {
   std::vector<std::vector<int32_t>> sequences;
@@ -27,5 +34,8 @@ struct TextData {
 // tokenizer may be null for a safetensors file.
 Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* tokenizer,
                            int64_t vocabulary, const TextOptions& options);
+
+// The lines of a UTF-8 text file, without "\n" and "\r\n".
+Result<std::vector<std::string>> read_text_lines(const std::filesystem::path& path);
 
 }  // namespace nibble

@@ -1,0 +1,176 @@
+#include "recipes/data/text.h"
+
+#include <algorithm>
+
+#include "kernels/artifact/safetensors.h"
+#include "kernels/base/file.h"
+#include "kernels/tokenizer/unicode.h"
+
+namespace nibble {
+namespace {
+
+using Sequences = std::vector<std::vector<int32_t>>;
+
+Result<std::string> read_utf8(const std::filesystem::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, read_text_file(path));
+  const int64_t invalid = first_invalid_utf8(text);
+  if (invalid >= 0)
+    return error(StatusCode::data_loss, "[text] ", path.string(),
+                 ": UTF-8 text was required; byte ", invalid,
+                 " is not part of UTF-8; convert the file, or give token ids in a "
+                 "safetensors file");
+  return text;
+}
+
+std::vector<std::string> split_lines(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const bool carriage_return = end > at && text[end - 1] == '\r';
+    lines.push_back(text.substr(at, end - at - (carriage_return ? 1 : 0)));
+    at = end + 1;
+  }
+  return lines;
+}
+
+int64_t characters(std::string_view text) {
+  return std::count_if(text.begin(), text.end(),
+                       [](char c) { return (static_cast<uint8_t>(c) & 0xc0) != 0x80; });
+}
+
+bool full(const Sequences& sequences, const TextOptions& options) {
+  return options.limit > 0 && static_cast<int64_t>(sequences.size()) >= options.limit;
+}
+
+Result<Sequences> sequences_of_ids(const std::filesystem::path& path, int64_t vocabulary,
+                                   const TextOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile file, read_safetensors(path));
+  const auto found = file.tensors.find("input_ids");
+  if (found == file.tensors.end() || found->second.shape.size() != 2)
+    return error(
+        StatusCode::data_loss, "[text] ", path.string(),
+        ": input_ids [sequences, length] was required; found ",
+        found == file.tensors.end() ? "no such tensor" : shape_text(found->second.shape),
+        "; write the token ids under that name");
+  const Tensor& tensor = found->second;
+  if (tensor.dtype != DType::i32 && tensor.dtype != DType::i64)
+    return error(StatusCode::data_loss, "[text] ", path.string(),
+                 " input_ids: I32 was required; found ", dtype_name(tensor.dtype),
+                 "; write the token ids as int32");
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, to_int32(tensor));
+  Sequences sequences;
+  const int64_t length = tensor.shape[1];
+  for (int64_t row = 0; row < tensor.shape[0] && !full(sequences, options); ++row) {
+    std::vector<int32_t> sequence;
+    bool padded = false;
+    for (int64_t column = 0; column < length; ++column) {
+      const int32_t id = ids[static_cast<size_t>(row * length + column)];
+      if (id == -1) {
+        padded = true;
+        continue;
+      }
+      if (padded)
+        return error(StatusCode::data_loss, "[text] ", path.string(), " input_ids row ",
+                     row, ": padding (-1) only at the end was required; found id ", id,
+                     " in column ", column, " after it; move the padding to the end");
+      if (id < 0 || id >= vocabulary)
+        return error(StatusCode::out_of_range, "[text] ", path.string(),
+                     " input_ids row ", row, " column ", column, ": an id below ",
+                     vocabulary, " (the model's vocabulary) was required; found ", id,
+                     "; these are another tokenizer's ids");
+      if (column < options.length) sequence.push_back(id);
+    }
+    if (sequence.size() >= 2) sequences.push_back(std::move(sequence));
+  }
+  return sequences;
+}
+
+Result<Sequences> sequences_of_lines(const std::string& text, const Tokenizer& tokenizer,
+                                     const TextOptions& options) {
+  const std::vector<int32_t> eos = tokenizer.eos();
+  Sequences sequences;
+  for (const std::string& line : split_lines(text)) {
+    if (full(sequences, options)) break;
+    if (characters(line) < options.min_chars) continue;
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer.encode(line));
+    if (options.append_eos && !line.empty()) ids.push_back(eos.front());
+    if (static_cast<int64_t>(ids.size()) > options.length)
+      ids.resize(static_cast<size_t>(options.length));
+    if (ids.size() >= 2) sequences.push_back(std::move(ids));
+  }
+  return sequences;
+}
+
+Result<Sequences> sequences_of_windows(const std::string& text,
+                                       const Tokenizer& tokenizer,
+                                       const TextOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                          tokenizer.encode_without_special(text));
+  Sequences sequences;
+  const size_t bos = tokenizer.bos() >= 0 ? 1 : 0;
+  const size_t step = static_cast<size_t>(options.length) - bos;
+  for (size_t at = 0; at < ids.size() && !full(sequences, options); at += step) {
+    std::vector<int32_t> window;
+    if (bos) window.push_back(tokenizer.bos());
+    const size_t end = std::min(ids.size(), at + step);
+    window.insert(window.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
+                  ids.begin() + static_cast<std::ptrdiff_t>(end));
+    if (window.size() >= 2) sequences.push_back(std::move(window));
+  }
+  return sequences;
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> read_text_lines(const std::filesystem::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_utf8(path));
+  return split_lines(text);
+}
+
+Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* tokenizer,
+                           int64_t vocabulary, const TextOptions& options) {
+  if (options.length < 2)
+    return error(StatusCode::invalid_argument, "[text] ", path.string(),
+                 ": sequences of at least 2 tokens were required; found a length of ",
+                 options.length, "; raise --sequence-length");
+  const bool is_ids = path.extension() == ".safetensors";
+  if (!is_ids && !tokenizer)
+    return error(
+        StatusCode::invalid_argument, "[text] ", path.string(),
+        ": a tokenizer was required for text; found none; give --tokenizer FILE");
+  if (options.append_eos && (is_ids || !options.per_line || tokenizer->eos().empty()))
+    return error(StatusCode::invalid_argument, "[text] ", path.string(),
+                 ": lines of text and a tokenizer with an EOS token were required to end "
+                 "each with "
+                 "EOS; found ",
+                 is_ids              ? "token ids"
+                 : !options.per_line ? "windows"
+                                     : "a tokenizer without one",
+                 "; leave EOS out");
+  Result<Sequences> sequences = Sequences();
+  if (is_ids) {
+    sequences = sequences_of_ids(path, vocabulary, options);
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_utf8(path));
+    sequences = options.per_line ? sequences_of_lines(text, *tokenizer, options)
+                                 : sequences_of_windows(text, *tokenizer, options);
+  }
+  if (!sequences.ok()) return sequences.status();
+  if (sequences->empty())
+    return error(
+        StatusCode::invalid_argument, "[text] ", path.string(),
+        ": at least one sequence of 2 tokens was required; found none",
+        options.min_chars > 0 ? cat(" of ", options.min_chars, " characters") : "",
+        "; give more text");
+  int64_t tokens = 0;
+  for (const auto& sequence : *sequences) tokens += static_cast<int64_t>(sequence.size());
+  NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
+  TextData data;
+  data.description =
+      cat(path.filename().string(), ", ", sequences->size(), " sequences, ", tokens,
+          " tokens, sha256 ", sha256_hex(bytes.text()));
+  data.sequences = std::move(sequences).value();
+  return data;
+}
+
+}  // namespace nibble

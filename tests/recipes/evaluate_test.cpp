@@ -1,0 +1,220 @@
+#include "recipes/eval/evaluate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/base/file.h"
+#include "recipes/data/images.h"
+#include "recipes/data/story_grammar.h"
+#include "recipes/data/text.h"
+#include "recipes/eval/story_floor.h"
+#include "recipes/models/load_model.h"
+
+namespace nibble {
+namespace {
+
+using testing::HasSubstr;
+
+const std::filesystem::path kData =
+    std::filesystem::path(NIBBLE_SOURCE_DIR) / ".." / "shared" / "data";
+
+#define SKIP_WITHOUT(path)                               \
+  if (!std::filesystem::exists(path))                    \
+  GTEST_SKIP() << "needs " << (path).filename().string() \
+               << " of the shared data, which is absent"
+
+TEST(Evaluate, ScoresOnePrediction) {
+  // p = (1/2, 1/4, 1/4), r = (1/8, 1/8, 3/4), shifted by constants that must not matter.
+  const float p[] = {std::log(0.5f) + 90, std::log(0.25f) + 90, std::log(0.25f) + 90};
+  const float r[] = {std::log(0.125f) - 7, std::log(0.125f) - 7, std::log(0.75f) - 7};
+  const Prediction both = score_prediction(p, r, 3, 1);
+  const double kl = 0.125 * std::log(0.125 / 0.5) + 0.125 * std::log(0.125 / 0.25) +
+                    0.75 * std::log(3.0);
+  EXPECT_NEAR(both.nll, std::log(4.0), 1e-5);
+  EXPECT_NEAR(both.kl, kl, 1e-5);
+  EXPECT_FALSE(both.agrees);
+  EXPECT_TRUE(both.finite);
+  const Prediction same = score_prediction(p, p, 3, 0);
+  EXPECT_EQ(same.kl, 0);
+  EXPECT_TRUE(same.agrees);
+  const float far[] = {-1e4f, 1e4f, 0};  // exp would overflow
+  EXPECT_NEAR(score_prediction(far, nullptr, 3, 0).nll, 2e4, 1e-9);
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(),
+                    std::numeric_limits<float>::infinity()}) {
+    const float broken[] = {0, bad, 1};
+    EXPECT_FALSE(score_prediction(broken, nullptr, 3, 0).finite);
+    EXPECT_FALSE(score_prediction(p, broken, 3, 0).finite);
+  }
+}
+
+// The interval of a mean of n independent values is about 1.96 deviations / sqrt(n) wide
+// on either side; too narrow is as wrong as too wide.
+TEST(Evaluate, BootstrapIntervalHasTheRightWidth) {
+  std::vector<double> values, weights;
+  for (int i = 0; i < 1000; ++i) values.push_back(i % 2), weights.push_back(1);
+  const Interval interval = bootstrap_ci95(values, weights);
+  const double half = 1.96 * 0.5 / std::sqrt(1000.0);
+  EXPECT_NEAR(interval.low, 0.5 - half, half / 8);
+  EXPECT_NEAR(interval.high, 0.5 + half, half / 8);
+  const Interval again = bootstrap_ci95(values, weights);
+  EXPECT_EQ(again.low, interval.low);
+  // A weight of zero takes a value out.
+  const Interval weighted = bootstrap_ci95({1, 100, 1}, {5, 0, 5});
+  EXPECT_EQ(weighted.low, 1);
+  EXPECT_EQ(weighted.high, 1);
+  EXPECT_EQ(bootstrap_ci95({3}, {7}).low, 3);
+}
+
+struct Opened {
+  std::shared_ptr<const Artifact> artifact;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Executor> executor;
+};
+Opened open(const std::filesystem::path& path, LoadOptions options = {}) {
+  Opened out;
+  auto artifact = load_model(path, options);
+  EXPECT_TRUE(artifact.ok()) << artifact.status().message();
+  if (!artifact.ok()) return out;
+  out.artifact = std::make_shared<const Artifact>(std::move(artifact).value());
+  if (!out.artifact->tokenizer.empty()) {
+    auto tokenizer =
+        make_tokenizer(out.artifact->tokenizer, out.artifact->program.vocabulary);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+    if (tokenizer.ok()) out.tokenizer = std::move(tokenizer).value();
+  }
+  auto executor = Executor::create(out.artifact, {});
+  EXPECT_TRUE(executor.ok()) << executor.status().message();
+  if (executor.ok())
+    out.executor = std::make_unique<Executor>(std::move(executor).value());
+  return out;
+}
+
+Opened open_stories260k() {
+  LoadOptions options;
+  options.tokenizer = kData / "models/stories260K/tok512.bin";
+  return open(kData / "models/stories260K/stories260K.bin", options);
+}
+
+TEST(Evaluate, Stories260KPerplexity) {
+  SKIP_WITHOUT(kData / "models/stories260K");
+  Opened model = open_stories260k();
+  ASSERT_TRUE(model.executor && model.tokenizer);
+  const auto text =
+      load_text(kData / "text/tinystories_sample.txt", model.tokenizer.get(), 512,
+                {.length = 512, .per_line = true, .min_chars = 200, .limit = 300});
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_EQ(text->sequences.size(), 300u);
+  int64_t reported = 0;
+  const auto quality = evaluate_text(*model.executor, nullptr, text->sequences,
+                                     [&](int64_t done, int64_t total) {
+                                       EXPECT_EQ(done, ++reported);
+                                       EXPECT_EQ(total, 300);
+                                     });
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  EXPECT_EQ(quality->tokens, 37278);
+  EXPECT_NEAR(quality->nll, 1.76417, 1e-4);
+  EXPECT_NEAR(quality->perplexity, 5.8367, 1e-3);
+  EXPECT_LT(quality->perplexity_ci95.low, 5.8);
+  EXPECT_GT(quality->perplexity_ci95.high, 5.87);
+  EXPECT_GT(quality->perplexity_ci95.low, 5.4);
+  EXPECT_LT(quality->perplexity_ci95.high, 6.3);
+  EXPECT_FALSE(quality->kl.has_value());
+}
+
+TEST(Evaluate, AModelAgreesWithItself) {
+  SKIP_WITHOUT(kData / "models/stories260K");
+  Opened model = open_stories260k(), reference = open_stories260k();
+  ASSERT_TRUE(model.executor && reference.executor);
+  const std::vector<std::vector<int32_t>> sequences = {{1, 403, 407, 261, 378},
+                                                       {1, 338, 300}};
+  const auto quality =
+      evaluate_text(*model.executor, reference.executor.get(), sequences, {});
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  EXPECT_EQ(*quality->kl, 0);
+  EXPECT_EQ(*quality->top1_agreement, 1);
+  EXPECT_EQ(quality->tokens, 6);
+  // The mean weighs tokens, not sequences.
+  EXPECT_NEAR(quality->nll,
+              (4 * quality->sequence_nll[0] + 2 * quality->sequence_nll[1]) / 6, 1e-12);
+
+  EXPECT_EQ(evaluate_text(*model.executor, nullptr, {}, {}).status().code(),
+            StatusCode::invalid_argument);
+  EXPECT_THAT(evaluate_text(*model.executor, nullptr, {{1}}, {}).status().message(),
+              HasSubstr("at least 2 tokens each were required; found one of 1"));
+  EXPECT_EQ(evaluate_text(*model.executor, nullptr, {{1, 512, 3}}, {}).status().code(),
+            StatusCode::out_of_range);
+}
+
+// 4 of the 64 evaluation sequences; the whole set's 15.18665 is checked by
+// `nibble evaluate MODEL --text evaluation_tokens.safetensors`.
+TEST(Evaluate, Docs14mSubset) {
+  SKIP_WITHOUT(kData / "models/docs14m");
+  Opened model = open(kData / "models/docs14m");
+  ASSERT_TRUE(model.executor);
+  const auto text = load_text(kData / "models/docs14m/evaluation_tokens.safetensors",
+                              nullptr, 4096, {.length = 1024, .limit = 4});
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  const auto quality = evaluate_text(*model.executor, nullptr, text->sequences, {});
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  EXPECT_EQ(quality->tokens, 4 * 511);
+  RecordProperty("perplexity", std::to_string(quality->perplexity));
+}
+
+TEST(Evaluate, ResNet20Accuracy) {
+  SKIP_WITHOUT(kData / "models/cifar10_resnet");
+  Opened model = open(kData / "models/cifar10_resnet/resnet20_cifar10.safetensors");
+  ASSERT_TRUE(model.executor);
+  auto images = load_images(kData / "cifar10", Split::test);
+  ASSERT_TRUE(images.ok()) << images.status().message();
+  images->count = 500;
+  const auto quality =
+      evaluate_images(*model.executor, model.executor.get(), *images, {});
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  EXPECT_EQ(quality->images, 500);
+  EXPECT_EQ(*quality->argmax_agreement, 1);
+  // 91.73 % of all 10,000; four deviations of a sample of 500 are 4.9 %.
+  EXPECT_NEAR(quality->accuracy, 0.9173, 0.049);
+  EXPECT_LT(quality->accuracy_ci95.low, quality->accuracy);
+  EXPECT_GT(quality->accuracy_ci95.high, quality->accuracy);
+}
+
+// A text that a model knows by heart has the floor's perplexity; here the floor itself.
+TEST(StoryFloor, IsTheMeanOfExactLogProbabilities) {
+  const auto folder =
+      std::filesystem::path(NIBBLE_SOURCE_DIR) / "recipes/examples/stories";
+  std::map<std::string, Bytes> files;
+  files["tokenizer.json"] = *map_file(folder / "tokenizer.json");
+  const auto tokenizer = make_tokenizer(files, 896);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  std::vector<std::string> lines;
+  double nats = 0;
+  int64_t tokens = 0;
+  for (uint64_t i = 0; i < 50; ++i) {
+    const Story story = make_story(9, i);
+    lines.push_back(story.text);
+    nats -= story.log_probability;
+    tokens += static_cast<int64_t>((*tokenizer)->encode(story.text)->size()) - 1;
+  }
+  lines.push_back("");
+  const auto floor = story_floor(lines, **tokenizer, false, 0);
+  ASSERT_TRUE(floor.ok()) << floor.status().message();
+  EXPECT_EQ(floor->tokens, tokens);
+  EXPECT_DOUBLE_EQ(floor->nll, nats / static_cast<double>(tokens));
+  EXPECT_DOUBLE_EQ(floor->perplexity, std::exp(floor->nll));
+  EXPECT_GT(floor->perplexity, 1.3);
+  EXPECT_LT(floor->perplexity, 1.6);
+  EXPECT_EQ(story_floor(lines, **tokenizer, true, 0)->tokens, tokens + 50);
+  EXPECT_EQ(story_floor(lines, **tokenizer, false, 1)->nats_per_story,
+            -make_story(9, 0).log_probability);
+  lines[3] = "Not a story.";
+  EXPECT_EQ(story_floor(lines, **tokenizer, false, 0).status().message(),
+            "[story floor] line 4: a story of the grammar was required; the grammar "
+            "cannot make \"Not a "
+            "story.\"; the floor is known for stories only");
+}
+
+}  // namespace
+}  // namespace nibble
