@@ -269,7 +269,9 @@ TEST(Onnx, TheSameModelGivesTheSameBytes) {
 }
 
 TEST(Onnx, ABigModelKeepsItsTensorsInASecondFileAndReadsBackFromIt) {
-  const Artifact artifact = sample::quantized(sample::llama({}, 10), "int4/g32@f16");
+  sample::LlamaSize size;
+  size.tied = false;
+  const Artifact artifact = sample::quantized(sample::llama(size, 10), "int4/g32@f16");
   const auto directory = fresh_directory("external");
   ExportOptions options;
   options.external_data_bytes = 1000;
