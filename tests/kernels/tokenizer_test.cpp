@@ -431,6 +431,45 @@ TEST(ByteLevelTokenizer, WrongOrAbsent) {
             "use a tokenizer trained with the whole byte alphabet");
 }
 
+// Whatever happens to the bytes of a file, it is read or refused, never a crash; a file
+// that is still read encodes.
+TEST(Tokenizer, MutatedFilesAreReadOrRefused) {
+  std::string scores(4, '\0');
+  scores[0] = 9;
+  for (int i = 0; i < 260; ++i) {
+    const std::string piece = cat("<", i, ">");
+    const float score = static_cast<float>(i % 7);
+    const uint32_t length = static_cast<uint32_t>(piece.size());
+    scores.append(reinterpret_cast<const char*>(&score), 4);
+    scores.append(reinterpret_cast<const char*>(&length), 4);
+    scores += piece;
+  }
+  SplitMix64 random(3);
+  int read = 0, refused = 0;
+  for (const auto& [name, file] :
+       {std::pair<std::string, std::string>{"tokenizer.bin", scores},
+        {"tokenizer.json", small_tokenizer().dump()}}) {
+    for (int round = 0; round < 300; ++round) {
+      std::string changed = file;
+      for (uint64_t flips = 1 + random.below(3); flips > 0; --flips)
+        changed[random.below(changed.size())] = static_cast<char>(random.below(256));
+      if (random.below(4) == 0) changed.resize(random.below(changed.size()));
+      const auto made = make_tokenizer({{name, bytes_of(changed)}}, 1 << 20);
+      if (made.ok()) {
+        ++read;
+        const auto ids = (*made)->encode("lower ab c\xff");
+        if (ids.ok()) (void)(*made)->decode(*ids);
+      } else {
+        ++refused;
+        EXPECT_EQ(made.status().message().rfind("[tokenizer] ", 0), 0u)
+            << made.status().message();
+      }
+    }
+  }
+  EXPECT_GT(read, 50);
+  EXPECT_GT(refused, 50);
+}
+
 // The heap makes a long text without spaces cost n log n.
 TEST(ByteLevelTokenizer, LongPiece) {
   const auto tokenizer = make(small_tokenizer());
