@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "export/formats/readers.h"
 #include "kernels/base/float_types.h"
@@ -53,7 +54,7 @@ class DirectoryReader {
   std::filesystem::path directory_;
   Json manifest_;
   std::map<std::string, Shard> shards_;
-  std::map<std::string, bool> used_;  // stored tensors that belong to a packed weight
+  std::set<std::string> used_;  // stored tensors that belong to a packed weight
 };
 
 Result<std::string> DirectoryReader::text(const std::string& name) const {
@@ -156,7 +157,7 @@ Result<CodedLevel> DirectoryReader::level(const std::string& name,
                                           const ScaleLevel& level, int64_t rows,
                                           int64_t cols, float shift) {
   NIBBLE_ASSIGN_OR_RETURN(const Stored stored, this->stored(name));
-  used_[name] = true;
+  used_.insert(name);
   const LevelShape shape = level_shape(level.block, rows, cols);
   const int bits = element_info(level.element).bits;
   const int64_t row_bytes = (shape.cols * bits + 7) / 8;
@@ -187,7 +188,7 @@ Result<CodedMatrix> DirectoryReader::weight(const std::string& name, const Json&
     return damaged(name, "rows and cols must be sane; found ", q.rows, " and ", q.cols);
   }
   NIBBLE_ASSIGN_OR_RETURN(const Stored stored, this->stored(name + ".codes"));
-  used_[name + ".codes"] = true;
+  used_.insert(name + ".codes");
   const ElementInfo& info = element_info(q.scheme.code);
   const int64_t row_bytes = (q.cols * info.bits + 7) / 8;
   if (static_cast<int64_t>(stored.bytes.size()) != q.rows * row_bytes) {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <sstream>
 
 #include "export/formats/readers.h"
@@ -293,15 +294,15 @@ Result<Decoded> read_onnx(const std::filesystem::path& directory) {
     reader.initializers[tensor.name()] = &tensor;
   }
   std::map<std::string, const onnx::NodeProto*> dequantized;  // codes -> DequantizeLinear
-  std::map<std::string, bool> is_level;
+  std::set<std::string> levels;                               // scales and zero points
   for (const auto& node : model.graph().node()) {
     for (const std::string& input : node.input()) reader.consumers.emplace(input, &node);
     if (node.op_type() != "DequantizeLinear" || node.input_size() < 2) continue;
     dequantized[node.input(0)] = &node;
-    for (int i = 1; i < node.input_size(); ++i) is_level[node.input(i)] = true;
+    for (int i = 1; i < node.input_size(); ++i) levels.insert(node.input(i));
   }
   for (const auto& tensor : model.graph().initializer()) {
-    if (tensor.name().rfind('/', 0) == 0 || is_level.count(tensor.name())) continue;
+    if (tensor.name().rfind('/', 0) == 0 || levels.count(tensor.name())) continue;
     const std::string name = tensor.name().substr(0, tensor.name().find('@'));
     if (code_elements().count(tensor.data_type())) {
       const auto node = dequantized.find(tensor.name());
