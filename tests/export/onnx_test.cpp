@@ -399,6 +399,83 @@ TEST(Onnx, RefusesDynamicActivationsAndOtherOpsets) {
             "[onnx] opset: this exporter writes 21; found 13; leave the option out");
 }
 
+struct Damage {
+  const char* name;
+  std::function<void(onnx::GraphProto&)> damage;
+  const char* message;
+};
+onnx::TensorProto& initializer(onnx::GraphProto& graph, const std::string& name) {
+  for (auto& tensor : *graph.mutable_initializer()) {
+    if (tensor.name() == name) return tensor;
+  }
+  throw std::runtime_error("no initializer " + name);
+}
+class OnnxDamaged : public ::testing::TestWithParam<Damage> {};
+
+TEST_P(OnnxDamaged, IsRefusedByName) {
+  const Artifact artifact = sample::quantized(sample::residual_net(16), "int4/r@f32");
+  const auto directory = fresh_directory("damaged");
+  const Exporter* onnx = take(find_exporter("onnx"));
+  ASSERT_TRUE(onnx->write(artifact, directory, {}).ok());
+  onnx::ModelProto model;
+  ASSERT_TRUE(model.ParseFromString(file_text(directory / "model.onnx")));
+  GetParam().damage(*model.mutable_graph());
+  std::ofstream(directory / "model.onnx", std::ios::binary) << model.SerializeAsString();
+  const Result<Decoded> decoded = onnx->read(directory);
+  EXPECT_EQ(decoded.status().code(), StatusCode::data_loss);
+  EXPECT_THAT(decoded.status().message(), HasSubstr(GetParam().message));
+  std::filesystem::remove_all(directory);
+}
+INSTANTIATE_TEST_SUITE_P(
+    Files, OnnxDamaged,
+    ::testing::Values(
+        Damage{"location",
+               [](onnx::GraphProto& graph) {
+                 auto& tensor = initializer(graph, "conv1.weight");
+                 tensor.set_data_location(onnx::TensorProto::EXTERNAL);
+                 auto* entry = tensor.add_external_data();
+                 entry->set_key("location");
+                 entry->set_value("../config.json");
+               },
+               "[onnx] conv1.weight: its data must lie in this directory; found location "
+               "`../config.json`"},
+        Damage{"length",
+               [](onnx::GraphProto& graph) {
+                 initializer(graph, "conv1.weight").mutable_raw_data()->pop_back();
+               },
+               "[onnx] conv1.weight: 162 values of 4 bits take 81 bytes; found 80"},
+        Damage{"dimension",
+               [](onnx::GraphProto& graph) {
+                 initializer(graph, "conv1.weight").set_dims(1, INT64_MAX);
+               },
+               "[onnx] conv1.weight: dimensions must be sane; found 9223372036854775807"},
+        Damage{"scales",
+               [](onnx::GraphProto& graph) {
+                 auto& scale = initializer(graph, "conv1.weight.scale");
+                 scale.set_dims(0, 5);
+                 scale.mutable_raw_data()->resize(20);
+               },
+               "[onnx] conv1.weight: needs 6 scales; found 5"},
+        Damage{"dequantize",
+               [](onnx::GraphProto& graph) {
+                 for (auto& node : *graph.mutable_node()) {
+                   if (node.op_type() == "DequantizeLinear") node.set_op_type("Identity");
+                 }
+               },
+               "codes must go through DequantizeLinear; found none"}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+TEST(Onnx, AFileThatIsNoModelIsRefused) {
+  const auto directory = fresh_directory("garbage");
+  const Exporter* onnx = take(find_exporter("onnx"));
+  EXPECT_EQ(onnx->read(directory).status().code(), StatusCode::not_found);
+  std::filesystem::create_directory(directory);
+  std::ofstream(directory / "model.onnx") << "not protobuf";
+  EXPECT_THAT(onnx->read(directory).status().message(),
+              HasSubstr("must be an ONNX model"));
+  std::filesystem::remove_all(directory);
+}
+
 TEST(Exporters, AnUnknownFormatListsTheKnownOnes) {
   const auto found = find_exporter("tflite");
   EXPECT_EQ(found.status().code(), StatusCode::not_found);

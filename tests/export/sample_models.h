@@ -34,7 +34,8 @@ inline std::filesystem::path fresh_directory(const std::string& name) {
 
 template <class T>
 T take(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.status().message());  // fails the test
+  if (!result.ok())
+    throw std::runtime_error(result.status().message());  // fails the test
   return std::move(result).value();
 }
 
