@@ -40,16 +40,18 @@ std::string rate_text(const Rate& rate) {
 }  // namespace
 
 Status run_bench_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("bench MODEL [--reference MODEL]",
-                   "Tokens a second one at a time (decode) and in one call (prefill), or images a "
-                   "second in batches of 32.\nMedian and quartiles of repeats; two models take "
-                   "turns, so that both see the same machine.");
+  CommandLine line(
+      "bench MODEL [--reference MODEL]",
+      "Tokens a second one at a time (decode) and in one call (prefill), or images a "
+      "second in batches of 32.\nMedian and quartiles of repeats; two models take "
+      "turns, so that both see the same machine.");
   line.positional("MODEL");
   line.text("reference", "MODEL", "time this one too, in turns");
   line.integer("repeats", "timings of each", 9, 1);
   line.integer("tokens", "decoded in one timing", 32, 1);
   line.integer("prefill", "tokens of one prefill, at most the context", 256, 1);
-  line.text("compute", "float|int8", "activations of weight-only layers (default: float)");
+  line.text("compute", "float|int8",
+            "activations of weight-only layers (default: float)");
   line.model_options();
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
@@ -71,15 +73,17 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
     // The reference runs as it is; --compute is a question about MODEL.
     NIBBLE_ASSIGN_OR_RETURN(
         Executor model,
-        Executor::create(std::make_shared<const Artifact>(std::move(artifact)),
-                         ExecutorOptions{.compute = i == 0 ? compute : Compute::float_activations}));
+        Executor::create(
+            std::make_shared<const Artifact>(std::move(artifact)),
+            ExecutorOptions{.compute = i == 0 ? compute : Compute::float_activations}));
     models.push_back(std::move(model));
   }
   for (Executor& model : models) pointers.push_back(&model);
   const SpeedOptions options{.repeats = line.integer("repeats"),
                              .decode_tokens = line.integer("tokens"),
                              .prefill_tokens = line.integer("prefill")};
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds, measure_speed(pointers, options));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds,
+                          measure_speed(pointers, options));
 
   if (line.wants_json()) {
     Json json = to_json(paths[0], sizes[0], speeds[0]);
@@ -88,16 +92,17 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
   }
-  std::vector<std::vector<std::string>> rows = {
-      {"model", "size", "bits", "decode tokens/s", "prefill tokens/s", "images/s", "kernels"}};
+  std::vector<std::vector<std::string>> rows = {{"model", "size", "bits",
+                                                 "decode tokens/s", "prefill tokens/s",
+                                                 "images/s", "kernels"}};
   for (size_t i = 0; i < speeds.size(); ++i) {
     std::string kernels;
     for (const auto& [name, layers] : speeds[i].kernels) {
       kernels += cat(kernels.empty() ? "" : ", ", name, " x ", layers);
     }
-    rows.push_back({sizes[i].name, bytes_text(sizes[i].bytes), number_text(sizes[i].bits_per_weight, 4),
-                    rate_text(speeds[i].decode), rate_text(speeds[i].prefill),
-                    rate_text(speeds[i].images), kernels});
+    rows.push_back({sizes[i].name, bytes_text(sizes[i].bytes),
+                    number_text(sizes[i].bits_per_weight, 4), rate_text(speeds[i].decode),
+                    rate_text(speeds[i].prefill), rate_text(speeds[i].images), kernels});
   }
   std::cout << table_text(rows) << "on  " << speeds[0].cpu << "\n";
   return ok_status();

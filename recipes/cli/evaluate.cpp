@@ -26,11 +26,13 @@ Result<Executor> open(const std::filesystem::path& path, const LoadOptions& opti
                           ExecutorOptions{.compute = compute});
 }
 
-void print(const Json& json, const Measurement& measurement, const std::string& data, bool as_json) {
+void print(const Json& json, const Measurement& measurement, const std::string& data,
+           bool as_json) {
   if (as_json) {
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
   } else {
-    std::cout << table_text(measurement_rows({&measurement})) << "measured on  " << data << "\n";
+    std::cout << table_text(measurement_rows({&measurement})) << "measured on  " << data
+              << "\n";
   }
 }
 
@@ -43,7 +45,8 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   options.per_line = line.has("per-line");
   options.min_chars = line.integer("min-chars");
   options.limit = line.integer("limit");
-  NIBBLE_ASSIGN_OR_RETURN(const TextData data, load_text_for(artifact, line.path("text"), options));
+  NIBBLE_ASSIGN_OR_RETURN(const TextData data,
+                          load_text_for(artifact, line.path("text"), options));
   NIBBLE_ASSIGN_OR_RETURN(
       const TextQuality quality,
       evaluate_text(*models.model, models.reference_or_null(), data.sequences,
@@ -65,8 +68,9 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
     if (quality.kl) json["sequence_kl"] = quality.sequence_kl;
   }
   measurement.text = quality;
-  std::string description = cat(data.description, ", ", quality.tokens, " predictions, at most ",
-                                options.length, " tokens a sequence");
+  std::string description =
+      cat(data.description, ", ", quality.tokens, " predictions, at most ",
+          options.length, " tokens a sequence");
   print(json, measurement, description, line.wants_json());
   return ok_status();
 }
@@ -74,11 +78,11 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
 Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
                           Measurement& measurement) {
   NIBBLE_ASSIGN_OR_RETURN(const ImageSet images,
-                          load_images_for(models.model->artifact(), line.path("dataset"), Split::test,
-                                          line.integer("limit")));
+                          load_images_for(models.model->artifact(), line.path("dataset"),
+                                          Split::test, line.integer("limit")));
   NIBBLE_ASSIGN_OR_RETURN(const ImageQuality quality,
-                          evaluate_images(*models.model, models.reference_or_null(), images,
-                                          make_counter("evaluate", "images")));
+                          evaluate_images(*models.model, models.reference_or_null(),
+                                          images, make_counter("evaluate", "images")));
   json["accuracy"] = quality.accuracy;
   json["accuracy_ci95"] = {quality.accuracy_ci95.low, quality.accuracy_ci95.high};
   json["images"] = quality.images;
@@ -92,46 +96,52 @@ Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
 }  // namespace
 
 Status run_evaluate_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("evaluate MODEL (--text FILE | --dataset DIR) [--reference MODEL]",
-                   "Perplexity on text or accuracy on images, with 95 % intervals; with a "
-                   "reference, the KL divergence\nKL(reference || this) in nats a token and how "
-                   "often both choose the same.\n\nText is cut into windows of --sequence-length "
-                   "tokens; a safetensors file with int32 input_ids\n[sequences, length] is taken "
-                   "row by row.");
+  CommandLine line(
+      "evaluate MODEL (--text FILE | --dataset DIR) [--reference MODEL]",
+      "Perplexity on text or accuracy on images, with 95 % intervals; with a "
+      "reference, the KL divergence\nKL(reference || this) in nats a token and how "
+      "often both choose the same.\n\nText is cut into windows of --sequence-length "
+      "tokens; a safetensors file with int32 input_ids\n[sequences, length] is taken "
+      "row by row.");
   line.positional("MODEL");
   line.text("text", "FILE", "UTF-8 text, or safetensors with input_ids");
   line.text("dataset", "DIR", "a CIFAR or MNIST folder; its test images are used");
   line.text("reference", "MODEL", "compare with this model, in float");
-  line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048", 0, 0);
+  line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048",
+               0, 0);
   line.flag("per-line", "take each line of the text alone");
   line.integer("min-chars", "with --per-line: leave shorter lines out", 0, 0);
   line.integer("limit", "at most so many sequences or images; 0: all", 0, 0);
-  line.text("compute", "float|int8", "activations of weight-only layers (default: float)");
+  line.text("compute", "float|int8",
+            "activations of weight-only layers (default: float)");
   line.flag("per-sequence", "with --json: every sequence's mean as well");
   line.model_options();
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (line.has("text") == line.has("dataset")) {
-    return error(StatusCode::invalid_argument, "[evaluate] command line: one of --text and --dataset "
-                 "is required; found ", line.has("text") ? "both" : "none",
-                 "; give the data to measure on");
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] command line: one of --text and --dataset "
+                 "is required; found ",
+                 line.has("text") ? "both" : "none", "; give the data to measure on");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
 
   Models models;
-  NIBBLE_ASSIGN_OR_RETURN(models.model, open(line.path("MODEL"), line.load_options(), compute));
+  NIBBLE_ASSIGN_OR_RETURN(models.model,
+                          open(line.path("MODEL"), line.load_options(), compute));
   if (line.has("reference")) {
     LoadOptions options;
     options.architecture = line.text("architecture");
-    NIBBLE_ASSIGN_OR_RETURN(models.reference,
-                            open(line.path("reference"), options, Compute::float_activations));
+    NIBBLE_ASSIGN_OR_RETURN(models.reference, open(line.path("reference"), options,
+                                                   Compute::float_activations));
     const Program& a = models.model->artifact().program;
     const Program& b = models.reference->artifact().program;
     if (a.vocabulary != b.vocabulary) {
       return error(StatusCode::invalid_argument, "[evaluate] ", line.text("reference"),
                    ": a reference with the model's vocabulary of ", a.vocabulary,
-                   " is required; found ", b.vocabulary, "; give the model it was made from");
+                   " is required; found ", b.vocabulary,
+                   "; give the model it was made from");
     }
   }
   const std::string name = line.path("MODEL").lexically_normal().filename().string();

@@ -1,4 +1,5 @@
-// nibble export: an artifact in another tool's format, or the first thing that it cannot hold.
+// nibble export: an artifact in another tool's format, or the first thing that it cannot
+// hold.
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -14,9 +15,11 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   for (const Exporter& exporter : all_exporters()) {
     formats += cat("\n  ", exporter.name, ": ", exporter.description);
   }
-  CommandLine line("export ARTIFACT --to FORMAT --output DIR",
-                   "Writes another tool's format into a new directory. What the format cannot hold "
-                   "is said before anything\nis written.\n\nFormats" + formats);
+  CommandLine line(
+      "export ARTIFACT --to FORMAT --output DIR",
+      "Writes another tool's format into a new directory. What the format cannot hold "
+      "is said before anything\nis written.\n\nFormats" +
+          formats);
   line.positional("ARTIFACT");
   line.text("to", "FORMAT", "the format", true);
   line.text("output", "DIR", "the directory to make", true);
@@ -28,12 +31,14 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   if (!go_on) return ok_status();
 
   NIBBLE_ASSIGN_OR_RETURN(const Exporter* exporter, find_exporter(line.text("to")));
-  const ExportOptions options{.overwrite = line.has("overwrite"), .opset = line.integer("opset")};
+  const ExportOptions options{.overwrite = line.has("overwrite"),
+                              .opset = line.integer("opset")};
   const std::filesystem::path output = line.path("output");
   std::error_code ignored;
   if (!options.overwrite && std::filesystem::exists(output, ignored)) {
-    return error(StatusCode::already_exists, "[export] ", output.string(),
-                 ": a new directory is required; found one; choose another or give --overwrite");
+    return error(
+        StatusCode::already_exists, "[export] ", output.string(),
+        ": a new directory is required; found one; choose another or give --overwrite");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Artifact artifact,
                           load_model(line.path("ARTIFACT"), line.load_options()));
@@ -48,9 +53,12 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   }
   std::sort(files.begin(), files.end());
   if (line.wants_json()) {
-    const nlohmann::json json = {
-        {"format", exporter->name}, {"output", output.string()}, {"bytes", bytes}, {"files", files}};
-    std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    const nlohmann::json json = {{"format", exporter->name},
+                                 {"output", output.string()},
+                                 {"bytes", bytes},
+                                 {"files", files}};
+    std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+              << "\n";
     return ok_status();
   }
   std::cout << output.string() << ":";

@@ -1,9 +1,8 @@
 // nibble generate: text from a language model, as it is made.
-#include <iostream>
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <chrono>
+#include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "kernels/base/cancel.h"
 #include "kernels/runtime/kv_cache.h"
@@ -56,14 +55,16 @@ struct Generated {
   std::string stopped;
 };
 
-Result<Generated> generate(Executor& model, const Tokenizer& tokenizer, std::vector<int32_t> ids,
-                           int64_t tokens, Sampler sampler, Stream& stream) {
+Result<Generated> generate(Executor& model, const Tokenizer& tokenizer,
+                           std::vector<int32_t> ids, int64_t tokens, Sampler sampler,
+                           Stream& stream) {
   const Program& program = model.artifact().program;
   Generated result;
   result.prompt = ids.size();
   const int64_t room = program.context_length - static_cast<int64_t>(ids.size());
-  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
-                          model.make_cache(static_cast<int64_t>(ids.size()) + std::min(tokens, room)));
+  NIBBLE_ASSIGN_OR_RETURN(
+      std::unique_ptr<KvCache> cache,
+      model.make_cache(static_cast<int64_t>(ids.size()) + std::min(tokens, room)));
   std::vector<float> logits(static_cast<size_t>(program.vocabulary));
   const std::vector<int32_t> ends = tokenizer.eos();
   stream.show(tokenizer.decode(ids), false);
@@ -75,8 +76,8 @@ Result<Generated> generate(Executor& model, const Tokenizer& tokenizer, std::vec
   for (int64_t made = 0; made < tokens; ++made) {
     NIBBLE_RETURN_IF_ERROR(check_cancelled("generate"));
     const std::span<const int32_t> fresh = std::span<const int32_t>(ids).subspan(done);
-    NIBBLE_RETURN_IF_ERROR(
-        model.forward(fresh, *cache, MatrixView<float>(logits.data(), 1, program.vocabulary)));
+    NIBBLE_RETURN_IF_ERROR(model.forward(
+        fresh, *cache, MatrixView<float>(logits.data(), 1, program.vocabulary)));
     done = ids.size();
     if (made == 0) start = Clock::now();
     const int32_t next = sampler.next(logits);
@@ -100,16 +101,20 @@ Result<Generated> generate(Executor& model, const Tokenizer& tokenizer, std::vec
 }  // namespace
 
 Status run_generate_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("generate MODEL --prompt TEXT [--tokens N] [--seed N] [--greedy]",
-                   "Continues a text; it appears as it is made. The same seed gives the same text.");
+  CommandLine line(
+      "generate MODEL --prompt TEXT [--tokens N] [--seed N] [--greedy]",
+      "Continues a text; it appears as it is made. The same seed gives the same text.");
   line.positional("MODEL");
   line.text("prompt", "TEXT", "what to continue; may be empty", true);
   line.integer("tokens", "at most so many new tokens", 128, 1);
   line.integer("seed", "of the random choices", 1, 0);
   line.flag("greedy", "always the likeliest token");
   line.number("temperature", "below 1: closer to greedy", 0.8);
-  line.number("top-p", "choose among the likeliest tokens with this much probability together", 0.95);
-  line.text("compute", "float|int8", "activations of weight-only layers (default: float)");
+  line.number("top-p",
+              "choose among the likeliest tokens with this much probability together",
+              0.95);
+  line.text("compute", "float|int8",
+            "activations of weight-only layers (default: float)");
   line.model_options();
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
@@ -117,53 +122,64 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   const double temperature = line.has("greedy") ? 0 : line.number("temperature");
   const double top_p = line.number("top-p");
   if (!(temperature >= 0 && temperature <= 100) || !(top_p > 0 && top_p <= 1)) {
-    return error(StatusCode::invalid_argument, "[generate] --temperature, --top-p: 0 to 100 and above "
-                 "0 to 1 required; found ", temperature, " and ", top_p, "; use --greedy for 0");
+    return error(StatusCode::invalid_argument,
+                 "[generate] --temperature, --top-p: 0 to 100 and above "
+                 "0 to 1 required; found ",
+                 temperature, " and ", top_p, "; use --greedy for 0");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
 
-  NIBBLE_ASSIGN_OR_RETURN(Artifact loaded, load_model(line.path("MODEL"), line.load_options()));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact loaded,
+                          load_model(line.path("MODEL"), line.load_options()));
   if (!loaded.program.is_language_model()) {
     return error(StatusCode::invalid_argument, "[generate] ", line.text("MODEL"),
                  ": a language model is required; found ", loaded.program.architecture,
                  "; use evaluate --dataset for image models");
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, tokenizer_of(loaded));
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer->encode(line.text("prompt")));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                          tokenizer_of(loaded));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                          tokenizer->encode(line.text("prompt")));
   const int64_t context = loaded.program.context_length;
   if (ids.empty() || static_cast<int64_t>(ids.size()) >= context) {
     return error(StatusCode::invalid_argument, "[generate] --prompt: 1 to ", context - 1,
                  " tokens are required; found ", ids.size(), "; make it ",
                  ids.empty() ? "longer" : "shorter");
   }
-  NIBBLE_ASSIGN_OR_RETURN(Executor model,
-                          Executor::create(std::make_shared<const Artifact>(std::move(loaded)),
-                                           ExecutorOptions{.compute = compute}));
-  Stream stream(!line.wants_json());
-  Sampler sampler(static_cast<uint64_t>(line.integer("seed")), static_cast<float>(temperature),
-                  static_cast<float>(top_p));
   NIBBLE_ASSIGN_OR_RETURN(
-      const Generated result,
-      generate(model, *tokenizer, std::move(ids), line.integer("tokens"), sampler, stream));
+      Executor model,
+      Executor::create(std::make_shared<const Artifact>(std::move(loaded)),
+                       ExecutorOptions{.compute = compute}));
+  Stream stream(!line.wants_json());
+  Sampler sampler(static_cast<uint64_t>(line.integer("seed")),
+                  static_cast<float>(temperature), static_cast<float>(top_p));
+  NIBBLE_ASSIGN_OR_RETURN(const Generated result,
+                          generate(model, *tokenizer, std::move(ids),
+                                   line.integer("tokens"), sampler, stream));
 
   const size_t made = result.ids.size() - result.prompt;
-  const double rate = made > 1 && result.seconds > 0 ? static_cast<double>(made - 1) / result.seconds : 0;
+  const double rate =
+      made > 1 && result.seconds > 0 ? static_cast<double>(made - 1) / result.seconds : 0;
   if (line.wants_json()) {
     const Json json = {
         {"model", line.text("MODEL")},
         {"prompt", line.text("prompt")},
         {"text", tokenizer->decode(result.ids)},
-        {"prompt_ids", std::vector<int32_t>(result.ids.begin(), result.ids.begin() +
-                                            static_cast<std::ptrdiff_t>(result.prompt))},
-        {"ids", std::vector<int32_t>(result.ids.begin() + static_cast<std::ptrdiff_t>(result.prompt),
-                                     result.ids.end())},
+        {"prompt_ids",
+         std::vector<int32_t>(
+             result.ids.begin(),
+             result.ids.begin() + static_cast<std::ptrdiff_t>(result.prompt))},
+        {"ids", std::vector<int32_t>(
+                    result.ids.begin() + static_cast<std::ptrdiff_t>(result.prompt),
+                    result.ids.end())},
         {"stopped", result.stopped},
         {"tokens_per_second", rate}};
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
   }
   std::cout << "\n";
-  note(cat(made, " tokens, ", number_text(rate, 4), " a second; ended by ", result.stopped));
+  note(cat(made, " tokens, ", number_text(rate, 4), " a second; ended by ",
+           result.stopped));
   return ok_status();
 }
 

@@ -43,13 +43,15 @@ std::vector<LayerLine> parameter_lines(const Artifact& model) {
         line.shape = packed->second.shape;
         line.bytes = packed->second.bytes();
         count = packed->second.rows * packed->second.cols;
-      } else if (const auto plain = model.tensors.find(tensor); plain != model.tensors.end()) {
+      } else if (const auto plain = model.tensors.find(tensor);
+                 plain != model.tensors.end()) {
         line.scheme = dtype_text(plain->second);
         line.shape = plain->second.shape;
         line.bytes = static_cast<int64_t>(plain->second.bytes.size());
         count = plain->second.numel();
       }
-      if (count > 0) line.bits = 8.0 * static_cast<double>(line.bytes) / static_cast<double>(count);
+      if (count > 0)
+        line.bits = 8.0 * static_cast<double>(line.bytes) / static_cast<double>(count);
       if (const LedgerEntry* entry = model.ledger.find(tensor)) {
         line.method = entry->method;
         line.error = entry->error;
@@ -65,11 +67,13 @@ std::vector<LayerLine> parameter_lines(const Artifact& model) {
   return lines;
 }
 
-Json to_json(const Artifact& model, const Measurement& size, const std::vector<LayerLine>& lines) {
+Json to_json(const Artifact& model, const Measurement& size,
+             const std::vector<LayerLine>& lines) {
   Json parameters = Json::array();
   for (const LayerLine& line : lines) {
-    Json entry = {{"tensor", line.tensor}, {"op", line.op},       {"scheme", line.scheme},
-                  {"shape", line.shape},   {"bytes", line.bytes}, {"bits_per_weight", line.bits}};
+    Json entry = {{"tensor", line.tensor}, {"op", line.op},
+                  {"scheme", line.scheme}, {"shape", line.shape},
+                  {"bytes", line.bytes},   {"bits_per_weight", line.bits}};
     if (!line.method.empty()) entry["method"] = line.method;
     if (line.error > 0) entry["error"] = line.error;
     if (!line.activation.empty()) entry["input"] = line.activation;
@@ -81,11 +85,17 @@ Json to_json(const Artifact& model, const Measurement& size, const std::vector<L
   }
   Json ledger = Json::array();
   for (const LedgerEntry& entry : model.ledger.entries) {
-    ledger.push_back({{"tensor", entry.tensor}, {"scheme", entry.scheme}, {"method", entry.method},
-                      {"reason", entry.reason}, {"kernel", entry.kernel},
-                      {"parameters", entry.parameters}, {"bits", entry.bits},
-                      {"tokens", entry.tokens}, {"error", entry.error},
-                      {"output_error", entry.output_error}, {"note", entry.note}});
+    ledger.push_back({{"tensor", entry.tensor},
+                      {"scheme", entry.scheme},
+                      {"method", entry.method},
+                      {"reason", entry.reason},
+                      {"kernel", entry.kernel},
+                      {"parameters", entry.parameters},
+                      {"bits", entry.bits},
+                      {"tokens", entry.tokens},
+                      {"error", entry.error},
+                      {"output_error", entry.output_error},
+                      {"note", entry.note}});
   }
   Json files = Json::array();
   for (const auto& [name, bytes] : model.tokenizer) files.push_back(name);
@@ -111,42 +121,48 @@ Json to_json(const Artifact& model, const Measurement& size, const std::vector<L
 std::string to_text(const Artifact& model, const Measurement& size,
                     const std::vector<LayerLine>& lines) {
   int64_t count = 0;
-  std::vector<std::vector<std::string>> rows = {{"tensor", "op", "shape", "scheme", "bits", "size",
-                                                 "method", "error"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"tensor", "op", "shape", "scheme", "bits", "size", "method", "error"}};
   for (const LayerLine& line : lines) {
     int64_t numel = 1;
     for (const int64_t n : line.shape) numel *= n;
     count += numel;
     const std::string scheme =
         line.scheme + (line.activation.empty() ? "" : ", input " + line.activation);
-    rows.push_back({line.tensor, line.op, shape_text(line.shape), scheme, number_text(line.bits, 4),
-                    bytes_text(line.bytes), line.method.empty() ? "-" : line.method,
+    rows.push_back({line.tensor, line.op, shape_text(line.shape), scheme,
+                    number_text(line.bits, 4), bytes_text(line.bytes),
+                    line.method.empty() ? "-" : line.method,
                     line.error > 0 ? number_text(line.error, 3) : "-"});
   }
   std::string text = table_text(rows);
-  text += cat("\n", model.program.architecture, ", ", count, " parameters, ", bytes_text(size.bytes),
-              ", ", number_text(size.bits_per_weight, 4), " bits per weight");
+  text += cat("\n", model.program.architecture, ", ", count, " parameters, ",
+              bytes_text(size.bytes), ", ", number_text(size.bits_per_weight, 4),
+              " bits per weight");
   if (size.quantized_bits_per_weight > 0) {
-    text += cat(" (", number_text(size.quantized_bits_per_weight, 4), " in quantized layers)");
+    text += cat(" (", number_text(size.quantized_bits_per_weight, 4),
+                " in quantized layers)");
   }
   text += "\n";
   if (model.program.is_language_model()) {
     text += cat("context ", model.program.context_length, " tokens, vocabulary ",
                 model.program.vocabulary, ", tokenizer ");
     std::string files;
-    for (const auto& [name, bytes] : model.tokenizer) files += (files.empty() ? "" : ", ") + name;
+    for (const auto& [name, bytes] : model.tokenizer)
+      files += (files.empty() ? "" : ", ") + name;
     text += (files.empty() ? "none (give --tokenizer)" : files) + "\n";
   }
   if (!model.activations.empty()) {
     text += cat(model.activations.size(), " values with static integer activations\n");
   }
   const Provenance& from = model.provenance;
-  for (const auto& [file, hash] : from.sources) text += "source  " + file + "  sha256 " + hash + "\n";
+  for (const auto& [file, hash] : from.sources)
+    text += "source  " + file + "  sha256 " + hash + "\n";
   if (!from.calibration.empty()) text += "calibrated on  " + from.calibration + "\n";
   if (model.is_quantized()) {
     text += "made by  " + from.tool_version + "\n";
     std::string recipe = "  " + from.recipe;
-    for (size_t at = 0; (at = recipe.find('\n', at)) != std::string::npos && at + 1 < recipe.size();) {
+    for (size_t at = 0;
+         (at = recipe.find('\n', at)) != std::string::npos && at + 1 < recipe.size();) {
       recipe.insert(++at, "  ");
     }
     text += "recipe\n" + recipe;
@@ -157,16 +173,18 @@ std::string to_text(const Artifact& model, const Measurement& size,
 }  // namespace
 
 Status run_inspect_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("inspect MODEL",
-                   "Parameters, schemes, sizes, true bits per weight (scales and zero points "
-                   "counted), tokenizer, ledger\nand where it all came from.");
+  CommandLine line(
+      "inspect MODEL",
+      "Parameters, schemes, sizes, true bits per weight (scales and zero points "
+      "counted), tokenizer, ledger\nand where it all came from.");
   line.positional("MODEL");
   line.flag("program", "print the model's graph instead");
   line.model_options();
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(const Artifact model, load_model(line.path("MODEL"), line.load_options()));
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact model,
+                          load_model(line.path("MODEL"), line.load_options()));
   if (line.has("program")) {
     std::cout << print_program(model.program);
     return ok_status();
@@ -174,7 +192,8 @@ Status run_inspect_verb(const std::vector<std::string>& arguments) {
   const Measurement size = measure_size(model, line.path("MODEL").filename().string());
   const std::vector<LayerLine> lines = parameter_lines(model);
   if (line.wants_json()) {
-    std::cout << to_json(model, size, lines).dump(-1, ' ', false, Json::error_handler_t::replace)
+    std::cout << to_json(model, size, lines)
+                     .dump(-1, ' ', false, Json::error_handler_t::replace)
               << "\n";
   } else {
     std::cout << to_text(model, size, lines);

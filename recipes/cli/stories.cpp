@@ -1,4 +1,5 @@
-// nibble stories: text of the story grammar, a tokenizer trained on it, and its true floor.
+// nibble stories: text of the story grammar, a tokenizer trained on it, and its true
+// floor.
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -17,11 +18,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kTokenizerStories = 20000;  // more would not change the merges of a small grammar
+constexpr int64_t kTokenizerStories =
+    20000;  // more would not change the merges of a small grammar
 
 Status refuse_existing(const std::filesystem::path& path, bool overwrite) {
   std::error_code ignored;
-  if (path.empty() || overwrite || !std::filesystem::exists(path, ignored)) return ok_status();
+  if (path.empty() || overwrite || !std::filesystem::exists(path, ignored))
+    return ok_status();
   return error(StatusCode::already_exists, "[stories] ", path.string(),
                ": a new file is required; found one; choose another or give --overwrite");
 }
@@ -29,21 +32,25 @@ Status refuse_existing(const std::filesystem::path& path, bool overwrite) {
 }  // namespace
 
 Status run_stories_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("stories --count N [--seed N] [--output FILE] [--tokenizer-out FILE --vocabulary N]",
-                   "Writes short stories, one a line, from a grammar whose exact probabilities are "
-                   "known. Prints the entropy\nof what it wrote: no model can have a lower loss on "
-                   "it, other than by luck.");
+  CommandLine line(
+      "stories --count N [--seed N] [--output FILE] [--tokenizer-out FILE --vocabulary "
+      "N]",
+      "Writes short stories, one a line, from a grammar whose exact probabilities are "
+      "known. Prints the entropy\nof what it wrote: no model can have a lower loss on "
+      "it, other than by luck.");
   line.integer("seed", "stories of another seed are other stories", 1, 0);
   line.integer("first", "index of the first story", 0, 0);
   line.integer("count", "stories to write", 1000, 1);
   line.text("output", "FILE", "where to (default: stdout)");
-  line.text("tokenizer-out", "FILE", "train a byte-level BPE tokenizer.json on the stories");
+  line.text("tokenizer-out", "FILE",
+            "train a byte-level BPE tokenizer.json on the stories");
   line.integer("vocabulary", "ids of that tokenizer", 1024, 258);
   line.flag("overwrite", "replace the files if they are there");
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  const std::filesystem::path output = line.path("output"), tokenizer = line.path("tokenizer-out");
+  const std::filesystem::path output = line.path("output"),
+                              tokenizer = line.path("tokenizer-out");
   NIBBLE_RETURN_IF_ERROR(refuse_existing(output, line.has("overwrite")));
   NIBBLE_RETURN_IF_ERROR(refuse_existing(tokenizer, line.has("overwrite")));
 
@@ -57,29 +64,36 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
     Story story = make_story(seed, static_cast<uint64_t>(first + i));
     nats -= story.log_probability;
     text += story.text + "\n";
-    if (!tokenizer.empty() && i < kTokenizerStories) lines.push_back(std::move(story.text));
+    if (!tokenizer.empty() && i < kTokenizerStories)
+      lines.push_back(std::move(story.text));
   }
   if (!output.empty()) NIBBLE_RETURN_IF_ERROR(write_file_atomically(output, text));
   if (!tokenizer.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string json, train_bpe(lines, line.integer("vocabulary")));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string json,
+                            train_bpe(lines, line.integer("vocabulary")));
     NIBBLE_RETURN_IF_ERROR(write_file_atomically(tokenizer, json));
   }
 
   const double each = nats / static_cast<double>(count);
   const double per_byte = nats / static_cast<double>(text.size());
   if (line.wants_json()) {
-    const Json json = {{"seed", seed},         {"first", first},
-                       {"count", count},       {"bytes", text.size()},
-                       {"entropy_nats", nats}, {"entropy_nats_per_story", each},
+    const Json json = {{"seed", seed},
+                       {"first", first},
+                       {"count", count},
+                       {"bytes", text.size()},
+                       {"entropy_nats", nats},
+                       {"entropy_nats_per_story", each},
                        {"entropy_bits_per_byte", per_byte / std::log(2.0)},
-                       {"output", output.string()}, {"tokenizer", tokenizer.string()}};
+                       {"output", output.string()},
+                       {"tokenizer", tokenizer.string()}};
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
   }
   if (output.empty()) std::cout << text;
-  note(cat(count, " stories of seed ", seed, ", ", bytes_text(static_cast<int64_t>(text.size())),
-           "; entropy floor ", number_text(nats, 10), " nats in all, ", number_text(each, 6),
-           " a story, ", number_text(per_byte / std::log(2.0), 5), " bits a byte"));
+  note(cat(count, " stories of seed ", seed, ", ",
+           bytes_text(static_cast<int64_t>(text.size())), "; entropy floor ",
+           number_text(nats, 10), " nats in all, ", number_text(each, 6), " a story, ",
+           number_text(per_byte / std::log(2.0), 5), " bits a byte"));
   return ok_status();
 }
 

@@ -1,9 +1,10 @@
 // nibble validate: proves an artifact, check by check; exit code 7 when one fails.
+#include "export/validate/validate.h"
+
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "export/validate/validate.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
@@ -23,7 +24,8 @@ constexpr int64_t kSampleSequences = 8, kSampleLength = 64, kSampleImages = 64;
 constexpr uint64_t kSampleSeed = 7;
 
 Result<Executor> open(Artifact artifact) {
-  return Executor::create(std::make_shared<const Artifact>(std::move(artifact)), ExecutorOptions{});
+  return Executor::create(std::make_shared<const Artifact>(std::move(artifact)),
+                          ExecutorOptions{});
 }
 
 // Sequences that the reference itself writes: text of its own kind, whatever that is.
@@ -53,12 +55,15 @@ struct Limits {
   double kl = 0, agreement = 0;
 };
 
-Check judged(double agreement, std::optional<double> kl, const Limits& limits, std::string detail) {
+Check judged(double agreement, std::optional<double> kl, const Limits& limits,
+             std::string detail) {
   const bool close = std::isfinite(agreement) && agreement >= limits.agreement &&
                      (!kl || (std::isfinite(*kl) && *kl <= limits.kl));
-  if (!close) detail += cat("; allowed: agreement of at least ", limits.agreement,
-                            kl ? cat(", KL of at most ", limits.kl) : "");
-  return {"outputs", close ? Check::Outcome::passed : Check::Outcome::failed, std::move(detail)};
+  if (!close)
+    detail += cat("; allowed: agreement of at least ", limits.agreement,
+                  kl ? cat(", KL of at most ", limits.kl) : "");
+  return {"outputs", close ? Check::Outcome::passed : Check::Outcome::failed,
+          std::move(detail)};
 }
 
 Result<Check> compare_text(const CommandLine& line, Executor& model, Executor& reference,
@@ -69,15 +74,16 @@ Result<Check> compare_text(const CommandLine& line, Executor& model, Executor& r
     TextOptions options;
     options.length = std::min<int64_t>(default_sequence_length(model.artifact()), 512);
     options.limit = 64;
-    NIBBLE_ASSIGN_OR_RETURN(TextData text, load_text_for(model.artifact(), line.path("text"), options));
+    NIBBLE_ASSIGN_OR_RETURN(TextData text,
+                            load_text_for(model.artifact(), line.path("text"), options));
     sequences = std::move(text.sequences);
     data = text.description;
   } else {
     NIBBLE_ASSIGN_OR_RETURN(sequences, sample_text(reference));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const TextQuality quality,
-                          evaluate_text(model, &reference, sequences,
-                                        make_counter("outputs", "sequences")));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const TextQuality quality,
+      evaluate_text(model, &reference, sequences, make_counter("outputs", "sequences")));
   const double agreement = quality.top1_agreement.value_or(0);
   const double kl = quality.kl.value_or(0);
   return judged(agreement, kl, limits,
@@ -85,32 +91,37 @@ Result<Check> compare_text(const CommandLine& line, Executor& model, Executor& r
                     number_text(agreement * 100, 4), " %, on ", data));
 }
 
-Result<Check> compare_images(const CommandLine& line, Executor& model, Executor& reference,
-                             const Limits& limits) {
+Result<Check> compare_images(const CommandLine& line, Executor& model,
+                             Executor& reference, const Limits& limits) {
   if (!line.has("dataset")) {
     return Check{"outputs", Check::Outcome::skipped,
                  "an image model is compared on real images; give --dataset DIR"};
   }
-  NIBBLE_ASSIGN_OR_RETURN(const ImageSet images,
-                          load_images_for(model.artifact(), line.path("dataset"), Split::test, 1000));
-  NIBBLE_ASSIGN_OR_RETURN(const ImageQuality quality,
-                          evaluate_images(model, &reference, images,
-                                          make_counter("outputs", "images")));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const ImageSet images,
+      load_images_for(model.artifact(), line.path("dataset"), Split::test, 1000));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const ImageQuality quality,
+      evaluate_images(model, &reference, images, make_counter("outputs", "images")));
   const double agreement = quality.argmax_agreement.value_or(0);
-  return judged(agreement, std::nullopt, limits,
-                cat("same class ", number_text(agreement * 100, 4), " %, accuracy ",
-                    number_text(quality.accuracy * 100, 4), " %, on ", images.description));
+  return judged(
+      agreement, std::nullopt, limits,
+      cat("same class ", number_text(agreement * 100, 4), " %, accuracy ",
+          number_text(quality.accuracy * 100, 4), " %, on ", images.description));
 }
 
 Result<Check> compare_outputs(const CommandLine& line, const Limits& limits) {
-  NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, load_model(line.path("ARTIFACT"), line.load_options()));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact artifact,
+                          load_model(line.path("ARTIFACT"), line.load_options()));
   LoadOptions options;
   options.architecture = line.text("architecture");
-  NIBBLE_ASSIGN_OR_RETURN(Artifact float_model, load_model(line.path("reference"), options));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact float_model,
+                          load_model(line.path("reference"), options));
   if (artifact.program.vocabulary != float_model.program.vocabulary) {
-    return Check{"outputs", Check::Outcome::failed,
-                 cat("a reference with the artifact's vocabulary of ", artifact.program.vocabulary,
-                     " is required; found ", float_model.program.vocabulary)};
+    return Check{
+        "outputs", Check::Outcome::failed,
+        cat("a reference with the artifact's vocabulary of ", artifact.program.vocabulary,
+            " is required; found ", float_model.program.vocabulary)};
   }
   const bool text = artifact.program.is_language_model();
   NIBBLE_ASSIGN_OR_RETURN(Executor model, open(std::move(artifact)));
@@ -121,9 +132,12 @@ Result<Check> compare_outputs(const CommandLine& line, const Limits& limits) {
 
 const char* outcome_name(Check::Outcome outcome) {
   switch (outcome) {
-    case Check::Outcome::passed: return "passed";
-    case Check::Outcome::failed: return "failed";
-    case Check::Outcome::skipped: return "skipped";
+    case Check::Outcome::passed:
+      return "passed";
+    case Check::Outcome::failed:
+      return "failed";
+    case Check::Outcome::skipped:
+      return "skipped";
   }
   return "skipped";
 }
@@ -131,16 +145,19 @@ const char* outcome_name(Check::Outcome outcome) {
 }  // namespace
 
 Status run_validate_verb(const std::vector<std::string>& arguments) {
-  CommandLine line("validate ARTIFACT [--reference MODEL]",
-                   "Reads an artifact back with a decoder of its own, compares every code and "
-                   "scale, runs its layers on\nevery kernel of this machine; with a reference, "
-                   "compares the outputs. Exit code 7 when a check fails.");
+  CommandLine line(
+      "validate ARTIFACT [--reference MODEL]",
+      "Reads an artifact back with a decoder of its own, compares every code and "
+      "scale, runs its layers on\nevery kernel of this machine; with a reference, "
+      "compares the outputs. Exit code 7 when a check fails.");
   line.positional("ARTIFACT");
   line.text("reference", "MODEL", "the float model; its outputs are compared");
-  line.text("text", "FILE", "compare on this text (default: text that the reference writes)");
+  line.text("text", "FILE",
+            "compare on this text (default: text that the reference writes)");
   line.text("dataset", "DIR", "compare on these images");
   line.number("max-kl", "the outputs check fails above this, nats a token", 0.5);
-  line.number("min-agreement", "and below this share of equal best tokens or classes", 0.6);
+  line.number("min-agreement", "and below this share of equal best tokens or classes",
+              0.6);
   line.model_options();
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
@@ -160,7 +177,8 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
         compare_outputs(line, {line.number("max-kl"), line.number("min-agreement")}));
     report.checks.push_back(std::move(check));
   } else {
-    const char* why = line.has("reference") ? "an earlier check failed" : "no --reference was given";
+    const char* why =
+        line.has("reference") ? "an earlier check failed" : "no --reference was given";
     report.checks.push_back({"outputs", Check::Outcome::skipped, why});
   }
 
@@ -169,20 +187,22 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
   std::vector<std::vector<std::string>> rows = {{"check", "outcome", "detail"}};
   for (const Check& check : report.checks) {
     if (check.outcome == Check::Outcome::failed && failed == nullptr) failed = &check;
-    checks.push_back({{"name", check.name}, {"outcome", outcome_name(check.outcome)},
+    checks.push_back({{"name", check.name},
+                      {"outcome", outcome_name(check.outcome)},
                       {"detail", check.detail}});
     rows.push_back({check.name, outcome_name(check.outcome), check.detail});
   }
   if (line.wants_json()) {
-    const Json json = {{"artifact", line.text("ARTIFACT")}, {"passed", failed == nullptr},
+    const Json json = {{"artifact", line.text("ARTIFACT")},
+                       {"passed", failed == nullptr},
                        {"checks", checks}};
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
   } else {
     std::cout << table_text(rows);
   }
   if (failed == nullptr) return ok_status();
-  return error(StatusCode::failed_precondition, "[validate] ", line.text("ARTIFACT"), ": check ",
-               failed->name, " failed: ", failed->detail);
+  return error(StatusCode::failed_precondition, "[validate] ", line.text("ARTIFACT"),
+               ": check ", failed->name, " failed: ", failed->detail);
 }
 
 }  // namespace nibble

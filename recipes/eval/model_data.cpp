@@ -21,9 +21,11 @@ int64_t default_sequence_length(const Artifact& model) {
 }
 
 Result<std::unique_ptr<Tokenizer>> tokenizer_of(const Artifact& model) {
-  if (!model.tokenizer.empty()) return make_tokenizer(model.tokenizer, model.program.vocabulary);
-  return error(StatusCode::not_found, "[tokenizer] ", model.program.architecture,
-               ": a tokenizer is required; found none beside the model; give --tokenizer FILE");
+  if (!model.tokenizer.empty())
+    return make_tokenizer(model.tokenizer, model.program.vocabulary);
+  return error(
+      StatusCode::not_found, "[tokenizer] ", model.program.architecture,
+      ": a tokenizer is required; found none beside the model; give --tokenizer FILE");
 }
 
 Result<TextData> load_text_for(const Artifact& model, const std::filesystem::path& path,
@@ -34,7 +36,8 @@ Result<TextData> load_text_for(const Artifact& model, const std::filesystem::pat
   if (options.length > context) {
     return error(StatusCode::out_of_range, "[data] ", path.string(),
                  ": sequences of at most the model's context, ", context,
-                 " tokens, are required; found a length of ", options.length, "; make it shorter");
+                 " tokens, are required; found a length of ", options.length,
+                 "; make it shorter");
   }
   std::unique_ptr<Tokenizer> tokenizer;
   if (path.extension() != ".safetensors") {
@@ -43,8 +46,9 @@ Result<TextData> load_text_for(const Artifact& model, const std::filesystem::pat
   return load_text(path, tokenizer.get(), model.program.vocabulary, options);
 }
 
-Result<ImageSet> load_images_for(const Artifact& model, const std::filesystem::path& directory,
-                                 Split split, int64_t limit) {
+Result<ImageSet> load_images_for(const Artifact& model,
+                                 const std::filesystem::path& directory, Split split,
+                                 int64_t limit) {
   if (model.program.is_language_model()) {
     return error(StatusCode::invalid_argument, "[data] ", directory.string(),
                  ": images need an image model; found ", model.program.architecture,
@@ -58,9 +62,10 @@ Result<ImageSet> load_images_for(const Artifact& model, const std::filesystem::p
   if (shape.size() != 4 || !std::equal(wanted.begin(), wanted.end(), shape.begin() + 1)) {
     std::string found;
     for (size_t i = 1; i < shape.size(); ++i) found += (i > 1 ? " x " : "") + shape[i];
-    return error(StatusCode::invalid_argument, "[data] ", directory.string(), ": images of ", found,
-                 " are required by ", model.program.architecture, "; found ", wanted[0], " x ",
-                 wanted[1], " x ", wanted[2], "; give the data set that the model was made for");
+    return error(StatusCode::invalid_argument, "[data] ", directory.string(),
+                 ": images of ", found, " are required by ", model.program.architecture,
+                 "; found ", wanted[0], " x ", wanted[1], " x ", wanted[2],
+                 "; give the data set that the model was made for");
   }
   if (limit > 0 && limit < images.count) {
     const int64_t size = images.channels * images.height * images.width;
@@ -72,7 +77,8 @@ Result<ImageSet> load_images_for(const Artifact& model, const std::filesystem::p
   return images;
 }
 
-Tensor image_batch(const Artifact& model, const ImageSet& images, int64_t first, int64_t count) {
+Tensor image_batch(const Artifact& model, const ImageSet& images, int64_t first,
+                   int64_t count) {
   const int64_t size = images.channels * images.height * images.width;
   std::vector<float> pixels(static_cast<size_t>(count * size));
   preprocess(images, first, count, model.image_mean, model.image_std, pixels.data());

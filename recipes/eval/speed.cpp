@@ -15,7 +15,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kPrompt = 16;   // tokens before the timed decode
+constexpr int64_t kPrompt = 16;    // tokens before the timed decode
 constexpr uint64_t kSeed = 20261;  // any: the values do not change the work
 
 double seconds_since(Clock::time_point start) {
@@ -51,7 +51,8 @@ Rate rate_of(std::vector<double> samples) {
 }
 
 // Tokens a second of one prefill and one decode run.
-Result<std::pair<double, double>> time_text(Executor& model, const SpeedOptions& options) {
+Result<std::pair<double, double>> time_text(Executor& model,
+                                            const SpeedOptions& options) {
   const Program& program = model.artifact().program;
   const int64_t prefill = std::min(options.prefill_tokens, program.context_length);
   const int64_t prompt = std::min(kPrompt, program.context_length / 2);
@@ -65,14 +66,17 @@ Result<std::pair<double, double>> time_text(Executor& model, const SpeedOptions&
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
                           model.make_cache(std::max(prefill, prompt + decode)));
   Clock::time_point start = Clock::now();
-  NIBBLE_RETURN_IF_ERROR(model.forward(all.first(static_cast<size_t>(prefill)), *cache, last));
+  NIBBLE_RETURN_IF_ERROR(
+      model.forward(all.first(static_cast<size_t>(prefill)), *cache, last));
   const double prefill_seconds = seconds_since(start);
 
   cache->truncate(0);
-  NIBBLE_RETURN_IF_ERROR(model.forward(all.first(static_cast<size_t>(prompt)), *cache, last));
+  NIBBLE_RETURN_IF_ERROR(
+      model.forward(all.first(static_cast<size_t>(prompt)), *cache, last));
   start = Clock::now();
   for (int64_t i = 0; i < decode; ++i) {
-    NIBBLE_RETURN_IF_ERROR(model.forward(all.subspan(static_cast<size_t>(prompt + i), 1), *cache, last));
+    NIBBLE_RETURN_IF_ERROR(
+        model.forward(all.subspan(static_cast<size_t>(prompt + i), 1), *cache, last));
   }
   const double decode_seconds = seconds_since(start);
   return std::pair(static_cast<double>(prefill) / prefill_seconds,
@@ -82,8 +86,8 @@ Result<std::pair<double, double>> time_text(Executor& model, const SpeedOptions&
 // [channels, height, width] of the program's image input.
 Result<std::vector<int64_t>> image_shape(const Program& program) {
   std::vector<int64_t> shape;
-  const std::vector<std::string> input = program.inputs.empty() ? std::vector<std::string>()
-                                                                : program.inputs[0].shape;
+  const std::vector<std::string> input =
+      program.inputs.empty() ? std::vector<std::string>() : program.inputs[0].shape;
   for (size_t i = 1; i < input.size(); ++i) {
     const int64_t size = std::atoll(input[i].c_str());
     if (size < 1) {
@@ -116,8 +120,8 @@ Result<double> time_images(Executor& model, const SpeedOptions& options) {
   const int64_t classes = output_classes(program);
   std::vector<float> logits(static_cast<size_t>(batch * classes));
   const Clock::time_point start = Clock::now();
-  NIBBLE_RETURN_IF_ERROR(
-      model.forward_images(pixels, shape, MatrixView<float>(logits.data(), batch, classes)));
+  NIBBLE_RETURN_IF_ERROR(model.forward_images(
+      pixels, shape, MatrixView<float>(logits.data(), batch, classes)));
   return static_cast<double>(batch) / seconds_since(start);
 }
 
@@ -132,7 +136,8 @@ std::string cpu_text() {
 Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
                                          const SpeedOptions& options) {
   std::vector<Speed> speeds(models.size());
-  std::vector<std::vector<double>> decode(models.size()), prefill(models.size()), images(models.size());
+  std::vector<std::vector<double>> decode(models.size()), prefill(models.size()),
+      images(models.size());
   // Repeat 0 warms caches and pages up and is not counted.
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
     for (size_t i = 0; i < models.size(); ++i) {

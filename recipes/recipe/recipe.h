@@ -58,9 +58,10 @@ struct Recipe {
   TrainOptions train;
   bool learn_weight_scale = true, learn_activation_scale = true;
   int64_t sequence_length = 0;  // training; 0: the model's context, at most 512
-  bool data_per_line = false;   // training text: each line alone
+  bool data_per_line = false;   // text: each line alone
   int64_t data_min_chars = 0;
-  bool data_augment = true;  // images: shifted by up to 4 pixels, mirrored
+  bool data_append_eos = false;  // per_line: each whole line ends with EOS
+  bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
 
   std::string compute = "float";      // float | int8: how the artifact is evaluated
   int64_t evaluation_sequences = 64;  // at most, for the report; 0: all

@@ -1,5 +1,5 @@
-// The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no speed, no
-// path: the page is the same bytes wherever the run took place.
+// The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no speed,
+// no path: the page is the same bytes wherever the run took place.
 #include <nlohmann/json.hpp>
 
 #include "recipes/report/embedded_files.h"
@@ -15,11 +15,20 @@ std::string escaped(const std::string& text) {
   std::string html;
   for (const char c : text) {
     switch (c) {
-      case '&': html += "&amp;"; break;
-      case '<': html += "&lt;"; break;
-      case '>': html += "&gt;"; break;
-      case '"': html += "&quot;"; break;
-      default: html += c;
+      case '&':
+        html += "&amp;";
+        break;
+      case '<':
+        html += "&lt;";
+        break;
+      case '>':
+        html += "&gt;";
+        break;
+      case '"':
+        html += "&quot;";
+        break;
+      default:
+        html += c;
     }
   }
   return html;
@@ -33,25 +42,29 @@ std::string script_json(const Json& json) {
   return safe;
 }
 
-std::string html_table(const std::vector<std::vector<std::string>>& rows, const char* css_class) {
+std::string html_table(const std::vector<std::vector<std::string>>& rows,
+                       const char* css_class) {
   std::string html = cat("<table class=\"", css_class, "\">\n");
   for (size_t r = 0; r < rows.size(); ++r) {
     const char* cell = r == 0 ? "th" : "td";
     html += r == 0 ? "<thead><tr>" : "<tr>";
-    for (const std::string& text : rows[r]) html += cat("<", cell, ">", escaped(text), "</", cell, ">");
+    for (const std::string& text : rows[r])
+      html += cat("<", cell, ">", escaped(text), "</", cell, ">");
     html += r == 0 ? "</tr></thead>\n" : "</tr>\n";
   }
   return html + "</table>\n";
 }
 
 std::vector<std::vector<std::string>> ledger_rows(const Ledger& ledger) {
-  std::vector<std::vector<std::string>> rows = {{"tensor", "scheme", "method", "parameters",
-                                                 "bits each", "weight error", "output error",
-                                                 "rows seen", "kernel", "reason or note"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"tensor", "scheme", "method", "parameters", "bits each", "weight error",
+       "output error", "rows seen", "kernel", "reason or note"}};
   for (const LedgerEntry& entry : ledger.entries) {
-    const double each = entry.parameters > 0 ? entry.bits / static_cast<double>(entry.parameters) : 0;
+    const double each =
+        entry.parameters > 0 ? entry.bits / static_cast<double>(entry.parameters) : 0;
     rows.push_back({entry.tensor, entry.scheme, entry.method, cat(entry.parameters),
-                    number_text(each, 4), entry.error > 0 ? number_text(entry.error, 3) : "",
+                    number_text(each, 4),
+                    entry.error > 0 ? number_text(entry.error, 3) : "",
                     entry.output_error >= 0 ? number_text(entry.output_error, 3) : "",
                     entry.tokens > 0 ? cat(entry.tokens) : "", entry.kernel,
                     entry.reason.empty() ? entry.note : entry.reason});
@@ -79,7 +92,8 @@ Json error_data(const Ledger& ledger) {
 Json loss_data(const std::vector<LossPoint>& loss) {
   if (loss.empty()) return Json();
   Json points = Json::array();
-  for (const LossPoint& point : loss) points.push_back({{"x", point.step}, {"y", point.loss}});
+  for (const LossPoint& point : loss)
+    points.push_back({{"x", point.step}, {"y", point.loss}});
   return points;
 }
 
@@ -92,9 +106,12 @@ Json quality_data(const RunReport& report, bool images) {
   for (const Measurement* model : models) {
     const double megabytes = static_cast<double>(model->bytes) / 1e6;
     if (images && model->images) {
-      points.push_back({{"name", model->name}, {"x", megabytes}, {"y", model->images->accuracy * 100}});
+      points.push_back({{"name", model->name},
+                        {"x", megabytes},
+                        {"y", model->images->accuracy * 100}});
     } else if (!images && model->text) {
-      points.push_back({{"name", model->name}, {"x", megabytes}, {"y", model->text->perplexity}});
+      points.push_back(
+          {{"name", model->name}, {"x", megabytes}, {"y", model->text->perplexity}});
     }
   }
   return points.size() < 2 ? Json() : points;
@@ -159,15 +176,16 @@ if(data.quality){
 )";
 
 std::string plot_section(const char* title, const char* id, const char* css_class) {
-  return cat("<section><h2>", title, "</h2><div class=\"", css_class, "\"><canvas id=\"", id,
-             "\"></canvas></div></section>\n");
+  return cat("<section><h2>", title, "</h2><div class=\"", css_class, "\"><canvas id=\"",
+             id, "\"></canvas></div></section>\n");
 }
 
 }  // namespace
 
 std::string report_html(const RunReport& report) {
   const bool images = report.after.images.has_value();
-  Json data = {{"measure", images ? "accuracy, %" : "perplexity"}, {"mark", report.before ? 1 : 0}};
+  Json data = {{"measure", images ? "accuracy, %" : "perplexity"},
+               {"mark", report.before ? 1 : 0}};
   const Json errors = error_data(report.ledger);
   const Json loss = loss_data(report.loss);
   const Json quality = quality_data(report, images);
@@ -181,34 +199,43 @@ std::string report_html(const RunReport& report) {
   for (const Measurement& other : report.others) models.push_back(&other);
 
   const std::string title = report.model + ", " + report.recipe_name;
-  std::string html = cat("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-                         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>",
-                         escaped(title), "</title>\n<style>", kStyle, "</style></head>\n<body><main>\n<h1>",
-                         escaped(title), "</h1>\n<p class=\"sub\">made by nibble ", escaped(report.verb),
-                         "</p>\n");
+  std::string html = cat(
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>",
+      escaped(title), "</title>\n<style>", kStyle, "</style></head>\n<body><main>\n<h1>",
+      escaped(title), "</h1>\n<p class=\"sub\">made by nibble ", escaped(report.verb),
+      "</p>\n");
 
-  html += "<section><h2>Size and quality</h2>\n" + html_table(measurement_rows(models), "summary");
+  html += "<section><h2>Size and quality</h2>\n" +
+          html_table(measurement_rows(models), "summary");
   html += "<ul>\n";
-  if (!report.evaluation.empty()) html += "<li>Measured on " + escaped(report.evaluation) + "</li>\n";
-  if (!report.calibration.empty()) html += "<li>Calibrated on " + escaped(report.calibration) + "</li>\n";
+  if (!report.evaluation.empty())
+    html += "<li>Measured on " + escaped(report.evaluation) + "</li>\n";
+  if (!report.calibration.empty())
+    html += "<li>Calibrated on " + escaped(report.calibration) + "</li>\n";
   for (const std::string& line : report.notes) html += "<li>" + escaped(line) + "</li>\n";
-  html += "<li>Brackets are 95 % intervals over sequences or images.</li>\n</ul></section>\n";
+  html +=
+      "<li>Brackets are 95 % intervals over sequences or images.</li>\n</ul></section>\n";
 
   if (!quality.is_null() || !loss.is_null()) {
     html += "<div class=\"pair\">\n";
-    if (!quality.is_null()) html += plot_section("Size against quality", "quality", "plot");
+    if (!quality.is_null())
+      html += plot_section("Size against quality", "quality", "plot");
     if (!loss.is_null()) html += plot_section("Loss curve", "loss", "plot");
     html += "</div>\n";
   }
   if (!errors.is_null()) html += plot_section("Error per layer", "errors", "plot tall");
-  html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) + "</pre></section>\n";
+  html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) +
+          "</pre></section>\n";
   if (!report.ledger.entries.empty()) {
-    html += "<section><h2>Ledger: what became of every parameter</h2><div class=\"wide\">\n" +
-            html_table(ledger_rows(report.ledger), "ledger") + "</div></section>\n";
+    html +=
+        "<section><h2>Ledger: what became of every parameter</h2><div class=\"wide\">\n" +
+        html_table(ledger_rows(report.ledger), "ledger") + "</div></section>\n";
   }
   html += "</main>\n";
   if (!errors.is_null() || !loss.is_null() || !quality.is_null()) {
-    html += "<script type=\"application/json\" id=\"data\">" + script_json(data) + "</script>\n<script>";
+    html += "<script type=\"application/json\" id=\"data\">" + script_json(data) +
+            "</script>\n<script>";
     // Debian calls the same file chart.min.js or Chart.min.js.
     std::string_view chart = embedded_file("chart.min.js");
     if (chart.empty()) chart = embedded_file("Chart.min.js");

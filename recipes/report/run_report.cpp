@@ -12,7 +12,8 @@ using Json = nlohmann::json;
 
 std::string percent(double fraction) { return number_text(fraction * 100, 4) + " %"; }
 
-std::string with_interval(const std::string& value, const std::string& low, const std::string& high) {
+std::string with_interval(const std::string& value, const std::string& low,
+                          const std::string& high) {
   return value + " [" + low + ", " + high + "]";
 }
 
@@ -21,7 +22,8 @@ std::string rate_text(const Rate& rate, const char* unit) {
              number_text(rate.high, 4), "]");
 }
 
-// One line of the table for both models; absent cells are "-", a line of none is left out.
+// One line of the table for both models; absent cells are "-", a line of none is left
+// out.
 class Rows {
  public:
   explicit Rows(std::vector<const Measurement*> models) : models_(std::move(models)) {}
@@ -44,10 +46,16 @@ class Rows {
   std::vector<std::vector<std::string>> rows_;
 };
 
-Json interval_json(const Interval& interval) { return Json::array({interval.low, interval.high}); }
+Json interval_json(const Interval& interval) {
+  return Json::array({interval.low, interval.high});
+}
 
-Json rate_json(const Rate& rate) { return Json{{"median", rate.median}, {"low", rate.low},
-                                               {"high", rate.high}, {"repeats", rate.repeats}}; }
+Json rate_json(const Rate& rate) {
+  return Json{{"median", rate.median},
+              {"low", rate.low},
+              {"high", rate.high},
+              {"repeats", rate.repeats}};
+}
 
 Json measurement_json(const Measurement& m) {
   Json json = {{"name", m.name},
@@ -70,7 +78,8 @@ Json measurement_json(const Measurement& m) {
     json["accuracy"] = m.images->accuracy;
     json["accuracy_ci95"] = interval_json(m.images->accuracy_ci95);
     json["images"] = m.images->images;
-    if (m.images->argmax_agreement) json["argmax_agreement"] = *m.images->argmax_agreement;
+    if (m.images->argmax_agreement)
+      json["argmax_agreement"] = *m.images->argmax_agreement;
   }
   return json;
 }
@@ -95,20 +104,24 @@ Measurement measure_size(const Artifact& model, const std::string& name) {
   measurement.name = name;
   measurement.bytes = model.weight_bytes();
   const auto bits_each = [](int64_t bytes, int64_t count) {
-    return count > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(count) : 0.0;
+    return count > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(count)
+                     : 0.0;
   };
   measurement.bits_per_weight = bits_each(measurement.bytes, parameters);
   measurement.quantized_bits_per_weight = bits_each(quantized_bytes, quantized);
   return measurement;
 }
 
-std::vector<std::vector<std::string>> measurement_rows(const std::vector<const Measurement*>& models) {
+std::vector<std::vector<std::string>> measurement_rows(
+    const std::vector<const Measurement*>& models) {
   Rows rows(models);
   rows.add("", [](const Measurement& m) { return m.name; });
   rows.add("size", [](const Measurement& m) { return bytes_text(m.bytes); });
-  rows.add("bits per weight", [](const Measurement& m) { return number_text(m.bits_per_weight, 4); });
+  rows.add("bits per weight",
+           [](const Measurement& m) { return number_text(m.bits_per_weight, 4); });
   rows.add("  of quantized layers", [](const Measurement& m) {
-    return m.quantized_bits_per_weight > 0 ? number_text(m.quantized_bits_per_weight, 4) : "";
+    return m.quantized_bits_per_weight > 0 ? number_text(m.quantized_bits_per_weight, 4)
+                                           : "";
   });
   rows.add("perplexity", [](const Measurement& m) {
     if (!m.text) return std::string();
@@ -119,10 +132,12 @@ std::vector<std::vector<std::string>> measurement_rows(const std::vector<const M
   rows.add("KL, nats a token", [](const Measurement& m) {
     if (!m.text || !m.text->kl) return std::string();
     const Interval& ci = m.text->kl_ci95;
-    return with_interval(number_text(*m.text->kl, 3), number_text(ci.low, 3), number_text(ci.high, 3));
+    return with_interval(number_text(*m.text->kl, 3), number_text(ci.low, 3),
+                         number_text(ci.high, 3));
   });
   rows.add("same best token", [](const Measurement& m) {
-    return m.text && m.text->top1_agreement ? percent(*m.text->top1_agreement) : std::string();
+    return m.text && m.text->top1_agreement ? percent(*m.text->top1_agreement)
+                                            : std::string();
   });
   rows.add("accuracy", [](const Measurement& m) {
     if (!m.images) return std::string();
@@ -142,7 +157,8 @@ std::string print_report(const RunReport& report) {
   models.push_back(&report.after);
   std::vector<std::vector<std::string>> table = measurement_rows(models);
   Rows speeds(models);
-  const auto speed_row = [&speeds](const char* label, Rate Speed::*rate, const char* unit) {
+  const auto speed_row = [&speeds](const char* label, Rate Speed::*rate,
+                                   const char* unit) {
     speeds.add(label, [&](const Measurement& m) {
       return m.speed && ((*m.speed).*rate).repeats > 0 ? rate_text((*m.speed).*rate, unit)
                                                        : std::string();
@@ -173,43 +189,60 @@ std::string report_json(const RunReport& report) {
   const auto with_speed = [](const Measurement& m) {
     Json json = measurement_json(m);
     if (!m.speed) return json;
-    if (m.speed->decode.repeats > 0) json["decode_tokens_per_second"] = rate_json(m.speed->decode);
-    if (m.speed->prefill.repeats > 0) json["prefill_tokens_per_second"] = rate_json(m.speed->prefill);
-    if (m.speed->images.repeats > 0) json["images_per_second"] = rate_json(m.speed->images);
+    if (m.speed->decode.repeats > 0)
+      json["decode_tokens_per_second"] = rate_json(m.speed->decode);
+    if (m.speed->prefill.repeats > 0)
+      json["prefill_tokens_per_second"] = rate_json(m.speed->prefill);
+    if (m.speed->images.repeats > 0)
+      json["images_per_second"] = rate_json(m.speed->images);
     json["kernels"] = m.speed->kernels;
     json["cpu"] = m.speed->cpu;
     return json;
   };
-  Json json = {{"verb", report.verb},         {"model", report.model},
-               {"output", report.output},     {"recipe", report.recipe_name},
-               {"settings", report.recipe},   {"calibration", report.calibration},
-               {"evaluation", report.evaluation}, {"after", with_speed(report.after)},
+  Json json = {{"verb", report.verb},
+               {"model", report.model},
+               {"output", report.output},
+               {"recipe", report.recipe_name},
+               {"settings", report.recipe},
+               {"calibration", report.calibration},
+               {"evaluation", report.evaluation},
+               {"after", with_speed(report.after)},
                {"notes", report.notes}};
   if (report.before) json["before"] = with_speed(*report.before);
   Json layers = Json::array();
   for (const LedgerEntry& entry : report.ledger.entries) {
-    layers.push_back({{"tensor", entry.tensor}, {"scheme", entry.scheme}, {"method", entry.method},
-                      {"error", entry.error}, {"output_error", entry.output_error},
-                      {"bits", entry.bits}, {"parameters", entry.parameters}});
+    layers.push_back({{"tensor", entry.tensor},
+                      {"scheme", entry.scheme},
+                      {"method", entry.method},
+                      {"error", entry.error},
+                      {"output_error", entry.output_error},
+                      {"bits", entry.bits},
+                      {"parameters", entry.parameters}});
   }
   json["layers"] = layers;
   Json loss = Json::array();
   for (const LossPoint& point : report.loss) {
-    loss.push_back({{"step", point.step}, {"loss", point.loss}, {"learning_rate", point.learning_rate}});
+    loss.push_back({{"step", point.step},
+                    {"loss", point.loss},
+                    {"learning_rate", point.learning_rate}});
   }
   if (!report.loss.empty()) json["loss"] = loss;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string print_measurement(const Measurement& measurement) {
-  return measurement_json(measurement).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return measurement_json(measurement)
+             .dump(1, ' ', false, Json::error_handler_t::replace) +
+         "\n";
 }
 
 Result<Measurement> parse_measurement(const std::string& text, const std::string& where) {
   const Json json = Json::parse(text, nullptr, false);
   const auto refuse = [&where](const std::string& what) {
-    return error(StatusCode::data_loss, "[report] ", where, ": measurements.json as quantize writes it "
-                 "is required; found ", what, "; leave this artifact out of --compare");
+    return error(StatusCode::data_loss, "[report] ", where,
+                 ": measurements.json as quantize writes it "
+                 "is required; found ",
+                 what, "; leave this artifact out of --compare");
   };
   if (!json.is_object()) return refuse("no JSON object");
   const auto number = [&json](const char* key) {
@@ -218,7 +251,8 @@ Result<Measurement> parse_measurement(const std::string& text, const std::string
   Measurement m;
   if (!json.contains("name") || !json["name"].is_string()) return refuse("no name");
   m.name = json["name"].get<std::string>();
-  if (!json.contains("bytes") || !json["bytes"].is_number_integer()) return refuse("no bytes");
+  if (!json.contains("bytes") || !json["bytes"].is_number_integer())
+    return refuse("no bytes");
   m.bytes = json["bytes"].get<int64_t>();
   m.bits_per_weight = number("bits_per_weight");
   m.quantized_bits_per_weight = number("quantized_bits_per_weight");

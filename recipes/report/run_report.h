@@ -15,8 +15,8 @@ namespace nibble {
 
 // One model's figures. Absent: not measured (RunReport::evaluation says why).
 struct Measurement {
-  std::string name;   // "float", "w4a16-gptq"
-  int64_t bytes = 0;  // weights, scales and offsets counted
+  std::string name;                      // "float", "w4a16-gptq"
+  int64_t bytes = 0;                     // weights, scales and offsets counted
   double bits_per_weight = 0;            // over all parameters
   double quantized_bits_per_weight = 0;  // over the quantized layers; 0: none
   std::optional<TextQuality> text;

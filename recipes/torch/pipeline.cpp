@@ -1,6 +1,79 @@
 #include "recipes/torch/pipeline.h"
 
+#include <ATen/Parallel.h>
+
+#include "kernels/base/parallel.h"
+#include "ptq/calibrate.h"
+#include "recipes/eval/model_data.h"
+#include "recipes/torch/calibration.h"
+#include "recipes/torch/exact_check.h"
+#include "recipes/torch/pipeline_error.h"
+
 namespace nibble {
+namespace {
+
+// Enough images to meet every code path of a kernel's edges; the full set is evaluate's
+// job.
+constexpr int64_t kExactImages = 8;
+
+Result<RunReport> quantize(const PipelineRequest& request) {
+  NIBBLE_RETURN_IF_ERROR(check_request(request, "quantize", {"ptq"}));
+  RunReport report = begin_report(request, "quantize");
+  NIBBLE_RETURN_IF_ERROR(read_compared(request, report));
+  const Recipe& recipe = request.recipe;
+  NIBBLE_ASSIGN_OR_RETURN(Artifact loaded, load_float_model(request, "quantize", false));
+  const auto model = std::make_shared<const Artifact>(std::move(loaded));
+
+  // The plan, and so every mistake in the recipe, before any data is read.
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
+                          prepare_for_plan(*model, recipe.static_activations));
+  const auto planned = std::make_shared<const Artifact>(std::move(folded));
+  NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  if (recipe.needs_calibration() && request.data.empty()) {
+    return error(StatusCode::failed_precondition, "[quantize] ", recipe.name,
+                 ": calibration data is required; found none; give --calibration ",
+                 model->program.is_language_model() ? "TEXT" : "DATASET");
+  }
+
+  RunData data;
+  if (!request.data.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(data, load_run_data(request, *model, request.data,
+                                                recipe.calibration_length, Split::train));
+  }
+  const CalibrationSplit split = split_calibration(recipe, data, plan, report.notes);
+  NIBBLE_ASSIGN_OR_RETURN(
+      const RunData held,
+      held_out_data(request, *model, data, split.sequences, recipe.calibration_length));
+  CalibrationData calibration;
+  if (recipe.needs_calibration()) calibration = calibration_data(*model, data, split);
+  report.calibration = calibration.description;
+
+  const Calibrated calibrated = calibrate(planned, plan, calibration, request.progress);
+  Provenance provenance = model->provenance;
+  provenance.recipe = report.recipe;
+  provenance.tool_version = kToolVersion;
+  Artifact frozen = freeze(calibrated, provenance);
+  NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
+  const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
+  report.ledger = artifact->ledger;
+  if (recipe.static_activations && held.count() > 0) {
+    report.notes.push_back(check_exact(*artifact, held.images, kExactImages));
+  }
+  NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
+  NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));
+  NIBBLE_RETURN_IF_ERROR(
+      write_artifact(*artifact, request.output, request.overwrite, report_files(report)));
+  return report;
+}
+
+}  // namespace
+
+Result<RunReport> run_quantize(const PipelineRequest& request) {
+  return catching("quantize", [&request] {
+    at::set_num_threads(thread_count());
+    return quantize(request);
+  });
+}
 
 bool has_torch() { return true; }
 

@@ -1,0 +1,259 @@
+#include "recipes/torch/run_parts.h"
+
+#include <algorithm>
+
+#include "kernels/base/cancel.h"
+#include "kernels/base/file.h"
+#include "recipes/eval/model_data.h"
+#include "recipes/recipe/nearest_name.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string name_of(const fs::path& path) {
+  const fs::path normal = path.lexically_normal();
+  return normal.filename().empty() ? normal.parent_path().filename().string()
+                                   : normal.filename().string();
+}
+
+void tell(const PipelineRequest& request, const std::string& line) {
+  if (request.note) request.note(line);
+}
+
+std::function<void(int64_t, int64_t)> counter(const PipelineRequest& request,
+                                              const char* stage, const char* what) {
+  return [&request, stage, what](int64_t done, int64_t total) {
+    if (request.progress) request.progress(stage, what, done, total);
+  };
+}
+
+Result<Executor> make_executor(const PipelineRequest& request,
+                               std::shared_ptr<const Artifact> model) {
+  // A recipe with int8 activations is about the quantized layers; a float model has none.
+  const bool int8 = request.recipe.compute == "int8" && model->is_quantized();
+  return Executor::create(
+      std::move(model),
+      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations});
+}
+
+Status measure_quality(const PipelineRequest& request, Executor* before, Executor& after,
+                       const RunData& data, RunReport& report) {
+  if (data.is_text()) {
+    if (before != nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          report.before->text,
+          evaluate_text(*before, nullptr, data.sequences,
+                        counter(request, "evaluate before", "sequences")));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.after.text,
+        evaluate_text(after, before, data.sequences,
+                      counter(request, "evaluate after", "sequences")));
+    return ok_status();
+  }
+  if (before != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.before->images,
+        evaluate_images(*before, nullptr, data.images,
+                        counter(request, "evaluate before", "images")));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(report.after.images,
+                          evaluate_images(after, before, data.images,
+                                          counter(request, "evaluate after", "images")));
+  return ok_status();
+}
+
+}  // namespace
+
+Status check_request(const PipelineRequest& request, const char* verb,
+                     const std::vector<std::string>& kinds) {
+  const Recipe& recipe = request.recipe;
+  if (std::find(kinds.begin(), kinds.end(), recipe.kind) == kinds.end()) {
+    const bool quantizes = recipe.kind == "ptq";
+    return error(StatusCode::invalid_argument, "[", verb, "] ", recipe.source,
+                 ": a recipe of kind ", joined(kinds, " or "),
+                 " is required; found kind ", recipe.kind, "; use nibble ",
+                 quantizes ? "quantize" : "train", " for it");
+  }
+  std::error_code ignored;
+  if (!request.overwrite && fs::exists(request.output, ignored)) {
+    return error(
+        StatusCode::already_exists, "[", verb, "] ", request.output.string(),
+        ": a new directory is required; found one; choose another or give --overwrite");
+  }
+  const fs::path parent = fs::absolute(request.output, ignored).parent_path();
+  if (!fs::is_directory(parent, ignored)) {
+    return error(StatusCode::not_found, "[", verb, "] ", request.output.string(),
+                 ": its folder must exist; found no ", parent.filename().string(),
+                 "; make it first");
+  }
+  return ok_status();
+}
+
+Result<Artifact> load_float_model(const PipelineRequest& request, const char* verb,
+                                  bool initialise) {
+  LoadOptions options = request.load;
+  options.initialise = initialise;
+  options.seed = request.recipe.train.seed;
+  NIBBLE_ASSIGN_OR_RETURN(Artifact model, load_model(request.model, options));
+  if (model.is_quantized()) {
+    return error(StatusCode::invalid_argument, "[", verb, "] ", request.model.string(),
+                 ": a float model is required; found an artifact that is quantized "
+                 "already; give the "
+                 "checkpoint that it was made from");
+  }
+  return model;
+}
+
+Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
+                              const fs::path& path, int64_t length, Split split) {
+  RunData data;
+  if (!model.program.is_language_model()) {
+    NIBBLE_ASSIGN_OR_RETURN(data.images, load_images_for(model, path, split, 0));
+    data.description = data.images.description;
+    return data;
+  }
+  const bool ids = path.extension() == ".safetensors";
+  TextOptions options;
+  options.length = std::min(length, model.program.context_length);
+  options.per_line = request.recipe.data_per_line && !ids;
+  options.min_chars = request.recipe.data_min_chars;
+  options.append_eos = request.recipe.data_append_eos && !ids;
+  NIBBLE_ASSIGN_OR_RETURN(TextData text, load_text_for(model, path, options));
+  data.sequences = std::move(text.sequences);
+  data.description = std::move(text.description);
+  return data;
+}
+
+Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& model,
+                              RunData& data, int64_t used, int64_t length) {
+  const Recipe& recipe = request.recipe;
+  const auto cut = [&recipe](RunData& held) {
+    if (held.is_text()) {
+      const int64_t most = recipe.evaluation_sequences;
+      if (most > 0 && held.count() > most) {
+        held.sequences.resize(static_cast<size_t>(most));
+        held.description += cat(", the first ", most);
+      }
+    } else if (const int64_t most = recipe.evaluation_images;
+               most > 0 && held.count() > most) {
+      held.images.count = most;
+      held.description += cat(", the first ", most);
+    }
+  };
+  RunData held;
+  if (!request.evaluation.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        held, load_run_data(request, model, request.evaluation, length, Split::test));
+    cut(held);
+    return held;
+  }
+  if (request.data.empty()) {
+    held.description = "nothing: give --evaluation for quality before and after";
+    return held;
+  }
+  if (!data.is_text()) {
+    // A folder without test images is no error: the report says what is missing.
+    Result<RunData> test =
+        load_run_data(request, model, request.data, length, Split::test);
+    if (!test.ok()) {
+      held.description = "nothing: " + test.status().message();
+      return held;
+    }
+    held = std::move(test).value();
+    cut(held);
+    return held;
+  }
+  const int64_t spare = data.count() - used;
+  const int64_t most =
+      recipe.evaluation_sequences > 0 ? recipe.evaluation_sequences : spare;
+  const int64_t taken = std::min(spare, most);
+  if (taken < 1) {
+    held.description =
+        cat("nothing: all ", data.count(), " sequences of ",
+            request.data.filename().string(), " were used; give --evaluation");
+    return held;
+  }
+  held.sequences.assign(data.sequences.end() - taken, data.sequences.end());
+  data.sequences.resize(data.sequences.size() - static_cast<size_t>(taken));
+  held.description = cat("the last ", taken, " sequences of ",
+                         request.data.filename().string(), ", held out");
+  return held;
+}
+
+RunReport begin_report(const PipelineRequest& request, const char* verb) {
+  RunReport report;
+  report.verb = verb;
+  report.model = name_of(request.model);
+  report.output = request.output.string();
+  report.recipe_name = request.recipe.name;
+  report.recipe = print_recipe(request.recipe);
+  return report;
+}
+
+Status read_compared(const PipelineRequest& request, RunReport& report) {
+  for (const fs::path& path : request.compare) {
+    const fs::path file = path / "measurements.json";
+    NIBBLE_ASSIGN_OR_RETURN(const std::string json, read_text_file(file));
+    NIBBLE_ASSIGN_OR_RETURN(Measurement other, parse_measurement(json, file.string()));
+    report.others.push_back(std::move(other));
+  }
+  return ok_status();
+}
+
+Status measure_models(const PipelineRequest& request,
+                      std::shared_ptr<const Artifact> before,
+                      std::shared_ptr<const Artifact> after, const RunData& data,
+                      RunReport& report) {
+  report.evaluation = data.description;
+  if (data.count() > 0) {
+    report.evaluation += cat("; activations ", request.recipe.compute);
+    if (data.is_text()) {
+      size_t longest = 0;
+      for (const auto& sequence : data.sequences)
+        longest = std::max(longest, sequence.size());
+      report.evaluation += cat("; at most ", longest, " tokens a sequence");
+    }
+  }
+  std::optional<Executor> first;
+  if (before != nullptr) {
+    report.before = measure_size(*before, "before, float");
+    NIBBLE_ASSIGN_OR_RETURN(first, make_executor(request, before));
+  }
+  report.after = measure_size(*after, request.recipe.name);
+  NIBBLE_ASSIGN_OR_RETURN(Executor second, make_executor(request, after));
+  Executor* first_or_null = first ? &*first : nullptr;
+  if (data.count() > 0) {
+    NIBBLE_RETURN_IF_ERROR(measure_quality(request, first_or_null, second, data, report));
+  }
+  NIBBLE_RETURN_IF_ERROR(check_cancelled(report.verb.c_str()));
+  tell(request, "timing both models");
+  std::vector<Executor*> models = {&second};
+  if (first) models.push_back(&*first);
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds,
+                          measure_speed(models, {.repeats = 3, .prefill_tokens = 128}));
+  report.after.speed = speeds[0];
+  if (first) report.before->speed = speeds[1];
+  return ok_status();
+}
+
+Status record_kernels(Artifact& artifact) {
+  NIBBLE_ASSIGN_OR_RETURN(
+      const Executor executor,
+      Executor::create(std::make_shared<const Artifact>(artifact), {}));
+  const std::map<std::string, std::string> kernels = executor.kernels();
+  for (LedgerEntry& entry : artifact.ledger.entries) {
+    const auto found = kernels.find(entry.tensor);
+    if (found != kernels.end()) entry.kernel = found->second;
+  }
+  return ok_status();
+}
+
+std::map<std::string, std::string> report_files(const RunReport& report) {
+  return {{"report.html", report_html(report)},
+          {"measurements.json", print_measurement(report.after)}};
+}
+
+}  // namespace nibble

@@ -1,0 +1,62 @@
+// The stations that quantize and train share: request, model, data, measurement, report.
+// They need no LibTorch themselves.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "recipes/data/images.h"
+#include "recipes/torch/pipeline.h"
+
+namespace nibble {
+
+// Text or images that belong to one model.
+struct RunData {
+  std::vector<std::vector<int32_t>> sequences;
+  ImageSet images;
+  std::string description;
+  bool is_text() const { return images.count == 0; }
+  int64_t count() const {
+    return is_text() ? static_cast<int64_t>(sequences.size()) : images.count;
+  }
+};
+
+// already_exists / invalid_argument: the output is there, or the recipe is of a kind that
+// this verb does not take.
+Status check_request(const PipelineRequest& request, const char* verb,
+                     const std::vector<std::string>& kinds);
+
+// The model in float. invalid_argument: it is quantized already.
+Result<Artifact> load_float_model(const PipelineRequest& request, const char* verb,
+                                  bool initialise);
+
+// request path -> sequences of at most `length` tokens, or the images of a split.
+Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
+                              const std::filesystem::path& path, int64_t length,
+                              Split split);
+
+// Held-out data for the report: --evaluation, else the last sequences of `data` from
+// `used` on (taken out of it), else the test images beside the training images. Empty
+// with the reason in description when there are none.
+Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& model,
+                              RunData& data, int64_t used, int64_t length);
+
+// Quality and speed of both into report.before and report.after. before may be null (a
+// model that began as noise is no reference).
+Status measure_models(const PipelineRequest& request,
+                      std::shared_ptr<const Artifact> before,
+                      std::shared_ptr<const Artifact> after, const RunData& data,
+                      RunReport& report);
+
+// Names, settings, notes that every report has.
+RunReport begin_report(const PipelineRequest& request, const char* verb);
+Status read_compared(const PipelineRequest& request, RunReport& report);
+
+// Which kernel serves each layer here, into the ledger.
+Status record_kernels(Artifact& artifact);
+
+// report.html and measurements.json.
+std::map<std::string, std::string> report_files(const RunReport& report);
+
+}  // namespace nibble

@@ -1,0 +1,259 @@
+// nibble train: float checkpoints, and quantization in the loop.
+#include <ATen/Parallel.h>
+
+#include <nlohmann/json.hpp>
+
+#include "kernels/artifact/safetensors.h"
+#include "kernels/base/cancel.h"
+#include "kernels/base/file.h"
+#include "kernels/base/float_types.h"
+#include "kernels/base/parallel.h"
+#include "ptq/calibrate.h"
+#include "qat/prepare.h"
+#include "qat/trainer.h"
+#include "recipes/torch/calibration.h"
+#include "recipes/torch/exact_check.h"
+#include "recipes/torch/pipeline_error.h"
+#include "recipes/torch/training_data.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kExactImages = 8;
+constexpr int64_t kLongestDefault =
+    512;  // tokens of a training sequence when nothing is said
+
+// f32 values in the dtype of `like`; others as they are.
+Tensor cast(const Tensor& values, DType dtype) {
+  if (values.dtype != DType::f32 || (dtype != DType::bf16 && dtype != DType::f16))
+    return values;
+  const std::vector<float> floats = value_or_throw(to_float(values));
+  std::byte* bytes = nullptr;
+  Tensor result{dtype, values.shape, Bytes::allocate(floats.size() * 2, &bytes)};
+  uint16_t* halves = reinterpret_cast<uint16_t*>(bytes);
+  for (size_t i = 0; i < floats.size(); ++i) {
+    halves[i] =
+        dtype == DType::bf16 ? bf16_from_float(floats[i]) : f16_from_float(floats[i]);
+  }
+  return result;
+}
+
+// The dtype that config.json asks for ("dtype" since transformers 5, "torch_dtype"
+// before).
+DType config_dtype(const std::string& config_json) {
+  const nlohmann::json config = nlohmann::json::parse(config_json, nullptr, false);
+  if (!config.is_object()) return DType::f32;
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    if (!config.contains(key) || !config[key].is_string()) continue;
+    const std::string name = config[key].get<std::string>();
+    if (name == "bfloat16") return DType::bf16;
+    if (name == "float16") return DType::f16;
+  }
+  return DType::f32;
+}
+
+std::vector<LossPoint> loss_points(const TrainResult& result) {
+  std::vector<LossPoint> points;
+  for (const TrainStep& step : result.history) {
+    points.push_back({step.step, step.loss, step.learning_rate});
+  }
+  return points;
+}
+
+// Where an interrupted run continues: beside the output.
+fs::path checkpoint_folder(const PipelineRequest& request) {
+  fs::path folder = request.output.lexically_normal();
+  if (folder.filename().empty()) folder = folder.parent_path();
+  folder += ".training";
+  return folder;
+}
+
+Status check_checkpoint(const PipelineRequest& request) {
+  const fs::path folder = checkpoint_folder(request);
+  std::error_code ignored;
+  if (!fs::exists(folder, ignored) || request.resume) return ok_status();
+  if (request.overwrite) {
+    fs::remove_all(folder, ignored);
+    return ok_status();
+  }
+  return error(StatusCode::already_exists, "[train] ", folder.string(),
+               ": no checkpoint of an earlier run may lie there; found one; continue it "
+               "with --resume, "
+               "or begin again with --overwrite");
+}
+
+void remove_checkpoint(const PipelineRequest& request) {
+  std::error_code ignored;
+  fs::remove_all(checkpoint_folder(request), ignored);
+}
+
+int64_t training_length(const Recipe& recipe, const Artifact& model) {
+  const int64_t context = model.program.context_length;
+  return recipe.sequence_length > 0 ? recipe.sequence_length
+                                    : std::min(context, kLongestDefault);
+}
+
+// Training data with the report's held-out part taken out: a twentieth, at most what the
+// recipe evaluates on.
+struct LoadedData {
+  RunData train, held;
+};
+Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& model) {
+  const int64_t length = training_length(request.recipe, model);
+  LoadedData split;
+  NIBBLE_ASSIGN_OR_RETURN(
+      split.train, load_run_data(request, model, request.data, length, Split::train));
+  const int64_t count = split.train.count();
+  int64_t spare = count / 20;
+  if (request.recipe.evaluation_sequences > 0) {
+    spare = std::min(spare, request.recipe.evaluation_sequences);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      split.held, held_out_data(request, model, split.train, count - spare, length));
+  return split;
+}
+
+TrainResult train_module(const PipelineRequest& request, const Artifact& model,
+                         const RunData& data, ProgramModule module) {
+  const TrainingData batches =
+      make_training_data(model, data, request.recipe.train, request.recipe.data_augment);
+  return train(module, batches, request.recipe.train, checkpoint_folder(request),
+               request.resume, request.progress);
+}
+
+std::string trained_on(const PipelineRequest& request, const RunData& data,
+                       const TrainResult& result) {
+  const int64_t batch = std::min(request.recipe.train.batch, data.count());
+  return cat("trained ", result.steps, " steps of ", batch,
+             data.is_text() ? " sequences" : " images", " on ", data.description);
+}
+
+// --- float: a checkpoint as Hugging Face writes it
+
+Status write_checkpoint(const PipelineRequest& request, const Artifact& trained,
+                        const std::map<std::string, std::string>& files) {
+  NIBBLE_ASSIGN_OR_RETURN(AtomicDirectory directory,
+                          AtomicDirectory::create(request.output, request.overwrite));
+  NIBBLE_RETURN_IF_ERROR(directory.write("config.json", trained.config_json));
+  for (const auto& [name, bytes] : trained.tokenizer) {
+    NIBBLE_RETURN_IF_ERROR(directory.write(name, bytes.text()));
+  }
+  for (const auto& [name, contents] : files) {
+    NIBBLE_RETURN_IF_ERROR(directory.write(name, contents));
+  }
+  NIBBLE_RETURN_IF_ERROR(write_safetensors(directory.staging() / "model.safetensors",
+                                           trained.tensors, {{"format", "pt"}}));
+  return directory.commit();
+}
+
+Result<RunReport> train_float(const PipelineRequest& request) {
+  RunReport report = begin_report(request, "train");
+  NIBBLE_RETURN_IF_ERROR(read_compared(request, report));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact model, load_float_model(request, "train", true));
+  std::error_code ignored;
+  const bool from_noise =
+      !fs::exists(request.model / "model.safetensors", ignored) &&
+      !fs::exists(request.model / "model.safetensors.index.json", ignored) &&
+      fs::is_directory(request.model, ignored);
+  NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, model));
+  const auto start = std::make_shared<const Artifact>(model);
+
+  ProgramModule module(model);
+  const TrainResult result = train_module(request, model, data.train, module);
+  report.loss = loss_points(result);
+  report.notes.push_back(trained_on(request, data.train, result));
+  if (from_noise)
+    report.notes.push_back(
+        cat("weights initialised from seed ", request.recipe.train.seed));
+
+  const DType dtype = config_dtype(model.config_json);
+  model.tensors = module->tensors();
+  for (auto& [name, tensor] : model.tensors) tensor = cast(tensor, dtype);
+  NIBBLE_RETURN_IF_ERROR(check_artifact(model));
+  const auto trained = std::make_shared<const Artifact>(std::move(model));
+  NIBBLE_RETURN_IF_ERROR(
+      measure_models(request, from_noise ? nullptr : start, trained, data.held, report));
+  NIBBLE_RETURN_IF_ERROR(write_checkpoint(request, *trained, report_files(report)));
+  return report;
+}
+
+// --- quantization in the loop: an artifact
+
+// Embeddings, norms and other floats ship in the dtype that they came in.
+std::shared_ptr<const Artifact> in_original_dtypes(const Artifact& trained,
+                                                   const Artifact& original) {
+  auto result = std::make_shared<Artifact>(trained);
+  for (auto& [name, tensor] : result->tensors) {
+    const auto found = original.tensors.find(name);
+    if (found != original.tensors.end()) tensor = cast(tensor, found->second.dtype);
+  }
+  return result;
+}
+
+Result<RunReport> train_quantized(const PipelineRequest& request) {
+  RunReport report = begin_report(request, "train");
+  NIBBLE_RETURN_IF_ERROR(read_compared(request, report));
+  const Recipe& recipe = request.recipe;
+  NIBBLE_ASSIGN_OR_RETURN(Artifact loaded, load_float_model(request, "train", false));
+  const auto model = std::make_shared<const Artifact>(std::move(loaded));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
+                          prepare_for_plan(*model, recipe.static_activations));
+  const auto planned = std::make_shared<const Artifact>(std::move(folded));
+  NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, *model));
+
+  plan.calibration_length =
+      std::max(plan.calibration_length, training_length(recipe, *model));
+  const CalibrationSplit split =
+      split_calibration(recipe, data.train, plan, report.notes);
+  CalibrationData calibration;
+  if (recipe.needs_calibration())
+    calibration = calibration_data(*model, data.train, split);
+  report.calibration = calibration.description;
+  const Calibrated ready = calibrate(planned, plan, calibration, request.progress);
+
+  ProgramModule module =
+      prepare(ready, {.learn_weight_scale = recipe.learn_weight_scale,
+                      .learn_activation_scale = recipe.learn_activation_scale});
+  const TrainResult result = train_module(request, *planned, data.train, module);
+  report.loss = loss_points(result);
+  report.notes.push_back(trained_on(request, data.train, result));
+
+  Calibrated finished = finish(module, ready);
+  finished.model = in_original_dtypes(*finished.model, *planned);
+  Provenance provenance = model->provenance;
+  provenance.recipe = report.recipe;
+  provenance.tool_version = kToolVersion;
+  Artifact frozen = freeze(finished, provenance);
+  frozen.provenance.calibration += (frozen.provenance.calibration.empty() ? "" : "; ") +
+                                   trained_on(request, data.train, result);
+  NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
+  const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
+  report.ledger = artifact->ledger;
+  if (recipe.static_activations) {
+    const ImageSet& images = data.held.count() > 0 ? data.held.images : data.train.images;
+    report.notes.push_back(check_exact(*artifact, images, kExactImages));
+  }
+  NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
+  NIBBLE_RETURN_IF_ERROR(
+      write_artifact(*artifact, request.output, request.overwrite, report_files(report)));
+  return report;
+}
+
+}  // namespace
+
+Result<RunReport> run_train(const PipelineRequest& request) {
+  return catching("train", [&request]() -> Result<RunReport> {
+    NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat"}));
+    NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
+    at::set_num_threads(thread_count());
+    Result<RunReport> report =
+        request.recipe.kind == "float" ? train_float(request) : train_quantized(request);
+    if (report.ok()) remove_checkpoint(request);
+    return report;
+  });
+}
+
+}  // namespace nibble

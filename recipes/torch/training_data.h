@@ -1,0 +1,22 @@
+// Batches for the trainer: the same for the same seed, epoch and index, so that a resumed
+// run sees what an uninterrupted one would have seen.
+//
+//   text    input ids[0 .. n-1), target ids[1 .. n), rows padded to the longest (target
+//   -100) images  shifted by up to 4 pixels (black comes in), colour images mirrored half
+//   the time,
+//           then preprocessed as the model wants it
+//
+// Each epoch is a permutation of the data; what does not fill the last batch is left to
+// the next epoch's order.
+#pragma once
+
+#include "qat/trainer.h"
+#include "recipes/torch/run_parts.h"
+
+namespace nibble {
+
+// data and model must outlive the result.
+TrainingData make_training_data(const Artifact& model, const RunData& data,
+                                const TrainOptions& options, bool augment);
+
+}  // namespace nibble
