@@ -45,6 +45,7 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   options.per_line = line.has("per-line");
   options.min_chars = line.integer("min-chars");
   options.limit = line.integer("limit");
+  options.append_eos = line.has("append-eos");
   NIBBLE_ASSIGN_OR_RETURN(const TextData data,
                           load_text_for(artifact, line.path("text"), options));
   NIBBLE_ASSIGN_OR_RETURN(
@@ -111,6 +112,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                0, 0);
   line.flag("per-line", "take each line of the text alone");
   line.integer("min-chars", "with --per-line: leave shorter lines out", 0, 0);
+  line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.integer("limit", "at most so many sequences or images; 0: all", 0, 0);
   line.text("compute", "float|int8",
             "activations of weight-only layers (default: float)");

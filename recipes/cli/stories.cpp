@@ -1,7 +1,9 @@
 // nibble stories: text of the story grammar, a tokenizer trained on it, and its true
 // floor.
+#include <algorithm>
 #include <cmath>
 #include <iostream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/cancel.h"
@@ -11,6 +13,7 @@
 #include "recipes/cli/verb.h"
 #include "recipes/data/bpe_trainer.h"
 #include "recipes/data/story_grammar.h"
+#include "recipes/eval/story_floor.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {
@@ -18,7 +21,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kTokenizerStories =
+constexpr size_t kTokenizerStories =
     20000;  // more would not change the merges of a small grammar
 
 Status refuse_existing(const std::filesystem::path& path, bool overwrite) {
@@ -27,6 +30,30 @@ Status refuse_existing(const std::filesystem::path& path, bool overwrite) {
     return ok_status();
   return error(StatusCode::already_exists, "[stories] ", path.string(),
                ": a new file is required; found one; choose another or give --overwrite");
+}
+
+// tokenizer.json, and tokenizer_config.json beside it: what a model directory needs.
+Status write_tokenizer(const std::filesystem::path& path,
+                       const std::vector<std::string>& lines, int64_t vocabulary) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string json, train_bpe(lines, vocabulary));
+  NIBBLE_RETURN_IF_ERROR(write_file_atomically(path, json));
+  return write_file_atomically(path.parent_path() / "tokenizer_config.json",
+                               bpe_tokenizer_config());
+}
+
+// The floor in a tokenizer's tokens: what evaluate --per-line is to be set beside.
+Result<StoryFloor> floor_of(const std::filesystem::path& path,
+                            const std::vector<std::string>& lines, bool append_eos) {
+  std::map<std::string, Bytes> files;
+  NIBBLE_ASSIGN_OR_RETURN(files["tokenizer.json"], map_file(path));
+  const std::filesystem::path config = path.parent_path() / "tokenizer_config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(config, ignored)) {
+    NIBBLE_ASSIGN_OR_RETURN(files["tokenizer_config.json"], map_file(config));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                          make_tokenizer(files, std::numeric_limits<int32_t>::max()));
+  return story_floor(lines, *tokenizer, append_eos, 0);
 }
 
 }  // namespace
@@ -45,6 +72,9 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
   line.text("tokenizer-out", "FILE",
             "train a byte-level BPE tokenizer.json on the stories");
   line.integer("vocabulary", "ids of that tokenizer", 1024, 258);
+  line.text("tokenizer", "FILE",
+            "a tokenizer.json: print the floor of perplexity in its tokens");
+  line.flag("append-eos", "with --tokenizer: count an EOS after each story");
   line.flag("overwrite", "replace the files if they are there");
   line.json();
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
@@ -64,28 +94,38 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
     Story story = make_story(seed, static_cast<uint64_t>(first + i));
     nats -= story.log_probability;
     text += story.text + "\n";
-    if (!tokenizer.empty() && i < kTokenizerStories)
-      lines.push_back(std::move(story.text));
+    lines.push_back(std::move(story.text));
   }
   if (!output.empty()) NIBBLE_RETURN_IF_ERROR(write_file_atomically(output, text));
+  std::optional<StoryFloor> floor;
+  if (line.has("tokenizer")) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        floor, floor_of(line.path("tokenizer"), lines, line.has("append-eos")));
+  }
   if (!tokenizer.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string json,
-                            train_bpe(lines, line.integer("vocabulary")));
-    NIBBLE_RETURN_IF_ERROR(write_file_atomically(tokenizer, json));
+    const size_t enough = std::min(lines.size(), kTokenizerStories);
+    NIBBLE_RETURN_IF_ERROR(write_tokenizer(
+        tokenizer, {lines.begin(), lines.begin() + static_cast<std::ptrdiff_t>(enough)},
+        line.integer("vocabulary")));
   }
 
   const double each = nats / static_cast<double>(count);
   const double per_byte = nats / static_cast<double>(text.size());
   if (line.wants_json()) {
-    const Json json = {{"seed", seed},
-                       {"first", first},
-                       {"count", count},
-                       {"bytes", text.size()},
-                       {"entropy_nats", nats},
-                       {"entropy_nats_per_story", each},
-                       {"entropy_bits_per_byte", per_byte / std::log(2.0)},
-                       {"output", output.string()},
-                       {"tokenizer", tokenizer.string()}};
+    Json json = {{"seed", seed},
+                 {"first", first},
+                 {"count", count},
+                 {"bytes", text.size()},
+                 {"entropy_nats", nats},
+                 {"entropy_nats_per_story", each},
+                 {"entropy_bits_per_byte", per_byte / std::log(2.0)},
+                 {"output", output.string()},
+                 {"tokenizer", tokenizer.string()}};
+    if (floor) {
+      json["floor_perplexity"] = floor->perplexity;
+      json["floor_nll"] = floor->nll;
+      json["tokens"] = floor->tokens;
+    }
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
   }
@@ -94,6 +134,10 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
            bytes_text(static_cast<int64_t>(text.size())), "; entropy floor ",
            number_text(nats, 10), " nats in all, ", number_text(each, 6), " a story, ",
            number_text(per_byte / std::log(2.0), 5), " bits a byte"));
+  if (floor) {
+    note(cat("no model can have a perplexity below ", number_text(floor->perplexity, 6),
+             " (", floor->tokens, " predictions)"));
+  }
   return ok_status();
 }
 
