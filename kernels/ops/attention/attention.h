@@ -1,0 +1,49 @@
+// Causal attention of grouped query heads over a cache of keys and values.
+//
+// For query row t (position p = length - tokens + t) of head h, with g = h / (heads / kv_heads):
+//   a[j] = scale * sum_d q[t, h, d] * k[j, g, d]                j = 0 .. p
+//   y[t, h, :] = sum_j softmax(a)[j] * v[j, g, :]
+//
+//   q, y  [tokens, heads * head_dim]
+//   k, v  [length, kv_heads * head_dim], the rows of this call's tokens included
+//
+// tolerance_spec: |y - reference| <= (8 (head_dim + 8) A + 2 (length + 8)) 2^-24 max_j |v[j, d]|
+// with A = max(1, max_j scale * sum_d |q k|): an error e in a score changes its weight by a
+// factor e^e, the exponentials and their sum round length times.
+// Results never depend on the thread count. Per-thread scratch; safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/base/cpu.h"
+#include "kernels/base/matrix_view.h"
+
+namespace nibble {
+
+struct AttentionShape {
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  float scale = 0;
+};
+
+void attention_reference(const AttentionShape& shape, MatrixView<const float> q,
+                         MatrixView<const float> k, MatrixView<const float> v,
+                         MatrixView<float> y);  // in double
+
+struct PanelIsa;
+struct AttentionIsa;
+struct AttentionKernel {
+  const char* name;
+  uint32_t flags;
+  const PanelIsa* panel;  // null in the reference row
+  const AttentionIsa* isa;
+};
+const std::vector<AttentionKernel>& attention_kernels();
+const AttentionKernel& select_attention(uint32_t cpu_flags = usable_cpu_flags());
+void attention(const AttentionKernel& kernel, const AttentionShape& shape,
+               MatrixView<const float> q, MatrixView<const float> k,
+               MatrixView<const float> v, MatrixView<float> y);
+
+}  // namespace nibble

@@ -1,0 +1,40 @@
+#include "kernels/ops/panel/panel.h"
+
+#include <cstring>
+
+namespace nibble {
+
+void pack_rows(const float* x, int64_t stride, int64_t n, int64_t k, int mr,
+               float* packed) {
+  for (int m = 0; m < mr; ++m) {
+    if (m < n) {
+      const float* row = x + m * stride;
+      for (int64_t i = 0; i < k; ++i) packed[i * mr + m] = row[i];
+    } else {
+      for (int64_t i = 0; i < k; ++i) packed[i * mr + m] = 0;
+    }
+  }
+}
+
+void pack_codes(const PanelIsa& isa, const int8_t* codes, int64_t stride, int64_t n,
+                int64_t steps, int mr, int32_t* packed) {
+  for (int m = 0; m < mr; ++m) {
+    const int8_t* row = codes + m * stride;
+    int32_t* out = packed + m * isa.dwords;
+    for (int64_t s = 0; s < steps; ++s, out += mr * isa.dwords) {
+      if (m >= n) {
+        for (int i = 0; i < isa.dwords; ++i) out[i] = 0;
+      } else if (isa.dwords == 1) {
+        std::memcpy(out, row + s * 4, 4);
+      } else {
+        // Without VNNI a step is two 16-bit pairs: even codes, then odd ones, because the
+        // weight bytes are widened by masking (even) and shifting (odd).
+        const int8_t* q = row + s * 4;
+        const int16_t pairs[4] = {q[0], q[2], q[1], q[3]};
+        std::memcpy(out, pairs, 8);
+      }
+    }
+  }
+}
+
+}  // namespace nibble

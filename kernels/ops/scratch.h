@@ -1,0 +1,34 @@
+// A 64-byte aligned buffer that only grows: the working memory of one thread's kernels.
+//
+// Made thread_local by its users, so steady runs allocate nothing. Not for ISA files (std::).
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+
+namespace nibble {
+
+template <class T>
+class Scratch {
+ public:
+  // At least n elements, contents unspecified. Earlier pointers are void after a growth.
+  T* get(size_t n) {
+    if (n > size_) {
+      // 64 = the widest vector and the cache line; aligned_alloc wants a multiple of it.
+      const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
+      data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+      size_ = n;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  size_t size_ = 0;
+};
+
+}  // namespace nibble
