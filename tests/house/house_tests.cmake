@@ -1,0 +1,49 @@
+# Tests of the house itself: floors, completeness, the deploy preset, README, what must not compile.
+# Included at the end of tests/CMakeLists.txt, when every other target exists.
+set(house ${CMAKE_CURRENT_LIST_DIR})
+
+function(add_house_test name)
+  add_test(NAME house.${name} COMMAND bash ${ARGN})
+  set_tests_properties(house.${name} PROPERTIES LABELS house TIMEOUT 120)
+endfunction()
+
+add_house_test(floors ${house}/floors.sh ${CMAKE_SOURCE_DIR})
+add_house_test(floors_catch ${house}/floors_catch.sh ${house}/floors.sh)
+
+# The sources of every target of tests/, for the check that no test file was left out.
+get_property(test_targets DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} PROPERTY BUILDSYSTEM_TARGETS)
+set(built "")
+set(sanitized "")
+foreach(target ${test_targets})
+  get_target_property(sources ${target} SOURCES)
+  foreach(source ${sources})
+    get_filename_component(path ${source} ABSOLUTE BASE_DIR ${CMAKE_CURRENT_SOURCE_DIR})
+    string(APPEND built "${path}\n")
+  endforeach()
+  if(target MATCHES "^(kernels|export|corrupt)_.*_test$")
+    list(APPEND sanitized ${target})
+  endif()
+endforeach()
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/built_tests.txt "${built}")
+add_house_test(every_test_is_built ${house}/every_test_is_built.sh ${CMAKE_CURRENT_SOURCE_DIR}
+  ${CMAKE_CURRENT_BINARY_DIR}/built_tests.txt ${NIBBLE_WITH_TORCH})
+
+# What the asan preset builds: the tests of everything that needs no LibTorch and parses bytes.
+add_custom_target(sanitized_tests DEPENDS ${sanitized})
+
+# These two run the whole toolkit; once, in the build that has everything.
+if(NIBBLE_WITH_TORCH AND NOT NIBBLE_SANITIZE)
+  cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+  add_house_test(deploy_links_no_torch ${house}/deploy_links_no_torch.sh ${CMAKE_SOURCE_DIR} ${cores})
+  add_house_test(readme_commands ${house}/readme_commands.sh ${CMAKE_SOURCE_DIR} $<TARGET_FILE:nibble>)
+  set_tests_properties(house.deploy_links_no_torch house.readme_commands PROPERTIES
+    TIMEOUT 900 RUN_SERIAL ON)
+endif()
+
+# What must not compile. Each file also compiles as it stands, so that it fails for one reason.
+file(GLOB must_fail CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/compile_fail/*.cpp)
+foreach(source ${must_fail})
+  get_filename_component(name ${source} NAME_WE)
+  add_house_test(compile_fail.${name} ${house}/compile_fail.sh ${source} ${CMAKE_CXX_COMPILER}
+    -std=c++20 -I${CMAKE_SOURCE_DIR} -Wall -Wextra)
+endforeach()
