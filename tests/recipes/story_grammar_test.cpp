@@ -81,7 +81,9 @@ TEST(StoryGrammar, NoOptionBeginsWithAnother) {
   for (const auto& options : choices)
     for (const auto& a : options)
       for (const auto& b : options)
-XX
+        if (&a != &b) {
+          EXPECT_NE((b + " ").rfind(a + " ", 0), 0u) << a << " | " << b;
+        }
 }
 
 TEST(StoryGrammar, SizeAndEntropy) {
