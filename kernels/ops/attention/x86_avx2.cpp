@@ -1,0 +1,10 @@
+#include "kernels/ops/attention/attention_isa.h"
+#include "kernels/ops/panel/avx2.h"
+
+namespace nibble::avx2 {
+#include "kernels/ops/panel/vector_math.inc"
+#include "kernels/ops/attention/attention_vector.inc"
+
+const AttentionIsa attention_isa = {.softmax = softmax};
+
+}  // namespace nibble::avx2

@@ -1,0 +1,156 @@
+#include "kernels/ops/linear/repack.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/base/parallel.h"
+#include "kernels/ops/linear/row_levels.h"
+#include "kernels/ops/panel/panel.h"
+
+namespace nibble {
+namespace {
+
+PreparedLinear frame(const LinearKernel& kernel, const LinearWeight& weight) {
+  PreparedLinear result;
+  result.kernel = &kernel;
+  result.rows = weight.rows;
+  result.cols = weight.cols;
+  result.group = result.padded_cols = weight.cols;
+  result.groups = 1;
+  if (kernel.panel != nullptr) {
+    result.lanes = kernel.panel->lanes;
+    const int64_t pair = 2 * result.lanes;
+    result.panels = (weight.rows + pair - 1) / pair * 2;
+  }
+  return result;
+}
+
+// [rows, groups] to [panels][groups][lanes]; rows that do not exist hold 0.
+Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
+  std::byte* data = nullptr;
+  Bytes bytes = Bytes::allocate(
+      static_cast<size_t>(w.panels * w.groups * w.lanes) * sizeof(float), &data);
+  float* out = reinterpret_cast<float*>(data);
+  for (int64_t r = 0; r < w.rows; ++r) {
+    for (int64_t g = 0; g < w.groups; ++g) {
+      out[(r / w.lanes * w.groups + g) * w.lanes + r % w.lanes] =
+          values[static_cast<size_t>(r * w.groups + g)];
+    }
+  }
+  return bytes;
+}
+
+Result<PreparedLinear> repack_codes(const LinearKernel& kernel, const LinearWeight& weight,
+                                    int bits) {
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  PreparedLinear w = frame(kernel, weight);
+  w.bits = bits;
+  w.is_signed = element_info(weight.scheme.code).lowest < 0;
+  w.group = group_columns(weight.scheme, weight.cols);
+  w.groups = (w.cols + w.group - 1) / w.group;
+  // Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes.
+  const int64_t padded_group = (w.group + 7) / 8 * 8;
+  const int64_t last = w.cols - (w.groups - 1) * w.group;
+  w.padded_cols = (w.groups - 1) * padded_group + (last + 7) / 8 * 8;
+  w.panel_bytes = w.padded_cols * w.lanes * bits / 8;
+
+  const RowLevels levels = row_levels(q, w.group);
+  w.scales = panel_levels(w, levels.scales);
+  if (!levels.zeros.empty()) w.zeros = panel_levels(w, levels.zeros);
+  if (!levels.minima.empty()) w.minima = panel_levels(w, levels.minima);
+
+  std::byte* data = nullptr;
+  w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
+  const int bias = w.is_signed ? 1 << (bits - 1) : 0;
+  const int64_t step_columns = 32 / bits;  // a dword of codes
+  parallel_for(w.panels, [&](int64_t p) {
+    uint8_t* panel = reinterpret_cast<uint8_t*>(data) + p * w.panel_bytes;
+    for (int64_t lane = 0; lane < w.lanes; ++lane) {
+      const int64_t r = p * w.lanes + lane;
+      if (r >= w.rows) break;
+      const uint8_t* row = q.codes.data() + r * w.cols;
+      for (int64_t c = 0; c < w.cols; ++c) {
+        const int64_t at = c / w.group * padded_group + c % w.group;
+        uint8_t* dword = panel + (at / step_columns * w.lanes + lane) * 4;
+        const uint8_t code = static_cast<uint8_t>(row[c] + bias);
+        if (bits == 8) {
+          dword[at % 4] = code;
+        } else {
+          const int64_t inside = at % 8;
+          dword[inside % 4] |= static_cast<uint8_t>((code & 15) << (inside / 4 * 4));
+        }
+      }
+    }
+  });
+  return w;
+}
+
+}  // namespace
+
+Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeight& weight) {
+  PreparedLinear w = frame(kernel, weight);
+  w.weight.scheme = weight.scheme;  // tells bf16 from f16
+  const int64_t bytes = dtype_bytes(weight.plain.dtype);
+  w.bits = static_cast<int>(8 * bytes);
+  w.panel_bytes = w.cols * w.lanes * bytes;
+  std::byte* data = nullptr;
+  w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
+  parallel_for(w.panels, [&](int64_t p) {
+    for (int64_t lane = 0; lane < w.lanes; ++lane) {
+      const int64_t r = p * w.lanes + lane;
+      if (r >= w.rows) break;
+      const std::byte* row = weight.plain.bytes.data() + r * w.cols * bytes;
+      std::byte* out = data + p * w.panel_bytes + lane * bytes;
+      for (int64_t c = 0; c < w.cols; ++c) {
+        std::memcpy(out + c * w.lanes * bytes, row + c * bytes, static_cast<size_t>(bytes));
+      }
+    }
+  });
+  return w;
+}
+
+Result<PreparedLinear> repack_int4(const LinearKernel& kernel, const LinearWeight& weight) {
+  return repack_codes(kernel, weight, 4);
+}
+
+Result<PreparedLinear> repack_int8(const LinearKernel& kernel, const LinearWeight& weight) {
+  return repack_codes(kernel, weight, 8);
+}
+
+Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
+                                      const LinearWeight& weight) {
+  PreparedLinear w = frame(kernel, weight);
+  w.weight = weight;
+  return w;
+}
+
+PanelForm panel_form(const PreparedLinear& weight) {
+  switch (weight.bits) {
+    case 4:
+      return PanelForm::int4;
+    case 8:
+      return PanelForm::int8;
+    case 16:
+      return weight.weight.scheme.code == Element::bf16 ? PanelForm::bf16 : PanelForm::f16;
+    default:
+      return PanelForm::f32;
+  }
+}
+
+PanelCodes panel_codes(const PreparedLinear& w) {
+  const auto floats = [](const Bytes& bytes) {
+    return bytes.size() == 0 ? nullptr : reinterpret_cast<const float*>(bytes.data());
+  };
+  return {.cols = w.cols,
+          .group = w.group,
+          .groups = w.groups,
+          .padded_cols = w.padded_cols,
+          .panel_bytes = w.panel_bytes,
+          .is_signed = w.is_signed,
+          .codes = reinterpret_cast<const uint8_t*>(w.codes.data()),
+          .scales = floats(w.scales),
+          .zeros = floats(w.zeros),
+          .minima = floats(w.minima)};
+}
+
+}  // namespace nibble

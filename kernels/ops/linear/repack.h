@@ -1,0 +1,18 @@
+// Weights into panels (the layouts of linear_isa.h), one function a form.
+#pragma once
+
+#include "kernels/ops/linear/linear.h"
+#include "kernels/ops/linear/linear_isa.h"
+
+namespace nibble {
+
+Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeight& weight);
+Result<PreparedLinear> repack_int4(const LinearKernel& kernel, const LinearWeight& weight);
+Result<PreparedLinear> repack_int8(const LinearKernel& kernel, const LinearWeight& weight);
+// Keeps the source: rows that decode it at run time.
+Result<PreparedLinear> repack_nothing(const LinearKernel& kernel, const LinearWeight& weight);
+
+PanelForm panel_form(const PreparedLinear& weight);
+PanelCodes panel_codes(const PreparedLinear& weight);
+
+}  // namespace nibble

@@ -1,0 +1,325 @@
+#include "kernels/ops/linear/run.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/base/parallel.h"
+#include "kernels/ops/linear/repack.h"
+#include "kernels/ops/panel/panel.h"
+#include "kernels/ops/quantize_rows/quantize_rows.h"
+#include "kernels/ops/scratch.h"
+
+namespace nibble {
+namespace {
+
+// Columns decoded at a time: 512 of 32 outputs are 64 KB, and 12 tokens of them 24 KB, so
+// that the tile's operands stay in the first two caches.
+constexpr int64_t kBlockColumns = 512;
+// Token tiles a task runs through one decoded block.
+constexpr int64_t kTaskTiles = 20;
+// Codes that one task of a direct run reads at least: less is not worth a thread's time.
+constexpr int64_t kTaskBytes = 32 << 10;
+
+// The end of the block that starts at `first`: whole groups, or a part of a longer one.
+int64_t block_end(int64_t first, int64_t group, int64_t cols) {
+  if (group >= kBlockColumns) {
+    const int64_t group_end = (first / group + 1) * group;
+    return std::min({cols, group_end, first + kBlockColumns});
+  }
+  return std::min(cols, first + kBlockColumns / group * group);
+}
+
+// acc [mr, width] + bias to rows [t, t + count) of y, columns [n, min(n + width, y.cols)).
+void store_tile(const float* acc, int64_t width, int64_t t, int64_t count, int64_t n,
+                const float* bias, MatrixView<float> y) {
+  const int64_t columns = std::min(width, y.cols - n);
+  for (int64_t m = 0; m < count; ++m) {
+    float* out = y.row(t + m) + n;
+    const float* in = acc + m * width;
+    if (bias == nullptr) {
+      std::memcpy(out, in, static_cast<size_t>(columns) * sizeof(float));
+    } else {
+      for (int64_t j = 0; j < columns; ++j) out[j] = in[j] + bias[n + j];
+    }
+  }
+}
+
+struct Tile {
+  int64_t first;  // row of x
+  int64_t count;  // rows of x in it
+  int mr;         // rows it takes, padded
+  int64_t at;     // rows of tiles before it, padded
+};
+
+std::vector<Tile> tiles_of(const PanelIsa& isa, int64_t n) {
+  std::vector<Tile> tiles;
+  for (int64_t first = 0, at = 0; first < n;) {
+    const int mr = isa.next_tile(n - first);
+    tiles.push_back({first, std::min<int64_t>(mr, n - first), mr, at});
+    first += mr;
+    at += mr;
+  }
+  return tiles;
+}
+
+// The product of x with pairs of panels. block(pair, first, end, w0, w1) points w0 and w1 to
+// the columns [first, end) of the pair's panels, f32 [end - first, lanes].
+template <class MakeBlock>
+void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+               MatrixView<float> y, const MakeBlock& block) {
+  const PanelIsa& isa = *w.kernel->panel;
+  const std::vector<Tile> tiles = tiles_of(isa, x.rows);
+  const int64_t tile_count = static_cast<int64_t>(tiles.size());
+  static thread_local Scratch<float> packed_scratch;
+  float* packed = packed_scratch.get(static_cast<size_t>(isa.padded_rows(x.rows) * w.cols));
+  parallel_for(tile_count, [&](int64_t i) {
+    const Tile& tile = tiles[static_cast<size_t>(i)];
+    pack_rows(x.row(tile.first), x.stride, tile.count, w.cols, tile.mr,
+              packed + tile.at * w.cols);
+  });
+
+  const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
+  const int64_t width = 2 * w.lanes;
+  parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
+    const int64_t pair = task / chunks;
+    const int64_t begin = task % chunks * kTaskTiles;
+    const int64_t end = std::min(tile_count, begin + kTaskTiles);
+    static thread_local Scratch<float> acc_scratch;
+    float* acc = acc_scratch.get(static_cast<size_t>(kTaskTiles * isa.tile * width));
+    for (int64_t first = 0; first < w.cols;) {
+      const int64_t stop = block_end(first, w.group, w.cols);
+      const float* w0 = nullptr;
+      const float* w1 = nullptr;
+      block(pair, first, stop, &w0, &w1);
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile& tile = tiles[static_cast<size_t>(i)];
+        isa.product_f32(tile.mr, packed + tile.at * w.cols + first * tile.mr, w0, w1,
+                        w.lanes, stop - first, first > 0,
+                        acc + (i - begin) * isa.tile * width);
+      }
+      first = stop;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile& tile = tiles[static_cast<size_t>(i)];
+      store_tile(acc + (i - begin) * isa.tile * width, width, tile.first, tile.count,
+                 pair * width, bias, y);
+    }
+  });
+}
+
+int64_t pairs_per_task(const PreparedLinear& w) {
+  return std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, 2 * w.panel_bytes));
+}
+
+// body(pair) for every pair of panels, several a task.
+template <class Body>
+void for_pairs(const PreparedLinear& w, const Body& body) {
+  const int64_t step = pairs_per_task(w);
+  const int64_t pairs = w.panels / 2;
+  parallel_for((pairs + step - 1) / step, [&](int64_t task) {
+    const int64_t end = std::min(pairs, (task + 1) * step);
+    for (int64_t pair = task * step; pair < end; ++pair) body(pair);
+  });
+}
+
+// Column c of the weight lies here once groups are padded.
+struct PaddedGroups {
+  int64_t group, groups, padded_group, cols;
+  explicit PaddedGroups(const PreparedLinear& w)
+      : group(w.group),
+        groups(w.groups),
+        padded_group(w.bits <= 8 ? (w.group + 7) / 8 * 8 : w.group),
+        cols(w.cols) {}
+  int64_t count(int64_t g) const { return std::min(group, cols - g * group); }
+  // in [cols] to out [padded], zeros between
+  template <class T>
+  void spread(const T* in, int64_t padded_cols, T* out) const {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t n = count(g);
+      T* to = out + g * padded_group;
+      std::memcpy(to, in + g * group, static_cast<size_t>(n) * sizeof(T));
+      const int64_t end = g + 1 < groups ? padded_group : padded_cols - g * padded_group;
+      for (int64_t i = n; i < end; ++i) to[i] = 0;
+    }
+  }
+};
+
+void run_direct_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                    MatrixView<float> y) {
+  static thread_local Scratch<float> x_scratch, sum_scratch;
+  float* padded = x_scratch.get(static_cast<size_t>(x.rows * w.padded_cols));
+  float* sums = sum_scratch.get(static_cast<size_t>(x.rows * w.groups));
+  const PaddedGroups layout(w);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    layout.spread(x.row(t), w.padded_cols, padded + t * w.padded_cols);
+    if (w.zeros.size() == 0 && w.minima.size() == 0) continue;
+    for (int64_t g = 0; g < w.groups; ++g) {
+      double sum = 0;
+      const float* in = x.row(t) + g * w.group;
+      for (int64_t i = 0; i < layout.count(g); ++i) sum += in[i];
+      sums[t * w.groups + g] = static_cast<float>(sum);
+    }
+  }
+  const PanelCodes codes = panel_codes(w);
+  const auto direct = w.kernel->isa->direct_f32[static_cast<int>(panel_form(w))];
+  for_pairs(w, [&](int64_t pair) {
+    alignas(64) float acc[4 * 2 * 16];  // 4 tokens, two vectors of at most 16 lanes
+    direct(codes, 2 * pair, static_cast<int>(x.rows), padded, sums, acc);
+    store_tile(acc, 2 * w.lanes, 0, x.rows, pair * 2 * w.lanes, bias, y);
+  });
+}
+
+}  // namespace
+
+void run_panels_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                    MatrixView<float> y) {
+  if (x.rows <= w.kernel->isa->direct_tokens) return run_direct_f32(w, x, bias, y);
+  const PanelCodes codes = panel_codes(w);
+  const PanelForm form = panel_form(w);
+  if (form == PanelForm::f32) {
+    const float* panels = reinterpret_cast<const float*>(codes.codes);
+    const int64_t panel = w.cols * w.lanes;
+    return run_tiles(w, x, bias, y,
+                     [&](int64_t pair, int64_t first, int64_t, const float** w0,
+                         const float** w1) {
+                       *w0 = panels + 2 * pair * panel + first * w.lanes;
+                       *w1 = *w0 + panel;
+                     });
+  }
+  const auto decode = w.kernel->isa->decode[static_cast<int>(form)];
+  run_tiles(w, x, bias, y,
+            [&](int64_t pair, int64_t first, int64_t end, const float** w0,
+                const float** w1) {
+              static thread_local Scratch<float> scratch;
+              float* out =
+                  scratch.get(static_cast<size_t>(2 * kBlockColumns * w.lanes));
+              float* second = out + kBlockColumns * w.lanes;
+              decode(codes, 2 * pair, first, end - first, out);
+              decode(codes, 2 * pair + 1, first, end - first, second);
+              *w0 = out;
+              *w1 = second;
+            });
+}
+
+void run_any_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                 MatrixView<float> y) {
+  run_tiles(w, x, bias, y,
+            [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
+              static thread_local Scratch<float> row_scratch, panel_scratch;
+              const int64_t panel = w.cols * w.lanes;
+              float* panels = panel_scratch.get(static_cast<size_t>(2 * panel));
+              if (first == 0) {
+                // The whole row at once: flat blocks and codes are cheapest read in order.
+                float* row = row_scratch.get(static_cast<size_t>(w.cols));
+                for (int64_t j = 0; j < 2 * w.lanes; ++j) {
+                  const int64_t r = pair * 2 * w.lanes + j;
+                  float* out = panels + j / w.lanes * panel + j % w.lanes;
+                  const bool exists =
+                      r < w.rows &&
+                      weight_rows(w.weight, r, MatrixView<float>(row, 1, w.cols)).ok();
+                  for (int64_t k = 0; k < w.cols; ++k) {
+                    out[k * w.lanes] = exists ? row[k] : 0.0f;
+                  }
+                }
+              }
+              *w0 = panels + first * w.lanes;
+              *w1 = panels + panel + first * w.lanes;
+            });
+}
+
+void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                   MatrixView<float> y) {
+  const PanelIsa& isa = *w.kernel->panel;
+  const LinearIsa& linear = *w.kernel->isa;
+  const PanelCodes codes = panel_codes(w);
+  const PaddedGroups layout(w);
+  const std::vector<Tile> tiles =
+      x.rows == 1 ? std::vector<Tile>{{0, 1, 1, 0}} : tiles_of(isa, x.rows);
+  const int64_t tile_count = static_cast<int64_t>(tiles.size());
+  const int64_t padded_rows = tiles.back().at + tiles.back().mr;
+  const int64_t steps = w.padded_cols / 4;
+
+  static thread_local Scratch<float> scale_scratch;
+  static thread_local Scratch<int32_t> packed_scratch, sum_scratch;
+  float* scales = scale_scratch.get(static_cast<size_t>(x.rows));
+  int32_t* packed =
+      packed_scratch.get(static_cast<size_t>(padded_rows * steps * isa.dwords));
+  int32_t* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups));
+  const QuantizeRowsFunction quantize = select_quantize_rows(w.kernel->flags).run;
+  parallel_for(tile_count, [&](int64_t i) {
+    const Tile& tile = tiles[static_cast<size_t>(i)];
+    static thread_local Scratch<int8_t> code_scratch, padded_scratch;
+    int8_t* row = code_scratch.get(static_cast<size_t>(w.cols));
+    int8_t* padded = padded_scratch.get(static_cast<size_t>(tile.mr * w.padded_cols));
+    int32_t* tile_sums = sums + tile.at * w.groups;  // [groups, mr]
+    for (int64_t j = 0; j < w.groups * tile.mr; ++j) tile_sums[j] = 0;
+    for (int64_t m = 0; m < tile.count; ++m) {
+      const int64_t t = tile.first + m;
+      quantize(MatrixView<const float>(x.row(t), 1, w.cols),
+               MatrixView<int8_t>(row, 1, w.cols), scales + t);
+      layout.spread(row, w.padded_cols, padded + m * w.padded_cols);
+      for (int64_t g = 0; g < w.groups; ++g) {
+        int32_t sum = 0;
+        for (int64_t k = 0; k < layout.count(g); ++k) sum += row[g * w.group + k];
+        tile_sums[g * tile.mr + m] = sum;
+      }
+    }
+    pack_codes(isa, padded, w.padded_cols, tile.count, steps, tile.mr,
+               packed + tile.at * steps * isa.dwords);
+  });
+
+  const int64_t width = 2 * w.lanes;
+  const auto store = [&](float* acc, const Tile& tile, int64_t pair) {
+    for (int64_t m = 0; m < tile.count; ++m) {
+      for (int64_t j = 0; j < width; ++j) acc[m * width + j] *= scales[tile.first + m];
+    }
+    store_tile(acc, width, tile.first, tile.count, pair * width, bias, y);
+  };
+  if (x.rows == 1) {
+    const auto direct = w.bits == 4 ? linear.direct_s8_int4 : linear.direct_s8_int8;
+    return for_pairs(w, [&](int64_t pair) {
+      alignas(64) float acc[2 * 16];  // two vectors of at most 16 lanes
+      direct(codes, 2 * pair, packed, sums, acc);
+      store(acc, tiles[0], pair);
+    });
+  }
+  const int code_bias = !w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
+  const int64_t panel_u8 = w.padded_cols * w.lanes;
+  const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
+  parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
+    const int64_t pair = task / chunks;
+    const uint8_t* u0 = codes.codes + 2 * pair * w.panel_bytes;
+    const uint8_t* u1 = u0 + w.panel_bytes;
+    static thread_local Scratch<uint8_t> u_scratch;
+    static thread_local Scratch<float> acc_scratch;
+    if (w.bits == 4) {
+      uint8_t* u = u_scratch.get(static_cast<size_t>(2 * panel_u8));
+      linear.unpack_int4(codes, 2 * pair, u);
+      linear.unpack_int4(codes, 2 * pair + 1, u + panel_u8);
+      u0 = u;
+      u1 = u + panel_u8;
+    }
+    float* acc = acc_scratch.get(static_cast<size_t>(isa.tile * width));
+    const int64_t begin = task % chunks * kTaskTiles;
+    for (int64_t i = begin; i < std::min(tile_count, begin + kTaskTiles); ++i) {
+      const Tile& tile = tiles[static_cast<size_t>(i)];
+      (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
+          codes, 2 * pair, packed + tile.at * steps * isa.dwords, sums + tile.at * w.groups,
+          u0, u1, code_bias, acc);
+      store(acc, tile, pair);
+    }
+  });
+}
+
+// repack checked what the reference checks, so these cannot fail.
+void run_reference_f32(const PreparedLinear& w, MatrixView<const float> x,
+                       const float* bias, MatrixView<float> y) {
+  (void)linear_reference(w.weight, LinearActivation::f32, x, bias, y).ok();
+}
+
+void run_reference_s8(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                      MatrixView<float> y) {
+  (void)linear_reference(w.weight, LinearActivation::s8, x, bias, y).ok();
+}
+
+}  // namespace nibble

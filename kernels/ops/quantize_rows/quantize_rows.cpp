@@ -1,0 +1,24 @@
+#include "kernels/ops/quantize_rows/quantize_rows.h"
+
+#include "kernels/ops/quantize_rows/quantize_rows_isa.h"
+
+namespace nibble {
+
+const std::vector<QuantizeRowsKernel>& quantize_rows_kernels() {
+  static const std::vector<QuantizeRowsKernel> kernels = {
+      {"quantize_rows_s8__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
+       avx512vnni::quantize_rows},
+      {"quantize_rows_s8__avx2", kCpuAvx2, avx2::quantize_rows},
+      {"quantize_rows_s8__reference", 0, quantize_rows_reference},
+  };
+  return kernels;
+}
+
+const QuantizeRowsKernel& select_quantize_rows(uint32_t cpu_flags) {
+  for (const QuantizeRowsKernel& kernel : quantize_rows_kernels()) {
+    if ((kernel.flags & ~cpu_flags) == 0) return kernel;
+  }
+  return quantize_rows_kernels().back();
+}
+
+}  // namespace nibble

@@ -1,0 +1,24 @@
+#include "kernels/ops/rms_norm/rms_norm.h"
+
+#include "kernels/ops/rms_norm/rms_norm_isa.h"
+
+namespace nibble {
+
+const std::vector<RmsNormKernel>& rms_norm_kernels() {
+  static const std::vector<RmsNormKernel> kernels = {
+      {"rms_norm_f32__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
+       avx512vnni::rms_norm},
+      {"rms_norm_f32__avx2", kCpuAvx2, avx2::rms_norm},
+      {"rms_norm_f32__reference", 0, rms_norm_reference},
+  };
+  return kernels;
+}
+
+const RmsNormKernel& select_rms_norm(uint32_t cpu_flags) {
+  for (const RmsNormKernel& kernel : rms_norm_kernels()) {
+    if ((kernel.flags & ~cpu_flags) == 0) return kernel;
+  }
+  return rms_norm_kernels().back();
+}
+
+}  // namespace nibble
