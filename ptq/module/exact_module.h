@@ -2,6 +2,13 @@
 // sums of codes in double (u8 x s8 over 3x3x64 passes 2^24, so f32 sums are not exact),
 // then the formulas of kernels/runtime/integer_node.h. Equal to the executor integer for
 // integer.
+//
+// Nothing is shared with the executor but the formulas: every f32 operation here is one
+// torch op, hence one IEEE rounding, in the order written there.
+//
+// Throws nibble::Error. failed_precondition: the artifact has no integer path (names the
+// value without an activation scheme, or the layer that is float). unsupported: an op or
+// a scheme that the integer path does not know (names the node).
 #pragma once
 
 #include <torch/types.h>
@@ -14,8 +21,7 @@
 namespace nibble {
 
 // images f32 [n, c, h, w], preprocessed -> logits [n, classes]. tap: each value's codes
-// (int32, by value name) as they are made; may be empty. Throws nibble::Error when the
-// artifact has no integer path (names the value without an activation scheme).
+// (int32, by value name) as they are made; may be empty.
 torch::Tensor run_exact(
     const Artifact& artifact, const torch::Tensor& images,
     const std::function<void(const std::string&, const torch::Tensor&)>& tap);

@@ -83,6 +83,7 @@ class ProgramModuleImpl : public torch::nn::Module {
   };
   torch::Tensor run_node(const Node& node, Pass& pass);
   torch::Tensor weight_of(const std::string& tensor_name, Pass& pass);
+  torch::Tensor input_as_read(const std::string& name, const torch::Tensor& x);
   torch::Tensor value_as_read(const std::string& value, const torch::Tensor& x);
   void register_tensor(const std::string& name, torch::Tensor value, bool trainable);
   void place(const char* folder, std::map<std::string, FakeQuantize>& table,
