@@ -22,12 +22,19 @@ Result<std::string> read_utf8(const std::filesystem::path& path) {
   return text;
 }
 
-std::vector<std::string> split_lines(const std::string& text) {
+// Without the blanks at either end, which texts carry by accident ("\r" among them).
+std::string_view trimmed(std::string_view line) {
+  constexpr std::string_view kBlanks = " \t\r\v\f";
+  const size_t begin = line.find_first_not_of(kBlanks);
+  if (begin == std::string_view::npos) return {};
+  return line.substr(begin, line.find_last_not_of(kBlanks) + 1 - begin);
+}
+
+std::vector<std::string> split_lines(std::string_view text) {
   std::vector<std::string> lines;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    const bool carriage_return = end > at && text[end - 1] == '\r';
-    lines.push_back(text.substr(at, end - at - (carriage_return ? 1 : 0)));
+    lines.emplace_back(trimmed(text.substr(at, end - at)));
     at = end + 1;
   }
   return lines;
@@ -85,12 +92,22 @@ Result<Sequences> sequences_of_ids(const std::filesystem::path& path, int64_t vo
   return sequences;
 }
 
+// Without the white space around it: what a line says does not depend on how it was
+// saved.
+std::string_view stripped(std::string_view line) {
+  constexpr const char* kSpace = " \t\r\f\v";
+  const size_t begin = line.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return line.substr(begin, line.find_last_not_of(kSpace) + 1 - begin);
+}
+
 Result<Sequences> sequences_of_lines(const std::string& text, const Tokenizer& tokenizer,
                                      const TextOptions& options) {
   const std::vector<int32_t> eos = tokenizer.eos();
   Sequences sequences;
-  for (const std::string& line : split_lines(text)) {
+  for (const std::string& raw : split_lines(text)) {
     if (full(sequences, options)) break;
+    const std::string_view line = stripped(raw);
     if (characters(line) < options.min_chars) continue;
     NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer.encode(line));
     if (options.append_eos && !line.empty()) ids.push_back(eos.front());
@@ -111,6 +128,7 @@ Result<Sequences> sequences_of_windows(const std::string& text,
   const size_t step = static_cast<size_t>(options.length) - bos;
   for (size_t at = 0; at < ids.size() && !full(sequences, options); at += step) {
     std::vector<int32_t> window;
+    window.reserve(step + bos);
     if (bos) window.push_back(tokenizer.bos());
     const size_t end = std::min(ids.size(), at + step);
     window.insert(window.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),

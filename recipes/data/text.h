@@ -3,8 +3,9 @@
 // A safetensors file holds int32 `input_ids` [sequences, length] (padding -1, at the end
 // only); each row is a sequence, cut at `length` tokens. UTF-8 text is cut into windows
 // of `length` tokens, each beginning with BOS if the tokenizer adds one; the last,
-// shorter one is kept when it has >= 2 tokens. per_line: each line of at least min_chars
-// characters alone, cut at `length` tokens; a line of fewer than 2 tokens is left out.
+// shorter one is kept when it has >= 2 tokens. per_line: each line, without the white
+// space around it, of at least min_chars characters alone, cut at `length` tokens; a line
+// of fewer than 2 tokens is left out.
 //
 // not_found: the file. invalid_argument: options or file that cannot give one sequence.
 // data_loss: not UTF-8 (names the byte), padding before an id, another type or shape of
@@ -35,7 +36,7 @@ struct TextData {
 Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* tokenizer,
                            int64_t vocabulary, const TextOptions& options);
 
-// The lines of a UTF-8 text file, without "\n" and "\r\n".
+// The lines of a UTF-8 text file, without the blanks at their ends.
 Result<std::vector<std::string>> read_text_lines(const std::filesystem::path& path);
 
 }  // namespace nibble
