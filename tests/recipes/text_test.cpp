@@ -83,7 +83,7 @@ TEST_F(Text, WindowsBeginWithBos) {
 }
 
 TEST_F(Text, LinesAlone) {
-  const auto path = write("ab\r\n\n\u00e9\u00e9\nxyz\nlast");
+  const auto path = write(" ab\t \r\n\n\u00e9\u00e9\nxyz\nlast");
   const ByteTokenizer tokenizer(true);
   auto data = load_text(path, &tokenizer, 266, {.length = 4, .per_line = true});
   EXPECT_EQ(data->sequences.size(), 4u);
