@@ -1,0 +1,331 @@
+#include "kernels/ops/conv2d/conv2d.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/base/parallel.h"
+#include "kernels/ops/panel/panel.h"
+#include "kernels/ops/scratch.h"
+
+namespace nibble {
+namespace {
+
+// Signed codes become unsigned by adding 128 (the dot product wants one unsigned
+// operand); 128 times the sum of the weights is taken off the start of every sum.
+constexpr int32_t kShift = 128;
+constexpr int64_t kLongestPatch = int64_t{1} << 16;
+constexpr int64_t kWidest = 32;  // pixels a block: two vectors of at most 16
+constexpr int kTallest = 12;     // rows of the largest tile
+
+Status check_shape(const Conv2dShape& s, int64_t rows, int64_t cols) {
+  const bool positive = s.channels > 0 && s.height > 0 && s.width > 0 && s.outputs > 0 &&
+                        s.kernel_h > 0 && s.kernel_w > 0 && s.stride_h > 0 &&
+                        s.stride_w > 0 && s.pad_h >= 0 && s.pad_w >= 0 && s.groups > 0;
+  if (!positive || s.channels % s.groups != 0 || s.outputs % s.groups != 0) {
+    return error(StatusCode::invalid_argument,
+                 "[conv2d] sizes must be positive and groups divide both channel counts; "
+                 "found x [",
+                 s.channels, ", ", s.height, ", ", s.width, "], ", s.outputs,
+                 " outputs, kernel ", s.kernel_h, " x ", s.kernel_w, ", stride ",
+                 s.stride_h, ", ", s.stride_w, ", groups ", s.groups);
+  }
+  if (s.height + 2 * s.pad_h < s.kernel_h || s.width + 2 * s.pad_w < s.kernel_w) {
+    return error(StatusCode::invalid_argument, "[conv2d] a kernel of ", s.kernel_h, " x ",
+                 s.kernel_w, " must fit the padded image; found ", s.height, " x ",
+                 s.width, " with padding ", s.pad_h, ", ", s.pad_w);
+  }
+  if (rows != s.outputs || cols != s.patch()) {
+    return error(StatusCode::invalid_argument, "[conv2d] the weight must be [", s.outputs,
+                 ", ", s.patch(), "]; found [", rows, ", ", cols, "]");
+  }
+  return ok_status();
+}
+
+// A run of output pixels that lie in one output row: its place in a block of pixels.
+struct Segment {
+  int64_t row, column, length, at;
+};
+
+// The segments of pixels [first, first + count).
+int64_t segments_of(const Conv2dShape& s, int64_t first, int64_t count, Segment* out) {
+  int64_t n = 0;
+  for (int64_t at = 0; at < count;) {
+    const int64_t row = (first + at) / s.out_width();
+    const int64_t column = (first + at) % s.out_width();
+    const int64_t length = std::min(s.out_width() - column, count - at);
+    out[n++] = {row, column, length, at};
+    at += length;
+  }
+  return n;
+}
+
+// Tiles of one group's outputs: f(rows of the tile, first output, outputs in it).
+template <class Function>
+void for_tiles(const PanelIsa& isa, int64_t outputs, const Function& f) {
+  for (int64_t first = 0; first < outputs;) {
+    const int mr = isa.next_tile(outputs - first);
+    f(mr, first, std::min<int64_t>(mr, outputs - first));
+    first += mr;
+  }
+}
+
+// Channels of a group as the s8 rows store them: whole steps of 4 codes.
+int64_t padded_channels(const Conv2dShape& s) {
+  return (s.channels / s.groups + 3) / 4 * 4;
+}
+
+}  // namespace
+
+const std::vector<Conv2dKernel>& conv2d_kernels() {
+  static const std::vector<Conv2dKernel> kernels = {
+#include "kernels/ops/conv2d/kernels.inc"
+  };
+  return kernels;
+}
+
+const Conv2dKernel& select_conv2d(LinearActivation activation, uint32_t cpu_flags) {
+  const Conv2dKernel* found = nullptr;
+  for (const Conv2dKernel& kernel : conv2d_kernels()) {
+    if (found == nullptr && kernel.activation == activation &&
+        (kernel.flags & ~cpu_flags) == 0) {
+      found = &kernel;
+    }
+  }
+  return *found;
+}
+
+Result<PreparedConv2d> prepare_conv2d(const Conv2dShape& shape,
+                                      const LinearWeight& weight, uint32_t cpu_flags) {
+  NIBBLE_RETURN_IF_ERROR(check_shape(shape, weight.rows, weight.cols));
+  PreparedConv2d conv;
+  conv.kernel = &select_conv2d(LinearActivation::f32, cpu_flags);
+  conv.shape = shape;
+  const int64_t k = shape.patch();
+  std::vector<float> values(static_cast<size_t>(shape.outputs * k));
+  NIBBLE_RETURN_IF_ERROR(
+      weight_rows(weight, 0, MatrixView<float>(values.data(), shape.outputs, k)));
+  if (conv.kernel->panel == nullptr) {
+    conv.weight = std::move(values);
+    return conv;
+  }
+  const PanelIsa& isa = *conv.kernel->panel;
+  const int64_t outputs = shape.outputs / shape.groups;
+  const int64_t padded = isa.padded_rows(outputs);
+  conv.weight.resize(static_cast<size_t>(shape.groups * padded * k));
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    for_tiles(isa, outputs, [&](int mr, int64_t first, int64_t count) {
+      pack_rows(values.data() + (g * outputs + first) * k, k, count, k, mr,
+                conv.weight.data() + (g * padded + first) * k);
+    });
+  }
+  return conv;
+}
+
+Result<PreparedConv2dS8> prepare_conv2d_s8(const Conv2dShape& shape,
+                                           std::span<const int8_t> weight,
+                                           bool unsigned_input, uint32_t cpu_flags) {
+  const int64_t size = static_cast<int64_t>(weight.size());
+  NIBBLE_RETURN_IF_ERROR(check_shape(shape, shape.outputs, shape.patch()));
+  const int64_t k = shape.patch();
+  if (size != shape.outputs * k) {
+    return error(StatusCode::invalid_argument, "[conv2d] the weight must be [",
+                 shape.outputs, ", ", k, "]; found ", size, " values");
+  }
+  if (k > kLongestPatch) {
+    return error(StatusCode::unsupported, "[conv2d] an integer output may sum ",
+                 kLongestPatch, " products; found ", k, "; keep this layer float");
+  }
+  PreparedConv2dS8 conv;
+  conv.kernel = &select_conv2d(LinearActivation::s8, cpu_flags);
+  conv.shape = shape;
+  conv.unsigned_input = unsigned_input;
+  conv.sums.resize(static_cast<size_t>(shape.outputs));
+  for (int64_t o = 0; o < shape.outputs; ++o) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += weight[static_cast<size_t>(o * k + i)];
+    conv.sums[static_cast<size_t>(o)] = sum;
+  }
+  if (conv.kernel->panel == nullptr) {
+    conv.weight.assign(weight.begin(), weight.end());
+    return conv;
+  }
+  // Channels innermost, padded to 4: a step of the dot product is 4 channels of one
+  // pixel.
+  const PanelIsa& isa = *conv.kernel->panel;
+  const int64_t channels = shape.channels / shape.groups;
+  const int64_t taps = shape.kernel_h * shape.kernel_w;
+  const int64_t stored = padded_channels(shape);
+  const int64_t row = stored * taps;
+  std::vector<int8_t> turned(static_cast<size_t>(shape.outputs * row));
+  for (int64_t o = 0; o < shape.outputs; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < taps; ++t) {
+        turned[static_cast<size_t>(o * row + t * stored + c)] =
+            weight[static_cast<size_t>((o * channels + c) * taps + t)];
+      }
+    }
+  }
+  const int64_t outputs = shape.outputs / shape.groups;
+  const int64_t padded = isa.padded_rows(outputs);
+  const int64_t steps = row / 4;
+  conv.packed.resize(static_cast<size_t>(shape.groups * padded * steps * isa.dwords));
+  for (int64_t g = 0; g < shape.groups; ++g) {
+    for_tiles(isa, outputs, [&](int mr, int64_t first, int64_t count) {
+      pack_codes(isa, turned.data() + (g * outputs + first) * row, row, count, steps, mr,
+                 conv.packed.data() + (g * padded + first) * steps * isa.dwords);
+    });
+  }
+  return conv;
+}
+
+std::string conv2d_kernel_name(const PreparedConv2d& conv) { return conv.kernel->name; }
+const char* conv2d_s8_kernel_name(const PreparedConv2dS8& conv) {
+  return conv.kernel->name;
+}
+
+void run_conv2d(const PreparedConv2d& conv, const float* x, const float* bias, float* y) {
+  const Conv2dShape& s = conv.shape;
+  if (conv.kernel->panel == nullptr) {
+    return conv2d_reference(s, x, conv.weight.data(), bias, y);
+  }
+  const PanelIsa& isa = *conv.kernel->panel;
+  const int64_t width = 2 * isa.lanes;
+  const int64_t k = s.patch();
+  const int64_t channels = s.channels / s.groups;
+  const int64_t outputs = s.outputs / s.groups;
+  const int64_t padded_outputs = isa.padded_rows(outputs);
+  const int64_t pixels = s.out_height() * s.out_width();
+  const int64_t high = s.height + 2 * s.pad_h;
+  const int64_t wide = s.width + 2 * s.pad_w;
+
+  // The image with its border of zeros, so that no tap needs a bounds check.
+  static thread_local Scratch<float> image_scratch;
+  float* image = image_scratch.get(static_cast<size_t>(s.channels * high * wide));
+  std::memset(image, 0, static_cast<size_t>(s.channels * high * wide) * sizeof(float));
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t i = 0; i < s.height; ++i) {
+      std::memcpy(image + (c * high + i + s.pad_h) * wide + s.pad_w,
+                  x + (c * s.height + i) * s.width,
+                  static_cast<size_t>(s.width) * sizeof(float));
+    }
+  }
+  const int64_t blocks = (pixels + width - 1) / width;
+  parallel_for(s.groups * blocks, [&](int64_t task) {
+    const int64_t g = task / blocks;
+    const int64_t first = task % blocks * width;
+    const int64_t count = std::min(width, pixels - first);
+    static thread_local Scratch<float> panel_scratch;
+    float* panel = panel_scratch.get(static_cast<size_t>(k * width));  // [patch, width]
+    Segment segments[kWidest];
+    const int64_t n = segments_of(s, first, count, segments);
+    float* out = panel;
+    for (int64_t c = g * channels; c < (g + 1) * channels; ++c) {
+      for (int64_t a = 0; a < s.kernel_h; ++a) {
+        for (int64_t b = 0; b < s.kernel_w; ++b, out += width) {
+          for (int64_t i = 0; i < n; ++i) {
+            const Segment& segment = segments[i];
+            const float* in = image + (c * high + segment.row * s.stride_h + a) * wide +
+                              segment.column * s.stride_w + b;
+            float* to = out + segment.at;
+            for (int64_t j = 0; j < segment.length; ++j) to[j] = in[j * s.stride_w];
+          }
+          for (int64_t j = count; j < width; ++j) out[j] = 0;
+        }
+      }
+    }
+    alignas(64) float acc[kTallest * kWidest];
+    for_tiles(isa, outputs, [&](int mr, int64_t o, int64_t rows) {
+      isa.product_f32(mr, conv.weight.data() + (g * padded_outputs + o) * k, panel,
+                      panel + isa.lanes, width, k, false, acc);
+      for (int64_t m = 0; m < rows; ++m) {
+        const int64_t at = g * outputs + o + m;
+        const float offset = bias ? bias[at] : 0.0f;
+        float* to = y + at * pixels + first;
+        for (int64_t j = 0; j < count; ++j) to[j] = acc[m * width + j] + offset;
+      }
+    });
+  });
+}
+
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc) {
+  const Conv2dShape& s = conv.shape;
+  if (conv.kernel->panel == nullptr) {
+    return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
+  }
+  const PanelIsa& isa = *conv.kernel->panel;
+  const int64_t width = 2 * isa.lanes;
+  const int64_t channels = s.channels / s.groups;
+  const int64_t stored = padded_channels(s);
+  const int64_t steps = stored / 4 * s.kernel_h * s.kernel_w;
+  const int64_t outputs = s.outputs / s.groups;
+  const int64_t padded_outputs = isa.padded_rows(outputs);
+  const int64_t pixels = s.out_height() * s.out_width();
+  const int64_t high = s.height + 2 * s.pad_h;
+  const int64_t wide = s.width + 2 * s.pad_w;
+  const uint8_t zero = conv.unsigned_input ? 0 : kShift;
+
+  // [groups, high, wide, stored channels], shifted to unsigned, the border holding code
+  // 0.
+  static thread_local Scratch<uint8_t> image_scratch;
+  const int64_t group_bytes = high * wide * stored;
+  uint8_t* image = image_scratch.get(static_cast<size_t>(s.groups * group_bytes));
+  std::memset(image, zero, static_cast<size_t>(s.groups * group_bytes));
+  for (int64_t c = 0; c < s.channels; ++c) {
+    uint8_t* plane = image + c / channels * group_bytes + c % channels;
+    for (int64_t i = 0; i < s.height; ++i) {
+      const uint8_t* in = codes + (c * s.height + i) * s.width;
+      uint8_t* out = plane + ((i + s.pad_h) * wide + s.pad_w) * stored;
+      for (int64_t j = 0; j < s.width; ++j) {
+        out[j * stored] = static_cast<uint8_t>(in[j] + zero);
+      }
+    }
+  }
+  const int64_t blocks = (pixels + width - 1) / width;
+  parallel_for(s.groups * blocks, [&](int64_t task) {
+    const int64_t g = task / blocks;
+    const int64_t first = task % blocks * width;
+    const int64_t count = std::min(width, pixels - first);
+    static thread_local Scratch<uint8_t> panel_scratch;
+    uint8_t* panel = panel_scratch.get(static_cast<size_t>(steps * width * 4));
+    Segment segments[kWidest];
+    const int64_t n = segments_of(s, first, count, segments);
+    uint8_t* out = panel;  // [steps, width, 4]
+    for (int64_t a = 0; a < s.kernel_h; ++a) {
+      for (int64_t b = 0; b < s.kernel_w; ++b) {
+        for (int64_t c = 0; c < stored; c += 4, out += width * 4) {
+          for (int64_t i = 0; i < n; ++i) {
+            const Segment& segment = segments[i];
+            const int64_t row = segment.row * s.stride_h + a;
+            const int64_t column = segment.column * s.stride_w + b;
+            const uint8_t* in =
+                image + g * group_bytes + (row * wide + column) * stored + c;
+            uint8_t* to = out + segment.at * 4;
+            for (int64_t j = 0; j < segment.length; ++j) {
+              std::memcpy(to + j * 4, in + j * s.stride_w * stored, 4);
+            }
+          }
+          for (int64_t j = count * 4; j < width * 4; ++j) out[j] = 0;
+        }
+      }
+    }
+    // Sums may pass 2^31 on their way and come back: vector int32 wraps, so the end is
+    // exact.
+    alignas(64) int32_t sums[kTallest * kWidest];
+    int32_t start[kTallest];
+    for_tiles(isa, outputs, [&](int mr, int64_t o, int64_t rows) {
+      for (int64_t m = 0; m < mr; ++m) {
+        start[m] =
+            m < rows ? -zero * conv.sums[static_cast<size_t>(g * outputs + o + m)] : 0;
+      }
+      isa.product_s32(mr,
+                      conv.packed.data() + (g * padded_outputs + o) * steps * isa.dwords,
+                      panel, panel + 4 * isa.lanes, 4 * width, steps, start, sums);
+      for (int64_t m = 0; m < rows; ++m) {
+        std::memcpy(acc + (g * outputs + o + m) * pixels + first, sums + m * width,
+                    static_cast<size_t>(count) * sizeof(int32_t));
+      }
+    });
+  });
+}
+
+}  // namespace nibble
