@@ -1,4 +1,4 @@
-// must fail: (cannot convert|invalid conversion|could not convert|no viable|no matching|no known conversion)
+// must fail: (cannot convert|invalid conversion|could not convert|no viable|no matching|cannot initialize)
 #include <vector>
 
 #include "kernels/scheme/coded_matrix.h"
