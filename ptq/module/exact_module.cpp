@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <map>
-#include <optional>
 
 #include "kernels/packing/packed_tensor.h"
 #include "ptq/error.h"
@@ -234,8 +233,9 @@ class ExactRun {
 
 }  // namespace
 
-Tensor run_exact(const Artifact& artifact, const Tensor& images,
-                 const std::function<void(const std::string&, const Tensor&)>& tap) {
+torch::Tensor run_exact(
+    const Artifact& artifact, const torch::Tensor& images,
+    const std::function<void(const std::string&, const torch::Tensor&)>& tap) {
   torch::NoGradGuard no_grad;
   return ExactRun(artifact, tap).run(images);
 }
