@@ -1,6 +1,7 @@
 #include "kernels/ops/attention/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/attention/attention_isa.h"
@@ -10,85 +11,124 @@
 namespace nibble {
 namespace {
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+// exp() of it is as good as 0 beside the row's largest term, which is exp(0) = 1.
+constexpr float kMasked = -1e30f;
 
-thread_local Scratch<float> keys_scratch, values_scratch, query_scratch, score_scratch,
-    weight_scratch, acc_scratch;
+// A few tokens: transposing all keys would cost more than the products.
+void attend_few(const AttentionKernel& kernel, const AttentionShape& shape,
+                MatrixView<const float> q, MatrixView<const float> k,
+                MatrixView<const float> v, MatrixView<float> y) {
+  const int64_t first = k.rows - q.rows;
+  const int64_t lanes = kernel.panel->lanes;
+  const auto one = [&](int64_t i) {
+    const int64_t t = i / shape.heads;
+    const int64_t h = i % shape.heads;
+    const int64_t kv = h / (shape.heads / shape.kv_heads) * shape.head_dim;
+    const int64_t n = first + t + 1;
+    static thread_local Scratch<float> scratch;
+    float* a = scratch.get(static_cast<size_t>(n + lanes + shape.head_dim));
+    float* scaled = a + n + lanes;
+    for (int64_t d = 0; d < shape.head_dim; ++d) {
+      scaled[d] = q(t, h * shape.head_dim + d) * shape.scale;
+    }
+    kernel.isa->scores(scaled, k.data + kv, k.stride, shape.head_dim, n, a);
+    for (int64_t j = 0; j < lanes; ++j) a[n + j] = kMasked;
+    const float sum = kernel.isa->softmax(a, n);
+    kernel.isa->weighted_sum(a, v.data + kv, v.stride, shape.head_dim, n, 1.0f / sum,
+                             y.row(t) + h * shape.head_dim);
+  };
+  const int64_t tasks = q.rows * shape.heads;
+  // Below some ten thousand products a second thread costs more than it brings.
+  if (tasks * k.rows * shape.head_dim < (1 << 15)) {
+    for (int64_t i = 0; i < tasks; ++i) one(i);
+  } else {
+    parallel_for(tasks, one);
+  }
+}
 
-// Scores and outputs are both panel products: keys are packed with their positions as panel
-// columns, values with their features, once a call for each kv head.
-void attention_panels(const AttentionKernel& kernel, const AttentionShape& shape,
-                      MatrixView<const float> q, MatrixView<const float> k,
-                      MatrixView<const float> v, MatrixView<float> y) {
+// Tiles of query rows against panels of transposed keys, then against panels of values.
+void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
+                 MatrixView<const float> q, MatrixView<const float> k,
+                 MatrixView<const float> v, MatrixView<float> y) {
   const PanelIsa& isa = *kernel.panel;
-  const int64_t wide = 2 * isa.lanes, dim = shape.head_dim, length = k.rows;
-  const int64_t first = length - q.rows;
-  const int64_t key_blocks = (length + wide - 1) / wide;
-  const int64_t value_width = round_up(dim, wide);
-  const int64_t keys_size = key_blocks * dim * wide, values_size = length * value_width;
-  float* keys = keys_scratch.get(static_cast<size_t>(shape.kv_heads * keys_size));
-  float* values = values_scratch.get(static_cast<size_t>(shape.kv_heads * values_size));
-  parallel_for(shape.kv_heads * key_blocks, [&](int64_t job) {
-    const int64_t g = job / key_blocks, begin = job % key_blocks * wide;
-    float* panel = keys + g * keys_size + begin * dim;
-    for (int64_t j = 0; j < wide; ++j) {
-      const bool real = begin + j < length;
-      const float* key = real ? k.row(begin + j) + g * dim : nullptr;
-      for (int64_t d = 0; d < dim; ++d) panel[d * wide + j] = real ? key[d] : 0.0f;
-      if (!real) continue;
-      const float* from = v.row(begin + j) + g * dim;
-      float* to = values + g * values_size + (begin + j) * value_width;
-      std::copy_n(from, dim, to);
-      std::fill(to + dim, to + value_width, 0.0f);
+  const int64_t dim = shape.head_dim;
+  const int64_t width = 2 * isa.lanes;
+  const int64_t first = k.rows - q.rows;
+  const int64_t blocks = (k.rows + width - 1) / width;
+  const int64_t padded_dim = (dim + width - 1) / width * width;
+  static thread_local Scratch<float> key_scratch, value_scratch;
+  float* keys =
+      key_scratch.get(static_cast<size_t>(shape.kv_heads * blocks * dim * width));
+  float* values =
+      value_scratch.get(static_cast<size_t>(shape.kv_heads * k.rows * padded_dim));
+  parallel_for(shape.kv_heads * blocks, [&](int64_t i) {
+    const int64_t head = i / blocks;
+    const int64_t begin = i % blocks * width;
+    float* panel = keys + i * dim * width;  // [dim, width]
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t row = begin + j;
+      if (row >= k.rows) {
+        for (int64_t d = 0; d < dim; ++d) panel[d * width + j] = 0;
+        continue;
+      }
+      const float* key = k.row(row) + head * dim;
+      for (int64_t d = 0; d < dim; ++d) panel[d * width + j] = key[d];
+      float* value = values + (head * k.rows + row) * padded_dim;
+      std::memcpy(value, v.row(row) + head * dim,
+                  static_cast<size_t>(dim) * sizeof(float));
+      for (int64_t d = dim; d < padded_dim; ++d) value[d] = 0;
     }
   });
 
-  std::vector<int64_t> starts;
-  std::vector<int> heights;
-  for (int64_t row = 0; row < q.rows;) {
-    starts.push_back(row);
-    heights.push_back(isa.next_tile(q.rows - row));
-    row += heights.back();
-  }
-  const int64_t tiles = static_cast<int64_t>(starts.size());
-  parallel_for(shape.heads * tiles, [&](int64_t job) {
-    const int64_t h = job / tiles, g = h / (shape.heads / shape.kv_heads);
-    // Long tiles first: the last ones see the most keys.
-    const size_t tile = static_cast<size_t>(tiles - 1 - job % tiles);
-    const int64_t begin = starts[tile];
-    const int mr = heights[tile];
-    const int64_t rows = std::min<int64_t>(mr, q.rows - begin);
-    const int64_t seen = first + begin + rows;  // keys that the tile's last row sees
-    const int64_t padded = round_up(seen, wide);
+  const int64_t tiles = (q.rows + isa.tile - 1) / isa.tile;
+  parallel_for(shape.heads * tiles, [&](int64_t i) {
+    const int64_t h = i / tiles;
+    const int64_t t = i % tiles * isa.tile;
+    const int64_t count = std::min<int64_t>(isa.tile, q.rows - t);
+    const int mr = isa.next_tile(count);
+    const int64_t kv = h / (shape.heads / shape.kv_heads);
+    const int64_t limit = first + t + count;  // keys that the last row sees
+    const int64_t stride = (limit + width - 1) / width * width;
+    static thread_local Scratch<float> scratch;
+    float* scores =
+        scratch.get(static_cast<size_t>(isa.tile * (2 * stride + dim + width + 1)));
+    float* weights = scores + isa.tile * stride;  // [limit, mr]
+    float* queries = weights + isa.tile * stride;
+    float* acc = queries + isa.tile * dim;
+    float* sums = acc + isa.tile * width;
 
-    float* query = query_scratch.get(static_cast<size_t>(dim * mr));
-    pack_rows(q.row(begin) + h * dim, q.stride, rows, dim, mr, query);
-    float* acc = acc_scratch.get(static_cast<size_t>(mr * wide));
-    float* scores = score_scratch.get(static_cast<size_t>(mr * padded));
-    for (int64_t block = 0; block < padded; block += wide) {
-      const float* panel = keys + g * keys_size + block * dim;
-      isa.product_f32(mr, query, panel, panel + isa.lanes, wide, dim, false, acc);
-      for (int64_t m = 0; m < rows; ++m) {
-        for (int64_t j = 0; j < wide; ++j) {
-          scores[m * padded + block + j] = acc[m * wide + j] * shape.scale;
+    // count may need several small tiles.
+    for (int64_t done = 0; done < count; done += mr) {
+      const int64_t rows = std::min<int64_t>(mr, count - done);
+      pack_rows(q.row(t + done) + h * dim, q.stride, rows, dim, mr, queries);
+      for (int64_t j = 0; j < dim * mr; ++j) queries[j] *= shape.scale;
+      for (int64_t b = 0; b * width < limit; ++b) {
+        const float* panel = keys + (kv * blocks + b) * dim * width;
+        isa.product_f32(mr, queries, panel, panel + isa.lanes, width, dim, false, acc);
+        for (int64_t m = 0; m < rows; ++m) {
+          std::memcpy(scores + m * stride + b * width, acc + m * width,
+                      static_cast<size_t>(width) * sizeof(float));
         }
       }
-    }
-    float* sums = query;  // no longer needed; mr values
-    for (int64_t m = 0; m < rows; ++m) {
-      const int64_t count = first + begin + m + 1;
-      sums[m] = kernel.isa->softmax(scores + m * padded, count);
-      std::fill(scores + m * padded + count, scores + m * padded + seen, 0.0f);
-    }
-    float* weights = weight_scratch.get(static_cast<size_t>(mr * seen));
-    pack_rows(scores, padded, rows, seen, mr, weights);
-    for (int64_t d = 0; d < dim; d += wide) {
-      const float* panel = values + g * values_size + d;
-      isa.product_f32(mr, weights, panel, panel + isa.lanes, value_width, seen, false, acc);
-      const int64_t width = std::min(wide, dim - d);
       for (int64_t m = 0; m < rows; ++m) {
-        float* out = y.row(begin + m) + h * dim + d;
-        for (int64_t j = 0; j < width; ++j) out[j] = acc[m * wide + j] / sums[m];
+        float* row = scores + m * stride;
+        const int64_t n = first + t + done + m + 1;
+        for (int64_t j = n; j < stride; ++j) row[j] = kMasked;
+        sums[m] = kernel.isa->softmax(row, n);
+        for (int64_t j = n; j < limit; ++j) row[j] = 0;
+      }
+      pack_rows(scores, stride, rows, limit, mr, weights);
+      for (int64_t d = 0; d < padded_dim; d += width) {
+        const float* panel = values + kv * k.rows * padded_dim + d;
+        isa.product_f32(mr, weights, panel, panel + isa.lanes, padded_dim, limit, false,
+                        acc);
+        for (int64_t m = 0; m < rows; ++m) {
+          const float factor = 1.0f / sums[m];
+          float* out = y.row(t + done + m) + h * dim + d;
+          for (int64_t j = 0; j < std::min(width, dim - d); ++j) {
+            out[j] = acc[m * width + j] * factor;
+          }
+        }
       }
     }
   });
@@ -98,10 +138,7 @@ void attention_panels(const AttentionKernel& kernel, const AttentionShape& shape
 
 const std::vector<AttentionKernel>& attention_kernels() {
   static const std::vector<AttentionKernel> kernels = {
-      {"attention_f32__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
-       &avx512vnni::panel_isa, &avx512vnni::attention_isa},
-      {"attention_f32__avx2", kCpuAvx2, &avx2::panel_isa, &avx2::attention_isa},
-      {"attention_f32__reference", 0, nullptr, nullptr},
+#include "kernels/ops/attention/kernels.inc"
   };
   return kernels;
 }
@@ -110,15 +147,16 @@ const AttentionKernel& select_attention(uint32_t cpu_flags) {
   for (const AttentionKernel& kernel : attention_kernels()) {
     if ((kernel.flags & ~cpu_flags) == 0) return kernel;
   }
-  return attention_kernels().back();
+  return attention_kernels().back();  // the reference needs nothing
 }
 
 void attention(const AttentionKernel& kernel, const AttentionShape& shape,
                MatrixView<const float> q, MatrixView<const float> k,
                MatrixView<const float> v, MatrixView<float> y) {
-  if (q.rows == 0) return;
-  if (kernel.panel == nullptr) return attention_reference(shape, q, k, v, y);
-  attention_panels(kernel, shape, q, k, v, y);
+  if (kernel.isa == nullptr) return attention_reference(shape, q, k, v, y);
+  // 4 rows fill a third of the large tile: from there on the panels pay.
+  if (q.rows < 4) return attend_few(kernel, shape, q, k, v, y);
+  attend_many(kernel, shape, q, k, v, y);
 }
 
 }  // namespace nibble

@@ -1,16 +1,17 @@
 // Causal attention of grouped query heads over a cache of keys and values.
 //
-// For query row t (position p = length - tokens + t) of head h, with g = h / (heads / kv_heads):
+// For query row t (position p = length - tokens + t) of head h, with g = h / (heads /
+// kv_heads):
 //   a[j] = scale * sum_d q[t, h, d] * k[j, g, d]                j = 0 .. p
 //   y[t, h, :] = sum_j softmax(a)[j] * v[j, g, :]
 //
 //   q, y  [tokens, heads * head_dim]
 //   k, v  [length, kv_heads * head_dim], the rows of this call's tokens included
 //
-// tolerance_spec: |y - reference| <= (8 (head_dim + 8) A + 2 (length + 8)) 2^-24 max_j |v[j, d]|
-// with A = max(1, max_j scale * sum_d |q k|): an error e in a score changes its weight by a
-// factor e^e, the exponentials and their sum round length times.
-// Results never depend on the thread count. Per-thread scratch; safe from any thread.
+// tolerance_spec: |y - reference| <= (8 (head_dim + 8) A + 2 (length + 8)) 2^-24 max_j
+// |v[j, d]| with A = max(1, max_j scale * sum_d |q k|): an error e in a score changes its
+// weight by a factor e^e, the exponentials and their sum round length times. Results
+// never depend on the thread count. Per-thread scratch; safe from any thread.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,6 @@
-// What an instruction set gives attention, beside the panel product: the softmax of a row.
+// What an instruction set gives attention, beside the panel product.
+//
+// Plain data and function pointers. Nothing here allocates; safe from any thread.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +8,15 @@
 namespace nibble {
 
 struct AttentionIsa {
-  // a[j] = e^(a[j] - max a) for j < count; returns their sum. a has whole vectors of room.
-  float (*softmax)(float* a, int64_t count);
+  // a[j] = exp(a[j] - max a) for j < n; returns their sum. a has room for whole vectors
+  // and holds values after n that exp turns into (nearly) 0.
+  float (*softmax)(float* a, int64_t n);
+  // a[j] = sum_d q[d] * k[j, d], j < n.  k [n, head_dim], rows `stride` apart
+  void (*scores)(const float* q, const float* k, int64_t stride, int64_t head_dim,
+                 int64_t n, float* a);
+  // y[d] = (sum_j a[j] * v[j, d]) * factor
+  void (*weighted_sum)(const float* a, const float* v, int64_t stride, int64_t head_dim,
+                       int64_t n, float factor, float* y);
 };
 
 namespace avx2 {

@@ -20,7 +20,8 @@ void attention_reference(const AttentionShape& shape, MatrixView<const float> q,
     std::vector<double> a(static_cast<size_t>(first + t + 1));
     for (size_t j = 0; j < a.size(); ++j) {
       const float* key = k.row(static_cast<int64_t>(j)) + kv;
-      for (int64_t d = 0; d < d_count; ++d) a[j] += static_cast<double>(query[d]) * key[d];
+      for (int64_t d = 0; d < d_count; ++d)
+        a[j] += static_cast<double>(query[d]) * key[d];
       a[j] *= shape.scale;
     }
     const double highest = *std::max_element(a.begin(), a.end());

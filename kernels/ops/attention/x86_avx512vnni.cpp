@@ -2,9 +2,10 @@
 #include "kernels/ops/panel/avx512vnni.h"
 
 namespace nibble::avx512vnni {
-#include "kernels/ops/panel/vector_math.inc"
 #include "kernels/ops/attention/attention_vector.inc"
+#include "kernels/ops/panel/vector_math.inc"
 
-const AttentionIsa attention_isa = {.softmax = softmax};
+const AttentionIsa attention_isa = {
+    .softmax = softmax, .scores = scores, .weighted_sum = weighted_sum};
 
 }  // namespace nibble::avx512vnni

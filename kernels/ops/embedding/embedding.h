@@ -6,8 +6,9 @@
 //   weight  [V, D]: f32, f16, bf16, or packed under any scheme
 //   y       [tokens, D]
 //
-// out_of_range: an id outside the table (names the position and the id). invalid_argument:
-// shapes disagree. One row for every machine: a lookup moves bytes. Allocates nothing.
+// out_of_range: an id outside the table (names the position and the id).
+// invalid_argument: shapes disagree. One row for every machine: a lookup moves bytes.
+// Allocates nothing.
 #pragma once
 
 #include <cstdint>

@@ -7,26 +7,30 @@
 //   bias  [N] or null
 //   y     [tokens, N] f32
 //
-// Activation f32: w is the dequantized weight. tolerance_spec, for every row of the table:
+// Activation f32: w is the dequantized weight. tolerance_spec, for every row of the
+// table:
 //   |y - reference| <= 2 (K + 8) 2^-24 (sum_k |x| |w|* + |bias|),
 //   |w|* = |s| (|q| + |z|) + |m|: linear_magnitude computes the bracket.
-// K products and sums round in f32, each by at most 2^-24 of what has been added so far; a
-// row may split s (q - z) into s q and s z, hence |w|* in place of |w|; twice, for group sums.
+// K products and sums round in f32, each by at most 2^-24 of what has been added so far;
+// a row may split s (q - z) into s q and s z, hence |w|* in place of |w|; twice, for
+// group sums.
 //
 // Activation s8, bit for bit the same in every row:
 //   a    = max_k |x[t, k]|,  s_x = a / 127 (1 when a = 0),  q_x = rint(x / s_x)
-//   I[g] = sum over group g of q_x (q_w - z),  S[g] = sum over g of q_x        int32, exact
-//   v    = 0;  g ascending: v = v + float(I[g]) * s[g], then v = v + float(S[g]) * m[g]
-//   y    = v * s_x + bias                     f32 in the order written, no FMA
+//   I[g] = sum over group g of q_x (q_w - z),  S[g] = sum over g of q_x        int32,
+//   exact v    = 0;  g ascending: v = v + float(I[g]) * s[g], then v = v + float(S[g]) *
+//   m[g] y    = v * s_x + bias                     f32 in the order written, no FMA
 // where a group is the columns that one scale, zero point and minimum govern, cut into
-// pieces of 2^16 columns (127 * 255 * 2^16 < 2^31), and s, z, m the products of their levels.
+// pieces of 2^16 columns (127 * 255 * 2^16 < 2^31), and s, z, m the products of their
+// levels.
 //
-// Results never depend on the thread count: the work is cut by problem size, and each output
-// has one fixed order of summation. Different token counts may take different orders.
+// Results never depend on the thread count: the work is cut by problem size, and each
+// output has one fixed order of summation. Different token counts may take different
+// orders.
 //
-// invalid_argument / data_loss: the weight is malformed (linear_weight, repack). run assumes
-// what repack checked and shapes that agree. repack allocates; run uses per-thread scratch.
-// Safe to call from any thread, several at a time.
+// invalid_argument / data_loss: the weight is malformed (linear_weight, repack). run
+// assumes what repack checked and shapes that agree. repack allocates; run uses
+// per-thread scratch. Safe to call from any thread, several at a time.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +47,8 @@ namespace nibble {
 
 enum class LinearActivation : uint8_t { f32, s8 };
 
-// A weight as the artifact holds it; exactly one of the two is filled. Copying shares bytes.
+// A weight as the artifact holds it; exactly one of the two is filled. Copying shares
+// bytes.
 struct LinearWeight {
   QuantScheme scheme;
   int64_t rows = 0;
@@ -62,11 +67,12 @@ struct LinearKernel;
 // A weight in the layout its row likes best. Made by repack, read by the same row's run.
 struct PreparedLinear {
   const LinearKernel* kernel = nullptr;
-  int64_t rows = 0;    // N
-  int64_t cols = 0;    // K
-  int64_t lanes = 0;   // outputs a panel: one vector of the row's ISA
-  int64_t panels = 0;  // even, so that tiles of two vectors never end early; padded with zeros
-  int64_t group = 0;   // columns one scale governs; the last group may be shorter
+  int64_t rows = 0;   // N
+  int64_t cols = 0;   // K
+  int64_t lanes = 0;  // outputs a panel: one vector of the row's ISA
+  int64_t panels =
+      0;  // even, so that tiles of two vectors never end early; padded with zeros
+  int64_t group = 0;  // columns one scale governs; the last group may be shorter
   int64_t groups = 0;
   int64_t padded_cols = 0;  // each group padded to whole steps of the code layout
   int64_t panel_bytes = 0;  // of codes
@@ -87,41 +93,46 @@ struct LinearKernel {
   uint32_t flags;    // the CPU flags it needs
   LinearActivation activation;
   bool (*accepts)(const QuantScheme& scheme);
-  Result<PreparedLinear> (*repack)(const LinearKernel& kernel, const LinearWeight& weight);
+  Result<PreparedLinear> (*repack)(const LinearKernel& kernel,
+                                   const LinearWeight& weight);
   void (*run)(const PreparedLinear& weight, MatrixView<const float> x, const float* bias,
               MatrixView<float> y);
-  const PanelIsa* panel;   // null in reference rows
-  const LinearIsa* isa;    // null in reference rows and those that only need the panel
+  const PanelIsa* panel;  // null in reference rows
+  const LinearIsa* isa;   // null in reference rows and those that only need the panel
 
   bool can_run(const QuantScheme& scheme, LinearActivation kind) const {
     return kind == activation && accepts(scheme);
   }
 };
 const std::vector<LinearKernel>& linear_kernels();  // the best first
-// The first row that the CPU and the scheme allow; null when there is none (s8 only: every
-// scheme has an f32 row).
+// The first row that the CPU and the scheme allow; null when there is none (s8 only:
+// every scheme has an f32 row).
 const LinearKernel* select_linear(const QuantScheme& scheme, LinearActivation activation,
                                   uint32_t cpu_flags = usable_cpu_flags());
-Result<PreparedLinear> prepare_linear(const LinearKernel& kernel, const LinearWeight& weight);
-void run_linear(const PreparedLinear& weight, MatrixView<const float> x, const float* bias,
-                MatrixView<float> y);
+Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
+                                      const LinearWeight& weight);
+void run_linear(const PreparedLinear& weight, MatrixView<const float> x,
+                const float* bias, MatrixView<float> y);
 
 // The definition. f32: products and sums in double, one rounding at the end. s8: as above
 // (accepts_integer must hold). Allocates.
 Status linear_reference(const LinearWeight& weight, LinearActivation activation,
-                        MatrixView<const float> x, const float* bias, MatrixView<float> y);
-// magnitude[t, n] = sum_k |x[t, k]| |w[n, k]|* + |bias[n]|, the bracket of tolerance_spec.
+                        MatrixView<const float> x, const float* bias,
+                        MatrixView<float> y);
+// magnitude[t, n] = sum_k |x[t, k]| |w[n, k]|* + |bias[n]|, the bracket of
+// tolerance_spec.
 Status linear_magnitude(const LinearWeight& weight, MatrixView<const float> x,
                         const float* bias, MatrixView<double> magnitude);
 inline double linear_tolerance(int64_t cols) {
   return 2.0 * static_cast<double>(cols + 8) * 0x1.0p-24;
 }
 
-// Integer codes whose scales and offsets are constant along runs of >= 8 columns of a row,
-// with whole zero points: what s8 activations can meet.
+// Integer codes whose scales and offsets are constant along runs of >= 8 columns of a
+// row, with whole zero points: what s8 activations can meet.
 bool accepts_integer(const QuantScheme& scheme);
-// Columns of a row under one scale, zero point and minimum: the greatest common divisor of
-// the levels' blocks, `cols` when they span the row; 0 when no such run exists (f, c blocks).
+// Columns of a row under one scale, zero point and minimum: the greatest common divisor
+// of the levels' blocks, `cols` when they span the row; 0 when no such run exists (f, c
+// blocks).
 int64_t group_columns(const QuantScheme& scheme, int64_t cols);
 
 }  // namespace nibble

@@ -1,10 +1,12 @@
 // What an instruction set gives the linear rows, beside the panel product: reading codes.
 //
-// A panel is `lanes` outputs. Its codes, for the columns of each group padded to whole steps:
-//   bits 4   [padded_cols / 8][lanes] dwords; byte b of a dword holds columns b (low half)
+// A panel is `lanes` outputs. Its codes, for the columns of each group padded to whole
+// steps:
+//   bits 4   [padded_cols / 8][lanes] dwords; byte b of a dword holds columns b (low
+//   half)
 //            and b + 4 (high half); intN codes are stored + 8
-//   bits 8   [padded_cols / 4][lanes] dwords, byte b column b; intN codes are stored + 128
-//   bits 16  [cols][lanes] bf16 or f16;  bits 32  [cols][lanes] f32
+//   bits 8   [padded_cols / 4][lanes] dwords, byte b column b; intN codes are stored +
+//   128 bits 16  [cols][lanes] bf16 or f16;  bits 32  [cols][lanes] f32
 // Padding holds whatever stands for code 0; its activations are 0.
 //
 // Plain data and function pointers. Nothing here allocates; safe from any thread.
@@ -34,14 +36,15 @@ struct LinearIsa {
   // acc[m, 2 lanes] of panels p and p + 1 for `tokens` <= direct_tokens rows.
   //   x     [tokens, padded_cols]
   //   sums  [tokens, groups], the sum of x over each group (read with zeros or minima)
-  void (*direct_f32[kPanelForms])(const PanelCodes& w, int64_t p, int tokens, const float* x,
-                                  const float* sums, float* acc);
-  // Columns [first, first + count) of panel p as f32 [count, lanes]. They lie in one group,
-  // first a multiple of 8 from its start, or are whole groups.
-  void (*decode[kPanelForms])(const PanelCodes& w, int64_t p, int64_t first, int64_t count,
-                              float* out);
+  void (*direct_f32[kPanelForms])(const PanelCodes& w, int64_t p, int tokens,
+                                  const float* x, const float* sums, float* acc);
+  // Columns [first, first + count) of panel p as f32 [count, lanes]. They lie in one
+  // group, first a multiple of 8 from its start, or are whole groups.
+  void (*decode[kPanelForms])(const PanelCodes& w, int64_t p, int64_t first,
+                              int64_t count, float* out);
 
-  // int4 codes of panel p as bytes in the int8 arrangement: u [padded_cols / 4][lanes] dwords.
+  // int4 codes of panel p as bytes in the int8 arrangement: u [padded_cols / 4][lanes]
+  // dwords.
   void (*unpack_int4)(const PanelCodes& w, int64_t p, uint8_t* u);
   // The s8 definition (linear.h) but for the activation's scale and the bias:
   // acc[m, 2 lanes] of panels p and p + 1, for mr = tile or small_tile rows.

@@ -14,8 +14,8 @@ namespace {
 // 127 * 255 * 2^16 < 2^31: the longest run of products that int32 holds.
 constexpr int64_t kLongestGroup = int64_t{1} << 16;
 
-Status check_shapes(const LinearWeight& weight, int64_t rows, int64_t cols, int64_t out_rows,
-                    int64_t out_cols) {
+Status check_shapes(const LinearWeight& weight, int64_t rows, int64_t cols,
+                    int64_t out_rows, int64_t out_cols) {
   if (cols != weight.cols || rows != out_rows || out_cols != weight.rows) {
     return error(StatusCode::invalid_argument, "[linear] weight [", weight.rows, ", ",
                  weight.cols, "] needs x [n, ", weight.cols, "] and y [n, ", weight.rows,
@@ -49,7 +49,8 @@ Status reference_s8(const LinearWeight& weight, MatrixView<const float> x,
   const RowLevels levels = row_levels(q, group);
   std::vector<int8_t> codes(static_cast<size_t>(x.rows * cols));
   std::vector<float> scales(static_cast<size_t>(x.rows));
-  quantize_rows_reference(x, MatrixView<int8_t>(codes.data(), x.rows, cols), scales.data());
+  quantize_rows_reference(x, MatrixView<int8_t>(codes.data(), x.rows, cols),
+                          scales.data());
   const bool is_signed = element_info(weight.scheme.code).lowest < 0;
   parallel_for(weight.rows, [&](int64_t n) {
     for (int64_t t = 0; t < x.rows; ++t) {
@@ -86,11 +87,15 @@ int64_t group_columns(const QuantScheme& scheme, int64_t cols) {
   const auto add_level = [&](const ScaleLevel& level) {
     switch (level.block.kind) {
       case Block::Kind::tensor:
-      case Block::Kind::row: return true;
+      case Block::Kind::row:
+        return true;
       case Block::Kind::group:
-      case Block::Kind::grid: run = std::gcd(run, level.block.cols); return true;
+      case Block::Kind::grid:
+        run = std::gcd(run, level.block.cols);
+        return true;
       case Block::Kind::column:
-      case Block::Kind::flat: return false;
+      case Block::Kind::flat:
+        return false;
     }
     return false;
   };
@@ -133,8 +138,7 @@ RowLevels row_levels(const CodedMatrix& q, int64_t group) {
       for (int64_t g = 0; g < result.groups; ++g) {
         float value = 0;
         for (size_t i = 0; i < levels.size(); ++i) {
-          const int64_t at =
-              level_index(schemes[i].block, q.rows, q.cols, r, g * group);
+          const int64_t at = level_index(schemes[i].block, q.rows, q.cols, r, g * group);
           float level = levels[i].values[static_cast<size_t>(at)];
           if (schemes[i].shifted) level = level + levels[i].shift;
           value = i == 0 ? level : value * level;
@@ -154,7 +158,8 @@ RowLevels row_levels(const CodedMatrix& q, int64_t group) {
 }
 
 Status linear_reference(const LinearWeight& weight, LinearActivation activation,
-                        MatrixView<const float> x, const float* bias, MatrixView<float> y) {
+                        MatrixView<const float> x, const float* bias,
+                        MatrixView<float> y) {
   NIBBLE_RETURN_IF_ERROR(check_shapes(weight, x.rows, x.cols, y.rows, y.cols));
   if (activation == LinearActivation::f32) return reference_f32(weight, x, bias, y);
   if (!accepts_integer(weight.scheme)) {
@@ -193,7 +198,8 @@ Status linear_magnitude(const LinearWeight& weight, MatrixView<const float> x,
     for (int64_t n = 0; n < weight.rows; ++n) {
       double sum = bias ? std::fabs(bias[n]) : 0;
       for (int64_t k = 0; k < cols; ++k) {
-        sum += std::fabs(static_cast<double>(x(t, k))) * w[static_cast<size_t>(n * cols + k)];
+        sum += std::fabs(static_cast<double>(x(t, k))) *
+               w[static_cast<size_t>(n * cols + k)];
       }
       magnitude(t, n) = sum;
     }

@@ -40,8 +40,8 @@ Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
   return bytes;
 }
 
-Result<PreparedLinear> repack_codes(const LinearKernel& kernel, const LinearWeight& weight,
-                                    int bits) {
+Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
+                                    const LinearWeight& weight, int bits) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   PreparedLinear w = frame(kernel, weight);
   w.bits = bits;
@@ -87,7 +87,8 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel, const LinearWeig
 
 }  // namespace
 
-Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeight& weight) {
+Result<PreparedLinear> repack_plain(const LinearKernel& kernel,
+                                    const LinearWeight& weight) {
   PreparedLinear w = frame(kernel, weight);
   w.weight.scheme = weight.scheme;  // tells bf16 from f16
   const int64_t bytes = dtype_bytes(weight.plain.dtype);
@@ -102,18 +103,21 @@ Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeig
       const std::byte* row = weight.plain.bytes.data() + r * w.cols * bytes;
       std::byte* out = data + p * w.panel_bytes + lane * bytes;
       for (int64_t c = 0; c < w.cols; ++c) {
-        std::memcpy(out + c * w.lanes * bytes, row + c * bytes, static_cast<size_t>(bytes));
+        std::memcpy(out + c * w.lanes * bytes, row + c * bytes,
+                    static_cast<size_t>(bytes));
       }
     }
   });
   return w;
 }
 
-Result<PreparedLinear> repack_int4(const LinearKernel& kernel, const LinearWeight& weight) {
+Result<PreparedLinear> repack_int4(const LinearKernel& kernel,
+                                   const LinearWeight& weight) {
   return repack_codes(kernel, weight, 4);
 }
 
-Result<PreparedLinear> repack_int8(const LinearKernel& kernel, const LinearWeight& weight) {
+Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
+                                   const LinearWeight& weight) {
   return repack_codes(kernel, weight, 8);
 }
 
@@ -131,7 +135,8 @@ PanelForm panel_form(const PreparedLinear& weight) {
     case 8:
       return PanelForm::int8;
     case 16:
-      return weight.weight.scheme.code == Element::bf16 ? PanelForm::bf16 : PanelForm::f16;
+      return weight.weight.scheme.code == Element::bf16 ? PanelForm::bf16
+                                                        : PanelForm::f16;
     default:
       return PanelForm::f32;
   }

@@ -6,11 +6,15 @@
 
 namespace nibble {
 
-Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeight& weight);
-Result<PreparedLinear> repack_int4(const LinearKernel& kernel, const LinearWeight& weight);
-Result<PreparedLinear> repack_int8(const LinearKernel& kernel, const LinearWeight& weight);
+Result<PreparedLinear> repack_plain(const LinearKernel& kernel,
+                                    const LinearWeight& weight);
+Result<PreparedLinear> repack_int4(const LinearKernel& kernel,
+                                   const LinearWeight& weight);
+Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
+                                   const LinearWeight& weight);
 // Keeps the source: rows that decode it at run time.
-Result<PreparedLinear> repack_nothing(const LinearKernel& kernel, const LinearWeight& weight);
+Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
+                                      const LinearWeight& weight);
 
 PanelForm panel_form(const PreparedLinear& weight);
 PanelCodes panel_codes(const PreparedLinear& weight);

@@ -1,7 +1,8 @@
-// The scale, zero point and minimum of every (row, group) of a matrix, levels multiplied out.
+// The scale, zero point and minimum of every (row, group) of a matrix, levels multiplied
+// out.
 //
-//   scales, zeros, minima  [rows, groups]; zeros and minima are empty where the scheme has none
-//   group                  group_columns(scheme, cols) > 0
+//   scales, zeros, minima  [rows, groups]; zeros and minima are empty where the scheme
+//   has none group                  group_columns(scheme, cols) > 0
 #pragma once
 
 #include <vector>

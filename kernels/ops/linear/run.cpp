@@ -29,7 +29,8 @@ int64_t block_end(int64_t first, int64_t group, int64_t cols) {
   return std::min(cols, first + kBlockColumns / group * group);
 }
 
-// acc [mr, width] + bias to rows [t, t + count) of y, columns [n, min(n + width, y.cols)).
+// acc [mr, width] + bias to rows [t, t + count) of y, columns [n, min(n + width,
+// y.cols)).
 void store_tile(const float* acc, int64_t width, int64_t t, int64_t count, int64_t n,
                 const float* bias, MatrixView<float> y) {
   const int64_t columns = std::min(width, y.cols - n);
@@ -62,8 +63,8 @@ std::vector<Tile> tiles_of(const PanelIsa& isa, int64_t n) {
   return tiles;
 }
 
-// The product of x with pairs of panels. block(pair, first, end, w0, w1) points w0 and w1 to
-// the columns [first, end) of the pair's panels, f32 [end - first, lanes].
+// The product of x with pairs of panels. block(pair, first, end, w0, w1) points w0 and w1
+// to the columns [first, end) of the pair's panels, f32 [end - first, lanes].
 template <class MakeBlock>
 void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
                MatrixView<float> y, const MakeBlock& block) {
@@ -71,7 +72,8 @@ void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* 
   const std::vector<Tile> tiles = tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   static thread_local Scratch<float> packed_scratch;
-  float* packed = packed_scratch.get(static_cast<size_t>(isa.padded_rows(x.rows) * w.cols));
+  float* packed =
+      packed_scratch.get(static_cast<size_t>(isa.padded_rows(x.rows) * w.cols));
   parallel_for(tile_count, [&](int64_t i) {
     const Tile& tile = tiles[static_cast<size_t>(i)];
     pack_rows(x.row(tile.first), x.stride, tile.count, w.cols, tile.mr,
@@ -179,52 +181,52 @@ void run_panels_f32(const PreparedLinear& w, MatrixView<const float> x, const fl
   if (form == PanelForm::f32) {
     const float* panels = reinterpret_cast<const float*>(codes.codes);
     const int64_t panel = w.cols * w.lanes;
-    return run_tiles(w, x, bias, y,
-                     [&](int64_t pair, int64_t first, int64_t, const float** w0,
-                         const float** w1) {
-                       *w0 = panels + 2 * pair * panel + first * w.lanes;
-                       *w1 = *w0 + panel;
-                     });
+    return run_tiles(
+        w, x, bias, y,
+        [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
+          *w0 = panels + 2 * pair * panel + first * w.lanes;
+          *w1 = *w0 + panel;
+        });
   }
   const auto decode = w.kernel->isa->decode[static_cast<int>(form)];
-  run_tiles(w, x, bias, y,
-            [&](int64_t pair, int64_t first, int64_t end, const float** w0,
-                const float** w1) {
-              static thread_local Scratch<float> scratch;
-              float* out =
-                  scratch.get(static_cast<size_t>(2 * kBlockColumns * w.lanes));
-              float* second = out + kBlockColumns * w.lanes;
-              decode(codes, 2 * pair, first, end - first, out);
-              decode(codes, 2 * pair + 1, first, end - first, second);
-              *w0 = out;
-              *w1 = second;
-            });
+  run_tiles(
+      w, x, bias, y,
+      [&](int64_t pair, int64_t first, int64_t end, const float** w0, const float** w1) {
+        static thread_local Scratch<float> scratch;
+        float* out = scratch.get(static_cast<size_t>(2 * kBlockColumns * w.lanes));
+        float* second = out + kBlockColumns * w.lanes;
+        decode(codes, 2 * pair, first, end - first, out);
+        decode(codes, 2 * pair + 1, first, end - first, second);
+        *w0 = out;
+        *w1 = second;
+      });
 }
 
 void run_any_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
                  MatrixView<float> y) {
-  run_tiles(w, x, bias, y,
-            [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
-              static thread_local Scratch<float> row_scratch, panel_scratch;
-              const int64_t panel = w.cols * w.lanes;
-              float* panels = panel_scratch.get(static_cast<size_t>(2 * panel));
-              if (first == 0) {
-                // The whole row at once: flat blocks and codes are cheapest read in order.
-                float* row = row_scratch.get(static_cast<size_t>(w.cols));
-                for (int64_t j = 0; j < 2 * w.lanes; ++j) {
-                  const int64_t r = pair * 2 * w.lanes + j;
-                  float* out = panels + j / w.lanes * panel + j % w.lanes;
-                  const bool exists =
-                      r < w.rows &&
-                      weight_rows(w.weight, r, MatrixView<float>(row, 1, w.cols)).ok();
-                  for (int64_t k = 0; k < w.cols; ++k) {
-                    out[k * w.lanes] = exists ? row[k] : 0.0f;
-                  }
-                }
-              }
-              *w0 = panels + first * w.lanes;
-              *w1 = panels + panel + first * w.lanes;
-            });
+  run_tiles(
+      w, x, bias, y,
+      [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
+        static thread_local Scratch<float> row_scratch, panel_scratch;
+        const int64_t panel = w.cols * w.lanes;
+        float* panels = panel_scratch.get(static_cast<size_t>(2 * panel));
+        if (first == 0) {
+          // The whole row at once: flat blocks and codes are cheapest read in order.
+          float* row = row_scratch.get(static_cast<size_t>(w.cols));
+          for (int64_t j = 0; j < 2 * w.lanes; ++j) {
+            const int64_t r = pair * 2 * w.lanes + j;
+            float* out = panels + j / w.lanes * panel + j % w.lanes;
+            const bool exists =
+                r < w.rows &&
+                weight_rows(w.weight, r, MatrixView<float>(row, 1, w.cols)).ok();
+            for (int64_t k = 0; k < w.cols; ++k) {
+              out[k * w.lanes] = exists ? row[k] : 0.0f;
+            }
+          }
+        }
+        *w0 = panels + first * w.lanes;
+        *w1 = panels + panel + first * w.lanes;
+      });
 }
 
 void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
@@ -304,8 +306,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
     for (int64_t i = begin; i < std::min(tile_count, begin + kTaskTiles); ++i) {
       const Tile& tile = tiles[static_cast<size_t>(i)];
       (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
-          codes, 2 * pair, packed + tile.at * steps * isa.dwords, sums + tile.at * w.groups,
-          u0, u1, code_bias, acc);
+          codes, 2 * pair, packed + tile.at * steps * isa.dwords,
+          sums + tile.at * w.groups, u0, u1, code_bias, acc);
       store(acc, tile, pair);
     }
   });
@@ -317,8 +319,8 @@ void run_reference_f32(const PreparedLinear& w, MatrixView<const float> x,
   (void)linear_reference(w.weight, LinearActivation::f32, x, bias, y).ok();
 }
 
-void run_reference_s8(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
-                      MatrixView<float> y) {
+void run_reference_s8(const PreparedLinear& w, MatrixView<const float> x,
+                      const float* bias, MatrixView<float> y) {
   (void)linear_reference(w.weight, LinearActivation::s8, x, bias, y).ok();
 }
 

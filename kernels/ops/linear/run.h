@@ -10,8 +10,8 @@ namespace nibble {
 void run_panels_f32(const PreparedLinear& weight, MatrixView<const float> x,
                     const float* bias, MatrixView<float> y);
 // f32 activations, any scheme: rows dequantized at run time, then the same product.
-void run_any_f32(const PreparedLinear& weight, MatrixView<const float> x, const float* bias,
-                 MatrixView<float> y);
+void run_any_f32(const PreparedLinear& weight, MatrixView<const float> x,
+                 const float* bias, MatrixView<float> y);
 // int8 activations, int4 or int8 panels.
 void run_panels_s8(const PreparedLinear& weight, MatrixView<const float> x,
                    const float* bias, MatrixView<float> y);

@@ -26,8 +26,12 @@ struct V {
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   // The first n < kLanes values; the others are 0.
-  static F load_first(const float* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
-  static void store_first(float* p, int64_t n, F x) { _mm256_maskstore_ps(p, mask(n), x); }
+  static F load_first(const float* p, int64_t n) {
+    return _mm256_maskload_ps(p, mask(n));
+  }
+  static void store_first(float* p, int64_t n, F x) {
+    _mm256_maskstore_ps(p, mask(n), x);
+  }
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -77,10 +81,10 @@ struct V {
   // The low byte of each int32, to 8 bytes.
   static void store_bytes(uint8_t* p, I x) {
     const I low = _mm256_shuffle_epi8(
-        x, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0,
-                            4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(low),
-                                            _mm256_extracti128_si256(low, 1));
+        x, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                            0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m128i both =
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
   }
   static I from_u8(const uint8_t* p) {
@@ -89,8 +93,8 @@ struct V {
   static I from_s8(const uint8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  // acc + sum of 4 products u * x in each lane; x is one step, the same for all lanes. Bytes
-  // are widened to 16 bits: vpmaddubsw would saturate (2 * 255 * 127 > 2^15).
+  // acc + sum of 4 products u * x in each lane; x is one step, the same for all lanes.
+  // Bytes are widened to 16 bits: vpmaddubsw would saturate (2 * 255 * 127 > 2^15).
   static I dot(I acc, I u, const int32_t* x) {
     const I even = _mm256_and_si256(u, _mm256_set1_epi32(0x00ff00ff));
     const I odd = _mm256_srli_epi16(u, 8);

@@ -3,8 +3,8 @@
 // Included by x86_avx512vnni.cpp files only.
 #pragma once
 
-// GCC 12's own header starts undefined vectors as `x = x` (bug 105593), so every conversion
-// warns; the warning says nothing about the code of this file's users.
+// GCC 12's own header starts undefined vectors as `x = x` (bug 105593), so every
+// conversion warns; the warning says nothing about the code of this file's users.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -30,8 +30,12 @@ struct V {
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
   // The first n < kLanes values; the others are 0.
-  static F load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
-  static void store_first(float* p, int64_t n, F x) { _mm512_mask_storeu_ps(p, mask(n), x); }
+  static F load_first(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(mask(n), p);
+  }
+  static void store_first(float* p, int64_t n, F x) {
+    _mm512_mask_storeu_ps(p, mask(n), x);
+  }
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
@@ -44,13 +48,15 @@ struct V {
   static F absolute(F a) { return _mm512_abs_ps(a); }
   // Halves first: the same order whatever the length.
   static float sum(F x) {
-    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m256 a =
+        _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
   }
   static float highest(F x) {
-    const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m256 a =
+        _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
@@ -66,7 +72,9 @@ struct V {
   static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   static I left(I a, int n) { return _mm512_slli_epi32(a, static_cast<unsigned>(n)); }
   static I right(I a, int n) { return _mm512_srli_epi32(a, static_cast<unsigned>(n)); }
-  static I right_signed(I a, int n) { return _mm512_srai_epi32(a, static_cast<unsigned>(n)); }
+  static I right_signed(I a, int n) {
+    return _mm512_srai_epi32(a, static_cast<unsigned>(n));
+  }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static I to_int(F a) { return _mm512_cvtps_epi32(a); }  // half to even
   static F as_float(I a) { return _mm512_castsi512_ps(a); }

@@ -6,10 +6,7 @@ namespace nibble {
 
 const std::vector<QuantizeRowsKernel>& quantize_rows_kernels() {
   static const std::vector<QuantizeRowsKernel> kernels = {
-      {"quantize_rows_s8__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
-       avx512vnni::quantize_rows},
-      {"quantize_rows_s8__avx2", kCpuAvx2, avx2::quantize_rows},
-      {"quantize_rows_s8__reference", 0, quantize_rows_reference},
+#include "kernels/ops/quantize_rows/kernels.inc"
   };
   return kernels;
 }

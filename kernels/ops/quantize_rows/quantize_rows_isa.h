@@ -1,4 +1,5 @@
-// The vector versions of dynamic activation quantization (ops/quantize_rows/quantize_rows.h).
+// The vector versions of dynamic activation quantization
+// (ops/quantize_rows/quantize_rows.h).
 #pragma once
 
 #include <cstdint>

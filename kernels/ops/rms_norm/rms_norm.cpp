@@ -6,10 +6,7 @@ namespace nibble {
 
 const std::vector<RmsNormKernel>& rms_norm_kernels() {
   static const std::vector<RmsNormKernel> kernels = {
-      {"rms_norm_f32__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
-       avx512vnni::rms_norm},
-      {"rms_norm_f32__avx2", kCpuAvx2, avx2::rms_norm},
-      {"rms_norm_f32__reference", 0, rms_norm_reference},
+#include "kernels/ops/rms_norm/kernels.inc"
   };
   return kernels;
 }

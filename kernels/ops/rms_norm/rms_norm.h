@@ -6,9 +6,9 @@
 //   weight  [D]
 //
 // tolerance_spec: |y - reference| <= (D / 2 + 8) * 2^-24 * |reference|: the D squares are
-// summed in f32 (all terms positive, so the relative error of the sum is at most D * 2^-24,
-// halved by the square root) and three more roundings follow.
-// Allocates nothing. Safe to call from any thread.
+// summed in f32 (all terms positive, so the relative error of the sum is at most D *
+// 2^-24, halved by the square root) and three more roundings follow. Allocates nothing.
+// Safe to call from any thread.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The vector versions of RMS normalisation, an instruction set each (ops/rms_norm/rms_norm.h).
+// The vector versions of RMS normalisation, an instruction set each
+// (ops/rms_norm/rms_norm.h).
 #pragma once
 
 #include "kernels/base/matrix_view.h"

@@ -10,8 +10,8 @@ void RopeTable::reserve(int64_t positions) {
   cosines_.resize(static_cast<size_t>(positions * half));
   sines_.resize(static_cast<size_t>(positions * half));
   for (int64_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(
-        theta_, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim_));
+    const double frequency =
+        std::pow(theta_, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim_));
     for (int64_t p = positions_; p < positions; ++p) {
       const double angle = static_cast<double>(p) * frequency;
       cosines_[static_cast<size_t>(p * half + i)] = static_cast<float>(std::cos(angle));

@@ -6,10 +6,7 @@ namespace nibble {
 
 const std::vector<SiluMulKernel>& silu_mul_kernels() {
   static const std::vector<SiluMulKernel> kernels = {
-      {"silu_mul_f32__avx512vnni", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni,
-       avx512vnni::silu_mul},
-      {"silu_mul_f32__avx2", kCpuAvx2, avx2::silu_mul},
-      {"silu_mul_f32__reference", 0, silu_mul_reference},
+#include "kernels/ops/silu_mul/kernels.inc"
   };
   return kernels;
 }

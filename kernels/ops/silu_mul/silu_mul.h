@@ -2,10 +2,10 @@
 //
 // y[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
 //
-// tolerance_spec: |y - reference| <= 8 * 2^-24 * |reference| + 2^-120 * |up|: the vector exp
-// is within 2 units in the last place (ops/panel/vector_math.inc) and three roundings follow;
-// below -88.7 it overflows and y is 0, where the reference is not above 2^-121 * |up|.
-// y may be gate or up. Allocates nothing. Safe to call from any thread.
+// tolerance_spec: |y - reference| <= 8 * 2^-24 * |reference| + 2^-120 * |up|: the vector
+// exp is within 2 units in the last place (ops/panel/vector_math.inc) and three roundings
+// follow; a gate below -88 is taken for -88, where silu is not above 2^-120. y may be
+// gate or up. Allocates nothing. Safe to call from any thread.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The vector versions of the Llama MLP's gate, an instruction set each (ops/silu_mul/silu_mul.h).
+// The vector versions of the Llama MLP's gate, an instruction set each
+// (ops/silu_mul/silu_mul.h).
 #pragma once
 
 #include <cstdint>
