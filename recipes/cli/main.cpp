@@ -10,6 +10,7 @@
 #include "kernels/base/cancel.h"
 #include "recipes/cli/verb.h"
 #include "recipes/recipe/nearest_name.h"
+#include "recipes/torch/pipeline.h"
 
 namespace nibble {
 
@@ -79,7 +80,8 @@ Status run(const std::vector<std::string>& arguments) {
     return ok_status();
   }
   if (arguments[0] == "--version") {
-    std::cout << kToolVersion << "\n";
+    std::cout << kToolVersion
+              << (has_torch() ? " with LibTorch\n" : " without LibTorch\n");
     return ok_status();
   }
   std::vector<std::string> names;
