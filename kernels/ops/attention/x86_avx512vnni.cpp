@@ -3,7 +3,6 @@
 
 namespace nibble::avx512vnni {
 #include "kernels/ops/attention/attention_vector.inc"
-#include "kernels/ops/panel/vector_math.inc"
 
 const AttentionIsa attention_isa = {
     .softmax = softmax, .scores = scores, .weighted_sum = weighted_sum};

@@ -2,6 +2,5 @@
 #include "kernels/ops/silu_mul/silu_mul_isa.h"
 
 namespace nibble::avx512vnni {
-#include "kernels/ops/panel/vector_math.inc"
 #include "kernels/ops/silu_mul/silu_mul_vector.inc"
 }  // namespace nibble::avx512vnni
