@@ -67,6 +67,21 @@ Status prefixed(const std::string& where, const Status& status) {
   return Status(status.code(), "[recipe] " + where + ": " + status.message());
 }
 
+// Does the setting change what happens, as the recipe stands?
+bool has_effect(const Recipe& recipe, const std::string& key) {
+  const std::set<std::string> parts = {"bits", "group", "symmetric", "scale"};
+  if (key == "weight") return !recipe.weight.empty();
+  if (parts.count(key) > 0) return recipe.weight.empty();
+  const auto starts = [&key](const char* section) { return key.rfind(section, 0) == 0; };
+  if (starts("gptq.")) return recipe.uses_method("gptq");
+  if (starts("calibration.")) return recipe.needs_calibration();
+  if (starts("activations.")) {
+    return recipe.static_activations || key == "activations.static";
+  }
+  if (starts("scale_rule.mse")) return recipe.scale_rule.kind == ScaleRule::Kind::mse;
+  return true;
+}
+
 class Parser {
  public:
   Parser(std::string source, Recipe* recipe)
@@ -134,7 +149,7 @@ class Parser {
                    "0 and 0; allowed: train.steps of at least 1, or train.epochs");
     }
     const bool groups_late = recipe_->gptq.act_order && !recipe_->gptq.static_groups;
-    if (uses("gptq") && groups_late) {
+    if (recipe_->uses_method("gptq") && groups_late) {
       return wrong(
           place_of("gptq.static_groups"),
           "gptq.act_order needs gptq.static_groups; found "
@@ -151,14 +166,6 @@ class Parser {
   std::string place_of(const std::string& key) const {
     const auto found = places_.find(key);
     return found == places_.end() ? source_ : found->second;
-  }
-
-  bool uses(const std::string& method) const {
-    for (const LayerRule& rule : recipe_->layers) {
-      if (rule.weight == "float") continue;
-      if ((rule.method.empty() ? recipe_->method : rule.method) == method) return true;
-    }
-    return false;
   }
 
   // `weight` replaces bits, group, symmetric and scale: giving both at the same level is
@@ -358,13 +365,16 @@ std::string Recipe::weight_scheme() const {
   return cat("uint", bits, block, "@", scale, "+z", block, "@uint", bits);
 }
 
-bool Recipe::needs_calibration() const {
-  if (static_activations) return true;
+bool Recipe::uses_method(const std::string& name) const {
   for (const LayerRule& rule : layers) {
     if (rule.weight == "float") continue;
-    if ((rule.method.empty() ? method : rule.method) == "gptq") return true;
+    if ((rule.method.empty() ? method : rule.method) == name) return true;
   }
   return false;
+}
+
+bool Recipe::needs_calibration() const {
+  return static_activations || uses_method("gptq");
 }
 
 Result<Recipe> parse_recipe(const std::string& yaml, const std::string& source,
@@ -426,13 +436,11 @@ std::string print_recipe(const Recipe& recipe) {
   const unsigned kind = recipe.kind == "ptq"   ? kPtq
                         : recipe.kind == "qat" ? kQat
                                                : kFloat;
-  const std::set<std::string> parts = {"bits", "group", "symmetric", "scale"};
   std::string text, section;
   for (const Setting& setting : recipe_settings()) {
     const std::string key = setting.key;
     if ((setting.kinds & kind) == 0) continue;
-    if (key == "weight" && recipe.weight.empty()) continue;
-    if (parts.count(key) > 0 && !recipe.weight.empty()) continue;
+    if (!has_effect(recipe, key)) continue;
     const size_t dot = key.find('.');
     const std::string top = dot == std::string::npos ? "" : key.substr(0, dot);
     if (!top.empty() && top != section) text += top + ":\n";

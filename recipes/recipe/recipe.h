@@ -68,6 +68,7 @@ struct Recipe {
   int64_t evaluation_images = 2000;
 
   std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
+  bool uses_method(const std::string& name) const;
   bool needs_calibration() const;     // a method or an observer looks at data
 };
 

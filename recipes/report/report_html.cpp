@@ -150,7 +150,8 @@ function plot(id,config){const at=document.getElementById(id);if(at)new Chart(at
 if(data.errors){
   const sets=[{label:'weights',data:data.errors.weight,backgroundColor:blue}];
   if(data.errors.output)sets.push({label:'layer outputs',data:data.errors.output,backgroundColor:orange});
-  plot('errors',{type:'bar',data:{labels:data.errors.labels,datasets:sets},
+  plot('errors',{type:'bar',data:{labels:data.errors.labels.map(l=>l.replace(/^model\.layers\./,'').replace(/\.weight$/,'')),
+    datasets:sets},
     options:{maintainAspectRatio:false,plugins:{legend:{align:'end'}},
       scales:{x:{grid:{display:false},ticks:{maxRotation:90,font:{size:9}}},
         y:{type:'logarithmic',grid,ticks:{callback:short,maxTicksLimit:8},
@@ -184,7 +185,7 @@ std::string plot_section(const char* title, const char* id, const char* css_clas
 
 std::string report_html(const RunReport& report) {
   const bool images = report.after.images.has_value();
-  Json data = {{"measure", images ? "accuracy, %" : "perplexity"},
+  Json data = {{"measure", images ? "accuracy, %" : "perplexity (lower is better)"},
                {"mark", report.before ? 1 : 0}};
   const Json errors = error_data(report.ledger);
   const Json loss = loss_data(report.loss);
