@@ -15,6 +15,7 @@ class KvCache {
   int64_t capacity() const { return capacity_; }
   void truncate(int64_t length);  // forget positions >= length
   int64_t bytes() const;
+  bool fits(const Program& program) const;  // made for states of these sizes
   // Rows [capacity, kv_heads * head_dim] of state i (the order of program.states).
   float* keys(size_t state) { return keys_[state].data(); }
   float* values(size_t state) { return values_[state].data(); }

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/base/splitmix64.h"
+
 namespace nibble {
 
 class Sampler {
@@ -15,7 +17,7 @@ class Sampler {
   int32_t next(std::span<const float> logits);
 
  private:
-  uint64_t state_;
+  SplitMix64 random_;
   float temperature_, top_p_;
 };
 

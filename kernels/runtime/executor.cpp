@@ -1,0 +1,551 @@
+#include "kernels/runtime/executor.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/base/parallel.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/conv2d/conv2d.h"
+#include "kernels/ops/elementwise/elementwise.h"
+#include "kernels/ops/embedding/embedding.h"
+#include "kernels/ops/linear/linear.h"
+#include "kernels/ops/rms_norm/rms_norm.h"
+#include "kernels/ops/rope/rope.h"
+#include "kernels/ops/silu_mul/silu_mul.h"
+#include "kernels/program/shape.h"
+#include "kernels/runtime/integer_path.h"
+#include "kernels/runtime/kv_cache.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kImages = 16;       // that go through a node together
+constexpr int64_t kRows = 16;         // of a value that one thread takes at a time
+constexpr int64_t kChunk = 1 << 14;   // floats of an elementwise node, likewise
+
+template <class... Parts>
+Status failure(StatusCode code, const std::string& where, const Parts&... parts) {
+  return error(code, "[runtime] ", where, ": ", parts...);
+}
+
+void in_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
+  parallel_for((n + chunk - 1) / chunk, [&](int64_t i) {
+    body(i * chunk, std::min(chunk, n - i * chunk));
+  });
+}
+
+Result<LinearWeight> weight_of(const Artifact& artifact, const Node& node) {
+  const std::string& name = node.parameter("weight");
+  if (const auto packed = artifact.packed.find(name); packed != artifact.packed.end()) {
+    return linear_weight(packed->second);
+  }
+  const auto tensor = artifact.tensors.find(name);
+  if (tensor == artifact.tensors.end()) {
+    return failure(StatusCode::not_found, node.name, "tensor ", name,
+                   " was required; the artifact has none by this name");
+  }
+  return linear_weight(tensor->second);
+}
+
+Result<std::vector<float>> floats_of(const Artifact& artifact, const Node& node,
+                                     const std::string& role) {
+  const std::string& name = node.parameter(role);
+  if (name.empty()) return std::vector<float>{};
+  const auto tensor = artifact.tensors.find(name);
+  if (tensor == artifact.tensors.end()) {
+    return failure(StatusCode::not_found, node.name, "tensor ", name,
+                   " was required; the artifact has none by this name");
+  }
+  return to_float(tensor->second);
+}
+
+// One node, ready to run. Values live in slots that are used again once nobody reads them.
+struct Step {
+  const Node* node = nullptr;
+  std::vector<int> inputs;
+  int output = -1;
+  int64_t features = 0;              // of the output: its size over batch (and sequence)
+  std::vector<int64_t> image_shape;  // of the first input, [channels, height, width]
+  std::vector<int64_t> output_shape;  // without the batch
+  LinearWeight table;                // embedding
+  PreparedLinear linear;
+  std::unique_ptr<PreparedConv2d> conv;
+  std::vector<float> weight, bias, shift;  // norms; batch norm: y = x * weight + bias
+  AttentionShape attention;
+  size_t state = 0;
+  size_t rope = 0;
+};
+
+bool wants_int8(const Artifact& artifact, const Node& node) {
+  const auto layer = artifact.layers.find(node.parameter("weight"));
+  return layer != artifact.layers.end() && layer->second.input &&
+         layer->second.input->dynamic;
+}
+
+}  // namespace
+
+struct Executor::Implementation {
+  std::shared_ptr<const Artifact> artifact;
+  ExecutorOptions options;
+  std::vector<Step> steps;
+  std::vector<RopeTable> ropes;
+  std::vector<std::vector<float>> slots;
+  std::vector<int64_t> slot_features;  // the widest value a slot holds
+  std::map<std::string, std::string> kernels;
+  std::unique_ptr<IntegerPath> integer;
+  std::function<void(const TapValue&)> tap;
+  int64_t rows = 0;  // that the slots have room for
+  int input_slot = -1;
+  int64_t input_size = 0;  // floats of one image
+  int64_t classes = 0;
+
+  // --- preparation
+
+  Status prepare_linear_step(const Node& node, Step& step) {
+    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(*artifact, node));
+    NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
+    const LinearKernel* kernel = nullptr;
+    if (const auto layer = artifact->layers.find(node.parameter("weight"));
+        layer != artifact->layers.end() && layer->second.input) {
+      const ActivationScheme& input = *layer->second.input;
+      // A static input scheme belongs to the integer path of nets whose values are all codes.
+      if (artifact->program.is_language_model() && !input.dynamic) {
+        return failure(StatusCode::unsupported, node.name,
+                       "float or dynamic int8n/r@f32 inputs were required; found a static ",
+                       to_string(input.scheme));
+      }
+      if (input.dynamic && to_string(input.scheme) != "int8n/r@f32") {
+        return failure(StatusCode::unsupported, node.name,
+                       "dynamic inputs must be int8n/r@f32; found ", to_string(input.scheme));
+      }
+    }
+    if (options.compute == Compute::dynamic_int8 || wants_int8(*artifact, node)) {
+      kernel = select_linear(weight.scheme, LinearActivation::s8);
+    }
+    if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
+    if (kernel == nullptr) {
+      return failure(StatusCode::unsupported, node.name, "no kernel runs ",
+                     to_string(weight.scheme));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(step.linear, prepare_linear(*kernel, weight));
+    kernels[node.parameter("weight")] = kernel->name;
+    return ok_status();
+  }
+
+  Status prepare_step(const Node& node, Step& step) {
+    if (node.op == "embedding") {
+      NIBBLE_ASSIGN_OR_RETURN(step.table, weight_of(*artifact, node));
+      kernels.emplace(node.parameter("weight"), kEmbeddingKernel);
+    } else if (node.op == "linear") {
+      NIBBLE_RETURN_IF_ERROR(prepare_linear_step(node, step));
+    } else if (node.op == "rms_norm") {
+      NIBBLE_ASSIGN_OR_RETURN(step.weight, floats_of(*artifact, node, "weight"));
+    } else if (node.op == "rope") {
+      const int64_t head_dim = node.integer("head_dim", 0);
+      const double theta = node.number("theta", 10000.0);
+      step.rope = ropes.size();
+      for (size_t i = 0; i < ropes.size(); ++i) {
+        if (ropes[i].head_dim() == head_dim && ropes[i].theta() == theta) step.rope = i;
+      }
+      if (step.rope == ropes.size()) ropes.emplace_back(head_dim, theta);
+    } else if (node.op == "attention") {
+      step.attention = {.heads = node.integer("heads", 0),
+                        .kv_heads = node.integer("kv_heads", 0),
+                        .head_dim = node.integer("head_dim", 0),
+                        .scale = static_cast<float>(node.number("scale", 1.0))};
+      const std::string state = node.text("state", "");
+      const auto& states = artifact->program.states;
+      while (step.state < states.size() && states[step.state].name != state) ++step.state;
+      if (step.state == states.size()) {
+        return failure(StatusCode::invalid_argument, node.name, "a state named '", state,
+                       "' was required; the program has none by this name");
+      }
+    } else if (node.op == "conv2d") {
+      NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(*artifact, node));
+      NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
+      const std::vector<int64_t>& w =
+          weight.is_plain() ? weight.plain.shape : weight.packed.shape;
+      const auto stride = node.integers("stride", {1, 1});
+      const auto padding = node.integers("padding", {0, 0});
+      const Conv2dShape shape = {.channels = step.image_shape[0],
+                                 .height = step.image_shape[1],
+                                 .width = step.image_shape[2],
+                                 .outputs = w[0],
+                                 .kernel_h = w[2],
+                                 .kernel_w = w[3],
+                                 .stride_h = stride[0],
+                                 .stride_w = stride[1],
+                                 .pad_h = padding[0],
+                                 .pad_w = padding[1],
+                                 .groups = node.integer("groups", 1)};
+      NIBBLE_ASSIGN_OR_RETURN(PreparedConv2d conv, prepare_conv2d(shape, weight));
+      kernels[node.parameter("weight")] = conv2d_kernel_name(conv);
+      step.conv = std::make_unique<PreparedConv2d>(std::move(conv));
+    } else if (node.op == "batch_norm") {
+      NIBBLE_ASSIGN_OR_RETURN(step.weight, floats_of(*artifact, node, "weight"));
+      NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
+      NIBBLE_ASSIGN_OR_RETURN(step.shift, floats_of(*artifact, node, "running_mean"));
+      NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> variance,
+                              floats_of(*artifact, node, "running_var"));
+      const double epsilon = node.number("epsilon", 1e-5);
+      for (size_t c = 0; c < variance.size(); ++c) {
+        const double factor = step.weight[c] / std::sqrt(variance[c] + epsilon);
+        step.bias[c] = static_cast<float>(step.bias[c] - step.shift[c] * factor);
+        step.weight[c] = static_cast<float>(factor);
+      }
+    }
+    return ok_status();
+  }
+
+  // The shapes of values after the batch (and sequence) dimension.
+  Result<Shapes> value_shapes() const {
+    Shapes given, values;
+    for (const auto& [name, tensor] : artifact->tensors) given[name] = tensor.shape;
+    for (const auto& [name, packed] : artifact->packed) given[name] = packed.shape;
+    NIBBLE_RETURN_IF_ERROR(check_shapes(artifact->program, given, &values));
+    for (auto& [name, shape] : values) {
+      shape.erase(std::remove(shape.begin(), shape.end(), kUnknownSize), shape.end());
+    }
+    return values;
+  }
+
+  Status prepare() {
+    const Program& program = artifact->program;
+    NIBBLE_RETURN_IF_ERROR(check_program(program));
+    if (!artifact->activations.empty() && options.integer && !program.is_language_model()) {
+      NIBBLE_ASSIGN_OR_RETURN(integer, IntegerPath::create(*artifact, &kernels));
+      return ok_status();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, value_shapes());
+    const auto features = [&](const std::string& value) {
+      int64_t size = 1;
+      for (const int64_t n : shapes.at(value)) size *= n;
+      return size;
+    };
+    std::map<std::string, size_t> last_use;
+    for (size_t i = 0; i < program.nodes.size(); ++i) {
+      for (const std::string& name : program.nodes[i].inputs) last_use[name] = i;
+    }
+    for (const ProgramValue& output : program.outputs) last_use[output.name] = SIZE_MAX;
+    std::map<std::string, int> at;
+    std::vector<int> unused;
+    const auto take = [&](const std::string& value) {
+      int slot;
+      if (unused.empty()) {
+        slot = static_cast<int>(slots.size());
+        slots.emplace_back();
+        slot_features.push_back(0);
+      } else {
+        slot = unused.back();
+        unused.pop_back();
+      }
+      int64_t& widest = slot_features[static_cast<size_t>(slot)];
+      widest = std::max(widest, features(value));
+      at[value] = slot;
+      return slot;
+    };
+    if (!program.is_language_model()) {
+      input_slot = take(program.inputs[0].name);
+      input_size = features(program.inputs[0].name);
+    }
+    steps.reserve(program.nodes.size());
+    for (size_t i = 0; i < program.nodes.size(); ++i) {
+      const Node& node = program.nodes[i];
+      Step step;
+      step.node = &node;
+      for (const std::string& name : node.inputs) {
+        step.inputs.push_back(at.count(name) ? at.at(name) : -1);  // -1: token ids
+      }
+      const auto shape = shapes.find(node.inputs[0]);
+      if (shape != shapes.end()) step.image_shape = shape->second;
+      step.output_shape = shapes.at(node.outputs[0]);
+      step.features = features(node.outputs[0]);
+      step.output = take(node.outputs[0]);
+      NIBBLE_RETURN_IF_ERROR(prepare_step(node, step));
+      for (const std::string& name : node.inputs) {
+        if (last_use[name] == i && at.count(name)) {
+          unused.push_back(at.at(name));
+          at.erase(name);
+        }
+      }
+      if (!last_use.count(node.outputs[0])) unused.push_back(step.output);
+      steps.push_back(std::move(step));
+    }
+    classes = features(program.outputs[0].name);
+    return ok_status();
+  }
+
+  void reserve(int64_t wanted) {
+    if (wanted <= rows) return;
+    rows = wanted;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      slots[i].resize(static_cast<size_t>(rows * slot_features[i]));
+    }
+  }
+
+  float* data(int slot) { return slots[static_cast<size_t>(slot)].data(); }
+
+  void tap_value(const Step& step, int64_t count, const float* values) {
+    if (!tap) return;
+    std::vector<int64_t> shape = {count};
+    shape.insert(shape.end(), step.output_shape.begin(), step.output_shape.end());
+    tap({.name = step.node->outputs[0],
+         .shape = shape,
+         .floats = {values, static_cast<size_t>(count * step.features)},
+         .codes = {},
+         .scale = 0});
+  }
+
+  // --- nodes that read rows (tokens, or flattened images) alone
+
+  // True when the op is one of them.
+  bool run_rows(const Step& step, int64_t n) {
+    const std::string& op = step.node->op;
+    const float* x = data(step.inputs[0]);
+    float* y = data(step.output);
+    const int64_t size = n * step.features;
+    if (op == "linear") {
+      run_linear(step.linear, MatrixView<const float>(x, n, step.linear.cols),
+                 step.bias.empty() ? nullptr : step.bias.data(),
+                 MatrixView<float>(y, n, step.features));
+    } else if (op == "add") {
+      const float* b = data(step.inputs[1]);
+      in_chunks(size, kChunk,
+                [&](int64_t i, int64_t count) { add(x + i, b + i, count, y + i); });
+    } else if (op == "silu_mul") {
+      const float* up = data(step.inputs[1]);
+      const SiluMulFunction run = select_silu_mul().run;
+      in_chunks(size, kChunk,
+                [&](int64_t i, int64_t count) { run(x + i, up + i, count, y + i); });
+    } else if (op == "relu") {
+      in_chunks(size, kChunk, [&](int64_t i, int64_t count) { relu(x + i, count, y + i); });
+    } else if (op == "leaky_relu") {
+      const float slope = static_cast<float>(step.node->number("slope", 0.01));
+      in_chunks(size, kChunk,
+                [&](int64_t i, int64_t count) { leaky_relu(x + i, slope, count, y + i); });
+    } else if (op == "rms_norm") {
+      const RmsNormFunction run = select_rms_norm().run;
+      const float epsilon = static_cast<float>(step.node->number("epsilon", 1e-6));
+      in_chunks(n, kRows, [&](int64_t t, int64_t count) {
+        run(MatrixView<const float>(x + t * step.features, count, step.features),
+            step.weight.data(), epsilon,
+            MatrixView<float>(y + t * step.features, count, step.features));
+      });
+    } else if (op == "flatten") {
+      std::copy_n(x, size, y);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  // --- language models
+
+  Status run_attention(const Step& step, int64_t n, KvCache& cache) {
+    const int64_t width = step.attention.kv_heads * step.attention.head_dim;
+    const int64_t first = cache.length(), length = first + n;
+    float* keys = cache.keys(step.state);
+    float* values = cache.values(step.state);
+    std::copy_n(data(step.inputs[1]), n * width, keys + first * width);
+    std::copy_n(data(step.inputs[2]), n * width, values + first * width);
+    const int64_t q_width = step.attention.heads * step.attention.head_dim;
+    attention(select_attention(), step.attention,
+              MatrixView<const float>(data(step.inputs[0]), n, q_width),
+              MatrixView<const float>(keys, length, width),
+              MatrixView<const float>(values, length, width),
+              MatrixView<float>(data(step.output), n, q_width));
+    return ok_status();
+  }
+
+  Status run_tokens(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits) {
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    reserve(n);
+    for (const Step& step : steps) {
+      const Node& node = *step.node;
+      const bool last = &step == &steps.back();
+      if (last && node.op == "linear") {
+        // Straight to the caller, and only the rows that were asked for.
+        const int64_t skip = n - logits.rows;
+        run_linear(step.linear,
+                   MatrixView<const float>(data(step.inputs[0]) + skip * step.linear.cols,
+                                           logits.rows, step.linear.cols),
+                   step.bias.empty() ? nullptr : step.bias.data(), logits);
+        if (tap && logits.stride == logits.cols) tap_value(step, logits.rows, logits.data);
+        continue;
+      }
+      if (node.op == "embedding") {
+        NIBBLE_RETURN_IF_ERROR(
+            embedding(tokens, step.table, MatrixView<float>(data(step.output), n, step.features)));
+      } else if (node.op == "rope") {
+        float* y = data(step.output);
+        std::copy_n(data(step.inputs[0]), n * step.features, y);
+        ropes[step.rope].reserve(cache.length() + n);
+        in_chunks(n, kRows, [&](int64_t t, int64_t count) {
+          apply_rope(MatrixView<float>(y + t * step.features, count, step.features),
+                     ropes[step.rope], cache.length() + t, node.integer("interleaved", 0) != 0);
+        });
+      } else if (node.op == "attention") {
+        NIBBLE_RETURN_IF_ERROR(run_attention(step, n, cache));
+      } else if (!run_rows(step, n)) {
+        return failure(StatusCode::unsupported, node.name, "op '", node.op,
+                       "' does not run on tokens");
+      }
+      tap_value(step, n, data(step.output));
+    }
+    if (steps.back().node->op != "linear") {
+      const float* from = data(steps.back().output) + (n - logits.rows) * classes;
+      for (int64_t r = 0; r < logits.rows; ++r) {
+        std::copy_n(from + r * classes, classes, logits.row(r));
+      }
+    }
+    cache.advance(n);
+    return ok_status();
+  }
+
+  // --- images
+
+  Status run_images(int64_t n, const float* images, MatrixView<float> logits) {
+    reserve(std::max(n, kImages));
+    std::copy_n(images, n * input_size, data(input_slot));
+    for (const Step& step : steps) {
+      const Node& node = *step.node;
+      const float* x = data(step.inputs[0]);
+      float* y = data(step.output);
+      if (!run_rows(step, n)) {
+        const int64_t channels = step.image_shape[0];
+        const int64_t pixels = step.image_shape[1] * step.image_shape[2];
+        const int64_t size = channels * pixels;
+        const auto each = [&](const auto& body) {
+          parallel_for(n, [&](int64_t i) { body(x + i * size, y + i * step.features); });
+        };
+        if (node.op == "conv2d") {
+          each([&](const float* from, float* to) {
+            run_conv2d(*step.conv, from, step.bias.empty() ? nullptr : step.bias.data(), to);
+          });
+        } else if (node.op == "batch_norm") {
+          each([&](const float* from, float* to) {
+            for (int64_t c = 0; c < channels; ++c) {
+              const float scale = step.weight[static_cast<size_t>(c)];
+              const float bias = step.bias[static_cast<size_t>(c)];
+              for (int64_t i = c * pixels; i < (c + 1) * pixels; ++i) {
+                to[i] = from[i] * scale + bias;
+              }
+            }
+          });
+        } else if (node.op == "shortcut_pad") {
+          each([&](const float* from, float* to) {
+            shortcut_pad(from, channels, step.image_shape[1], step.image_shape[2],
+                         node.integer("stride", 1), node.integer("pad_before", 0),
+                         node.integer("pad_after", 0), to);
+          });
+        } else if (node.op == "global_average_pool") {
+          each([&](const float* from, float* to) {
+            global_average_pool(from, channels, pixels, to);
+          });
+        } else {
+          return failure(StatusCode::unsupported, node.name, "op '", node.op,
+                         "' does not run on images");
+        }
+      }
+      tap_value(step, n, y);
+    }
+    const float* from = data(steps.back().output);
+    for (int64_t r = 0; r < n; ++r) std::copy_n(from + r * classes, classes, logits.row(r));
+    return ok_status();
+  }
+};
+
+Executor::Executor() : implementation_(std::make_unique<Implementation>()) {}
+Executor::Executor(Executor&&) noexcept = default;
+Executor& Executor::operator=(Executor&&) noexcept = default;
+Executor::~Executor() = default;
+
+Result<Executor> Executor::create(std::shared_ptr<const Artifact> artifact,
+                                  ExecutorOptions options) {
+  Executor executor;
+  executor.implementation_->artifact = std::move(artifact);
+  executor.implementation_->options = options;
+  NIBBLE_RETURN_IF_ERROR(executor.implementation_->prepare());
+  return executor;
+}
+
+const Artifact& Executor::artifact() const { return *implementation_->artifact; }
+
+void Executor::set_tap(std::function<void(const TapValue&)> tap) {
+  implementation_->tap = std::move(tap);
+}
+
+std::map<std::string, std::string> Executor::kernels() const { return implementation_->kernels; }
+
+Result<std::unique_ptr<KvCache>> Executor::make_cache(int64_t capacity) const {
+  const Program& program = implementation_->artifact->program;
+  if (!program.is_language_model()) {
+    return failure(StatusCode::invalid_argument, program.architecture,
+                   "a language model was required; this one reads images");
+  }
+  if (capacity < 1 || capacity > program.context_length) {
+    return failure(StatusCode::out_of_range, "cache", "1 to ", program.context_length,
+                   " positions (the model's context) were required; found ", capacity);
+  }
+  return std::make_unique<KvCache>(program, capacity);
+}
+
+Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
+                         MatrixView<float> logits) {
+  const Program& program = implementation_->artifact->program;
+  const int64_t n = static_cast<int64_t>(tokens.size());
+  if (!program.is_language_model()) {
+    return failure(StatusCode::invalid_argument, program.architecture,
+                   "a language model was required; this one reads images");
+  }
+  if (n == 0) return failure(StatusCode::invalid_argument, "tokens", "at least one was required");
+  if ((logits.rows != n && logits.rows != 1) || logits.cols != program.vocabulary) {
+    return failure(StatusCode::invalid_argument, "logits", "[", n, " or 1, ", program.vocabulary,
+                   "] was required; found [", logits.rows, ", ", logits.cols, "]");
+  }
+  if (cache.length() + n > cache.capacity()) {
+    return failure(StatusCode::out_of_range, "tokens", "room for ", cache.length() + n,
+                   " positions was required; the cache has ", cache.capacity(),
+                   "; give fewer tokens or a longer cache (the model's context is ",
+                   program.context_length, ")");
+  }
+  // Before anything is written to the cache.
+  for (int64_t t = 0; t < n; ++t) {
+    const int32_t id = tokens[static_cast<size_t>(t)];
+    if (id < 0 || id >= program.vocabulary) {
+      return failure(StatusCode::out_of_range, "tokens", "ids in [0, ", program.vocabulary,
+                     ") were required; found ", id, " at position ", t,
+                     "; does the tokenizer belong to this model?");
+    }
+  }
+  return implementation_->run_tokens(tokens, cache, logits);
+}
+
+Status Executor::forward_images(std::span<const float> images, std::span<const int64_t> shape,
+                                MatrixView<float> logits) {
+  Implementation& net = *implementation_;
+  const Program& program = net.artifact->program;
+  if (program.is_language_model()) {
+    return failure(StatusCode::invalid_argument, program.architecture,
+                   "an image model was required; this one reads tokens");
+  }
+  if (net.integer) return net.integer->run(images, shape, net.tap, logits);
+  const int64_t count = shape.empty() ? 0 : shape[0];
+  const int64_t size = net.input_size;
+  if (count < 1 || static_cast<int64_t>(images.size()) != count * size ||
+      logits.rows != count || logits.cols != net.classes) {
+    return failure(StatusCode::invalid_argument, program.inputs[0].name, "images of ", size,
+                   " values and logits [n, ", net.classes, "] were required; found images ",
+                   shape_text(shape), " and logits [", logits.rows, ", ", logits.cols, "]");
+  }
+  const int64_t batch = net.tap ? count : kImages;
+  for (int64_t first = 0; first < count; first += batch) {
+    const int64_t now = std::min(batch, count - first);
+    NIBBLE_RETURN_IF_ERROR(
+        net.run_images(now, images.data() + first * size,
+                       MatrixView<float>(logits.row(first), now, logits.cols, logits.stride)));
+  }
+  return ok_status();
+}
+
+}  // namespace nibble
