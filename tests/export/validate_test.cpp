@@ -76,6 +76,20 @@ TEST(Validate, KernelsNamesEveryRowThatRan) {
   }
 }
 
+TEST(Validate, ConvolutionsRunAsFloatsAndAsIntegers) {
+  if (cpu_levels().size() < 2)
+    GTEST_SKIP() << "this CPU has no kernel row but the reference";
+  const Artifact artifact = sample::quantized(sample::residual_net(24), "int8n/r@f32");
+  const KernelCheck check = take(check_layer_kernels(artifact));
+  int64_t floats = 0, integers = 0;
+  for (const auto& [row, layers] : check.rows) {
+    if (row.find("conv2d_f32") == 0) floats = std::max(floats, layers);
+    if (row.find("conv2d_s8") == 0) integers = std::max(integers, layers);
+  }
+  EXPECT_EQ(floats, 3);
+  EXPECT_EQ(integers, 4);  // the linear head too
+}
+
 TEST(Validate, AFlippedBitFailsFilesAndSkipsTheRest) {
   const auto directory = written(sample_artifact(), "flipped");
   flip(directory / "model.safetensors", 1, 0x10);

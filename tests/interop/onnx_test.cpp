@@ -25,6 +25,8 @@ namespace {
 using sample::take;
 
 constexpr int64_t kGreedyTokens = 64;
+// Both sides sum in f32 in their own order; 1.2e-6 is what was measured.
+constexpr double kLogits = 2e-5;
 
 struct Ran {
   int status = 0;
@@ -164,7 +166,7 @@ TEST_F(OnnxRuntime, TheFloatDecoderGivesTheSameLogitsAndTokens) {
   sample::LlamaSize size;
   size.tied = false;
   const Artifact artifact = sample::llama(size, 31);
-  compare_decoder(artifact, some_prompt(artifact), 1e-4);
+  compare_decoder(artifact, some_prompt(artifact), kLogits);
 }
 
 TEST_F(OnnxRuntime, InterleavedRotationBiasesAndEqualHeadsToo) {
@@ -173,7 +175,7 @@ TEST_F(OnnxRuntime, InterleavedRotationBiasesAndEqualHeadsToo) {
   size.bias = true;
   size.kv_heads = size.heads;
   const Artifact artifact = sample::llama(size, 32);
-  compare_decoder(artifact, some_prompt(artifact), 1e-4);
+  compare_decoder(artifact, some_prompt(artifact), kLogits);
 }
 
 class QuantizedDecoder : public OnnxRuntime,
@@ -183,7 +185,7 @@ TEST_P(QuantizedDecoder, GivesTheSameLogitsAndTokens) {
     sample::LlamaSize size;
     size.tied = tied;
     const Artifact artifact = sample::quantized(sample::llama(size, 33), GetParam());
-    compare_decoder(artifact, some_prompt(artifact), 1e-4);
+    compare_decoder(artifact, some_prompt(artifact), kLogits);
   }
 }
 INSTANTIATE_TEST_SUITE_P(Schemes, QuantizedDecoder,
@@ -220,7 +222,7 @@ TEST_P(Stories, GivesTheSameLogitsAndTokens) {
   Artifact artifact = take(load_model(folder / "stories260K.bin", options));
   const std::string scheme = GetParam();
   if (scheme != "float") artifact = sample::quantized(std::move(artifact), scheme);
-  compare_decoder(artifact, {1, 403, 407, 261, 378}, 1e-4);
+  compare_decoder(artifact, {1, 403, 407, 261, 378}, kLogits);
 }
 INSTANTIATE_TEST_SUITE_P(Schemes, Stories,
                          ::testing::Values("float", "int8n/r@f32", "int4/g32@f16"));
@@ -312,7 +314,7 @@ TEST_P(IntegerNets, GivesTheSameLogitsUpToRoundingAtTheEdgeOfACode) {
   std::printf(
       "%d of 64 images: equal logits; %d: equal argmax; largest difference %.2g\n", equal,
       agree, relative_difference(theirs, ours));
-  EXPECT_GE(equal, 48);
+  EXPECT_GE(equal, 60);
   EXPECT_GE(agree, 63);
   // One code of the pooled value moves a logit by less than this.
   EXPECT_LT(relative_difference(theirs, ours),
@@ -336,7 +338,7 @@ TEST_F(OnnxRuntime, ResNet20FloatAndW8A8GiveTheSameClasses) {
   preprocess(set, 0, kImages, artifact.image_mean, artifact.image_std, images.data());
   ASSERT_NO_FATAL_FAILURE(write(artifact));
   std::vector<float> theirs = run_images(images, shape);
-  EXPECT_LT(relative_difference(theirs, our_logits(artifact, images, shape)), 1e-4);
+  EXPECT_LT(relative_difference(theirs, our_logits(artifact, images, shape)), kLogits);
 
   FoldedModel folded = take(fold_batch_norm(artifact.program, artifact.tensors));
   artifact.program = folded.program;
