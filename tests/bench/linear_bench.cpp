@@ -1,0 +1,204 @@
+// Linear rows: decode (one token) in bytes of weight a second, prefill (512 tokens) in
+// floating point operations a second, beside what the machine itself gives: a copy's
+// bandwidth.
+//
+//   linear_bench --benchmark_filter=decode.*int4
+//
+// One thread; the CPU is named in the context. Sizes are those of a 1 B Llama's MLP.
+#include <benchmark/benchmark.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/base/cpu.h"
+#include "kernels/base/parallel.h"
+#include "kernels/base/splitmix64.h"
+#include "kernels/ops/attention/attention.h"
+#include "kernels/ops/conv2d/conv2d.h"
+#include "kernels/ops/linear/linear.h"
+#include "kernels/scheme/coded_matrix.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kOutputs = 2048, kInputs = 2048;
+
+const char* const kSchemes[] = {
+    "f32",           "bf16",         "f16",
+    "int4/g128@f16", "int4/g32@f16", "uint4/g128@f16+z/g128@uint4",
+    "int8/r@f32",    "nf4/f64@f32",  "e2m1/g16@e4m3/t@f32"};
+
+std::vector<float> random_floats(int64_t n, uint64_t seed) {
+  SplitMix64 random(seed);
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& v : x) v = static_cast<float>(random.uniform() - 0.5);
+  return x;
+}
+
+Result<LinearWeight> random_weight(const char* text) {
+  const std::vector<float> values = random_floats(kOutputs * kInputs, 1);
+  NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(text));
+  if (scheme.is_float()) {
+    Tensor tensor = make_tensor({kOutputs, kInputs}, values);
+    if (scheme.code != Element::f32) {
+      // The upper halves: bf16 values, and f16 bit patterns that are as good as any to
+      // time.
+      std::vector<uint16_t> bits(values.size());
+      for (size_t i = 0; i < bits.size(); ++i) {
+        uint32_t word;
+        std::memcpy(&word, &values[i], 4);
+        bits[i] = static_cast<uint16_t>(word >> 16);
+      }
+      tensor.dtype = scheme.code == Element::bf16 ? DType::bf16 : DType::f16;
+      tensor.bytes = Bytes::copy_of(bits.data(), bits.size() * 2);
+    }
+    return linear_weight(tensor);
+  }
+  const MatrixView<const float> x(values.data(), kOutputs, kInputs);
+  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, scheme, ScaleRule{}));
+  NIBBLE_RETURN_IF_ERROR(quantize(x, q));
+  NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, {kOutputs, kInputs}));
+  return linear_weight(packed);
+}
+
+void run(benchmark::State& state, const LinearKernel* kernel, const char* scheme,
+         int64_t tokens) {
+  const Result<LinearWeight> weight = random_weight(scheme);
+  if (!weight.ok()) return state.SkipWithError(weight.status().message().c_str());
+  const Result<PreparedLinear> prepared = prepare_linear(*kernel, *weight);
+  if (!prepared.ok()) return state.SkipWithError(prepared.status().message().c_str());
+  const std::vector<float> x = random_floats(tokens * kInputs, 2);
+  std::vector<float> y(static_cast<size_t>(tokens * kOutputs));
+  for (auto _ : state) {
+    run_linear(*prepared, MatrixView<const float>(x.data(), tokens, kInputs), nullptr,
+               MatrixView<float>(y.data(), tokens, kOutputs));
+    benchmark::DoNotOptimize(y.data());
+  }
+  const double runs = static_cast<double>(state.iterations());
+  const double weight_bytes = static_cast<double>(
+      weight->is_plain() ? weight->plain.bytes.size()
+                         : static_cast<size_t>(weight->packed.bytes()));
+  if (tokens == 1) {
+    state.counters["weight_GB/s"] =
+        benchmark::Counter(runs * weight_bytes / 1e9, benchmark::Counter::kIsRate);
+  }
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(runs * 2e-9 * static_cast<double>(tokens * kInputs * kOutputs),
+                         benchmark::Counter::kIsRate);
+}
+
+// Reading a weight that no cache holds: the limit of decode.
+void read_memory(benchmark::State& state) {
+  const std::vector<uint64_t> data(32 << 20, 1);  // 256 MB
+  for (auto _ : state) {
+    uint64_t sum[8] = {};
+    for (size_t i = 0; i < data.size(); i += 8) {
+      for (size_t j = 0; j < 8; ++j) sum[j] += data[i + j];
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  state.counters["GB/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * static_cast<double>(data.size()) * 8e-9,
+      benchmark::Counter::kIsRate);
+}
+
+void run_attention(benchmark::State& state, const AttentionKernel* kernel, int64_t tokens,
+                   int64_t length) {
+  const AttentionShape shape{8, 4, 64, 0.125f};
+  const std::vector<float> q = random_floats(tokens * 512, 1);
+  const std::vector<float> k = random_floats(length * 256, 2);
+  const std::vector<float> v = random_floats(length * 256, 3);
+  std::vector<float> y(static_cast<size_t>(tokens * 512));
+  for (auto _ : state) {
+    attention(*kernel, shape, {q.data(), tokens, 512}, {k.data(), length, 256},
+              {v.data(), length, 256}, {y.data(), tokens, 512});
+    benchmark::DoNotOptimize(y.data());
+  }
+}
+
+void run_conv(benchmark::State& state, const Conv2dKernel* kernel) {
+  const Conv2dShape shape{.channels = 32,
+                          .height = 16,
+                          .width = 16,
+                          .outputs = 32,
+                          .kernel_h = 3,
+                          .kernel_w = 3,
+                          .pad_h = 1,
+                          .pad_w = 1};
+  const int64_t patch = shape.patch(), pixels = shape.height * shape.width;
+  const std::vector<float> x = random_floats(32 * pixels, 1),
+                           w = random_floats(32 * patch, 2);
+  const std::vector<uint8_t> codes(static_cast<size_t>(32 * pixels), 77);
+  const std::vector<int8_t> weight(static_cast<size_t>(32 * patch), -5);
+  std::vector<float> y(static_cast<size_t>(32 * pixels));
+  std::vector<int32_t> acc(y.size());
+  if (kernel->activation == LinearActivation::f32) {
+    const Result<LinearWeight> plain = linear_weight(make_tensor({32, patch}, w));
+    if (!plain.ok()) return state.SkipWithError(plain.status().message().c_str());
+    const auto conv = prepare_conv2d(shape, *plain, kernel->flags);
+    if (!conv.ok()) return state.SkipWithError(conv.status().message().c_str());
+    for (auto _ : state) run_conv2d(*conv, x.data(), nullptr, y.data());
+  } else {
+    const auto conv = prepare_conv2d_s8(shape, weight, true, kernel->flags);
+    if (!conv.ok()) return state.SkipWithError(conv.status().message().c_str());
+    for (auto _ : state) run_conv2d_s8(*conv, codes.data(), acc.data());
+  }
+  state.counters["GOP/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * 2e-9 *
+                             static_cast<double>(32 * patch * pixels),
+                         benchmark::Counter::kIsRate);
+}
+
+void register_all() {
+  const auto usable = [](uint32_t flags) { return (flags & ~cpu_info().flags) == 0; };
+  benchmark::RegisterBenchmark("read_memory", read_memory);
+  for (const LinearKernel& kernel : linear_kernels()) {
+    if (!usable(kernel.flags) || kernel.flags == 0)
+      continue;  // definitions are not for speed
+    for (const char* scheme : kSchemes) {
+      const Result<QuantScheme> parsed = parse_scheme(scheme);
+      // Each scheme on the row that serves it, once an instruction set.
+      if (!parsed.ok() ||
+          select_linear(*parsed, kernel.activation, kernel.flags) != &kernel) {
+        continue;
+      }
+      for (const int64_t tokens : {int64_t{1}, int64_t{512}}) {
+        const std::string name = std::string(tokens == 1 ? "decode/" : "prefill/") +
+                                 kernel.name + "/" + scheme;
+        benchmark::RegisterBenchmark(name.c_str(), run, &kernel, scheme, tokens)
+            ->Unit(benchmark::kMicrosecond);
+      }
+    }
+  }
+  for (const AttentionKernel& kernel : attention_kernels()) {
+    if (!usable(kernel.flags) || kernel.flags == 0) continue;
+    const std::string name = kernel.name;
+    benchmark::RegisterBenchmark((name + "/1_of_512").c_str(), run_attention, &kernel, 1,
+                                 512)
+        ->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark((name + "/512_of_512").c_str(), run_attention, &kernel,
+                                 512, 512)
+        ->Unit(benchmark::kMicrosecond);
+  }
+  for (const Conv2dKernel& kernel : conv2d_kernels()) {
+    if (!usable(kernel.flags) || kernel.flags == 0) continue;
+    benchmark::RegisterBenchmark((std::string(kernel.name) + "/32x16x16").c_str(),
+                                 run_conv, &kernel)
+        ->Unit(benchmark::kMicrosecond);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  nibble::set_thread_count(1);
+  benchmark::AddCustomContext("cpu", nibble::cpu_info().model);
+  nibble::register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

@@ -1,0 +1,160 @@
+#include <algorithm>
+
+#include "kernels/ops/attention/attention.h"
+#include "op_test.h"
+
+namespace nibble {
+namespace {
+
+struct Operands {
+  AttentionShape shape;
+  Spaced q, k, v;
+  Operands(int64_t tokens, int64_t before, AttentionShape shape_, uint64_t seed)
+      : shape(shape_),
+        q(random_floats(tokens * shape.heads * shape.head_dim, seed), tokens,
+          shape.heads * shape.head_dim),
+        k(random_floats((before + tokens) * shape.kv_heads * shape.head_dim, seed + 1),
+          before + tokens, shape.kv_heads * shape.head_dim, 7),
+        v(random_floats((before + tokens) * shape.kv_heads * shape.head_dim, seed + 2),
+          before + tokens, shape.kv_heads * shape.head_dim, 11) {}
+};
+
+// The bound of attention.h for every output.
+double bound(const Operands& o, int64_t t, int64_t h, int64_t d) {
+  const int64_t dim = o.shape.head_dim;
+  const int64_t kv = h / (o.shape.heads / o.shape.kv_heads) * dim;
+  const int64_t seen = o.k.rows - o.q.rows + t + 1;
+  double largest = 1, value = 0;
+  for (int64_t j = 0; j < seen; ++j) {
+    double a = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+      a += std::fabs(static_cast<double>(o.q.view()(t, h * dim + i)) *
+                     o.k.view()(j, kv + i));
+    }
+    largest = std::max(largest, a * o.shape.scale);
+    value = std::max(value, std::fabs(static_cast<double>(o.v.view()(j, kv + d))));
+  }
+  return (8 * static_cast<double>(dim + 8) * largest +
+          2 * static_cast<double>(seen + 8)) *
+         0x1p-24 * value;
+}
+
+class AttentionRow : public OpTest, public ::testing::WithParamInterface<size_t> {
+ protected:
+  const AttentionKernel& kernel() const { return attention_kernels()[GetParam()]; }
+  void SetUp() override {
+    if (!this_cpu_has(kernel().flags))
+      GTEST_SKIP() << "this CPU lacks what the row needs";
+  }
+};
+
+TEST_P(AttentionRow, GivesWhatTheDefinitionGives) {
+  struct Heads {
+    int64_t heads, kv_heads, head_dim;
+  };
+  for (const Heads& heads : {Heads{8, 4, 8}, Heads{4, 4, 32}, Heads{6, 2, 64},
+                             Heads{3, 1, 80}, Heads{2, 2, 20}}) {
+    const AttentionShape shape{heads.heads, heads.kv_heads, heads.head_dim,
+                               1.0f / std::sqrt(static_cast<float>(heads.head_dim))};
+    for (int64_t before : {0, 1, 15, 100}) {
+      for (int64_t tokens = 1; tokens <= 40; tokens += tokens < 17 ? 1 : 23) {
+        SCOPED_TRACE(cat(heads.heads, " heads, ", heads.kv_heads, " of keys, dim ",
+                         heads.head_dim, ", ", before, " + ", tokens, " tokens"));
+        const Operands o(tokens, before, shape, static_cast<uint64_t>(tokens));
+        Spaced y(tokens, o.q.cols), expected(tokens, o.q.cols);
+        attention(kernel(), shape, o.q.view(), o.k.view(), o.v.view(), y.view());
+        attention_reference(shape, o.q.view(), o.k.view(), o.v.view(), expected.view());
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t c = 0; c < o.q.cols; ++c) {
+            const double error = std::fabs(y.view()(t, c) - expected.view()(t, c));
+            // Far inside the bound most of the time: compute it only where it may matter.
+            if (error <= 0x1p-24) continue;
+            ASSERT_LE(error, bound(o, t, c / shape.head_dim, c % shape.head_dim))
+                << "token " << t << ", column " << c << ": " << y.view()(t, c)
+                << " where " << expected.view()(t, c) << " was expected";
+          }
+        }
+        ASSERT_TRUE(y.gaps_untouched());
+      }
+    }
+  }
+}
+
+// Scores so far apart that all weights but one vanish, and an exp of +-100 would
+// overflow.
+TEST_P(AttentionRow, LargeScoresPickOneValue) {
+  const AttentionShape shape{1, 1, 8, 1.0f};
+  for (int64_t tokens : {1, 5}) {
+    Operands o(tokens, 20, shape, 1);
+    for (int64_t j = 0; j < o.k.rows; ++j) {
+      for (int64_t d = 0; d < 8; ++d) o.k.view()(j, d) = j == 7 ? 100.0f : -100.0f;
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t d = 0; d < 8; ++d) o.q.view()(t, d) = 1;
+    }
+    Spaced y(tokens, 8);
+    attention(kernel(), shape, o.q.view(), o.k.view(), o.v.view(), y.view());
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t d = 0; d < 8; ++d) EXPECT_FLOAT_EQ(y.view()(t, d), o.v.view()(7, d));
+    }
+  }
+}
+
+// A token's output must not depend on the tokens after it, and with equal keys it is the
+// mean.
+TEST_P(AttentionRow, IsCausal) {
+  const AttentionShape shape{2, 1, 16, 0.25f};
+  for (int64_t tokens : {2, 9}) {
+    Operands o(tokens, 3, shape, 5);
+    for (int64_t j = 0; j < o.k.rows; ++j) {
+      for (int64_t d = 0; d < 16; ++d) o.k.view()(j, d) = 1;
+    }
+    for (int64_t d = 0; d < 16; ++d)
+      o.v.view()(o.v.rows - 1, d) = 1e6f;  // the last token's
+    Spaced y(tokens, 32);
+    attention(kernel(), shape, o.q.view(), o.k.view(), o.v.view(), y.view());
+    for (int64_t t = 0; t < tokens; ++t) {
+      double mean = 0;
+      for (int64_t j = 0; j < 4 + t; ++j)
+        mean += o.v.view()(j, 5) / static_cast<double>(4 + t);
+      EXPECT_NEAR(y.view()(t, 5), mean, 1e-5 * std::max(1.0, std::fabs(mean)))
+          << "token " << t;
+    }
+  }
+}
+
+TEST_P(AttentionRow, GivesTheSameBytesAtAnyThreadCount) {
+  const AttentionShape shape{6, 2, 64, 0.125f};
+  for (int64_t tokens : {1, 3, 37}) {
+    const Operands o(tokens, 50, shape, 9);
+    std::vector<float> first;
+    for (int threads : {1, 2, 3}) {
+      set_thread_count(threads);
+      std::vector<float> y(static_cast<size_t>(tokens * 384), kPoison);
+      attention(kernel(), shape, o.q.view(), o.k.view(), o.v.view(),
+                MatrixView<float>(y.data(), tokens, 384));
+      if (first.empty()) first = y;
+      EXPECT_TRUE(same_bytes(first, y)) << tokens << " tokens, " << threads << " threads";
+      EXPECT_FALSE(std::isnan(y.back()));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, AttentionRow,
+                         ::testing::Range<size_t>(0, attention_kernels().size()),
+                         [](const auto& info) {
+                           return test_name(attention_kernels()[info.param].name);
+                         });
+
+class AttentionTable : public OpTest {};
+
+TEST_F(AttentionTable, FollowsTheForcedLevel) {
+  for (const std::string& level : cpu_levels()) {
+    ASSERT_TRUE(force_cpu(level).ok());
+    EXPECT_EQ(select_attention().name, "attention_f32__" + level);
+  }
+  EXPECT_STREQ(select_attention(kCpuAvx2 | kCpuAvx512).name, "attention_f32__avx2");
+}
+
+}  // namespace
+}  // namespace nibble

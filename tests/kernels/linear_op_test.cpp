@@ -1,0 +1,345 @@
+#include <gmock/gmock.h>
+
+#include "kernels/ops/linear/linear.h"
+#include "op_test.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Every decoder with one and several levels, groups that end inside a row of 172 or 2100
+// columns, groups that are no multiple of a step, codes of every width.
+const char* const kSchemes[] = {
+    "f32",
+    "bf16",
+    "f16",
+    "int2/g32@f16",
+    "int3/g64@f16",
+    "int4/g32@f16",
+    "int4/g64@bf16",
+    "int4/g128@f16",
+    "int4/g12@f32",
+    "int4/r@f32",
+    "int4n/g128@f16",
+    "int4/b16x32@f32",
+    "uint2/g16@f16+z/g16@uint2",
+    "uint3/g32@f16+m/g32@f16",
+    "uint4/g128@f16+z/g128@uint4",
+    "uint4/g32@f16+m/g32@f16",
+    "uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16",
+    "int5/g32@f16",
+    "int6/g16@int8/g256@f16",
+    "int7/r@f32",
+    "int8/r@f32",
+    "int8/g128@f16",
+    "int8/t@f32",
+    "uint8/r@f32+z/r@uint8",
+    "uint8/g36@f32+z/g36@uint8",
+    "int8/c@f32",
+    "nf4/f64@f32",
+    "nf4/f64@dyn8+o/f16384@f32",
+    "e2m1/g16@e4m3/t@f32",
+    "e2m1/g32@e8m0",
+    "e4m3/r@f32",
+    "ternary/t@f32",
+    "binary/r@f32",
+};
+constexpr int64_t kLongRow = 2100;  // several decoded blocks; tested with fewer shapes
+const int64_t kInputs[] = {8, 31, 172, 256, kLongRow};
+const int64_t kOutputs[] = {1, 15, 16, 17, 33};
+constexpr int64_t kTokens = 64;
+
+// The expected numbers for `tokens` tokens, of which every run takes the first few.
+struct Case {
+  LinearWeight weight;
+  Spaced x, expected;
+  std::vector<float> bias;
+  std::vector<double> magnitude;
+
+  Case(const char* scheme, LinearActivation activation, int64_t inputs, int64_t outputs,
+       int64_t tokens)
+      : weight(random_weight(scheme, outputs, inputs, 1)),
+        x(random_floats(tokens * inputs, 2), tokens, inputs, 5),
+        expected(tokens, outputs),
+        bias(random_floats(outputs, 3)),
+        magnitude(static_cast<size_t>(tokens * outputs)) {
+    // A token of zeros and one with a single large value.
+    for (int64_t k = 0; k < inputs; ++k) x.view()(2, k) = 0;
+    x.view()(3, inputs / 2) = 1000;
+    Status status =
+        linear_reference(weight, activation, x.view(), bias.data(), expected.view());
+    EXPECT_TRUE(status.ok()) << status.message();
+    status = linear_magnitude(weight, x.view(), bias.data(),
+                              MatrixView<double>(magnitude.data(), tokens, outputs));
+    EXPECT_TRUE(status.ok()) << status.message();
+  }
+};
+
+class LinearRow : public OpTest, public ::testing::WithParamInterface<size_t> {
+ protected:
+  const LinearKernel& kernel() const { return linear_kernels()[GetParam()]; }
+  void SetUp() override {
+    if (!this_cpu_has(kernel().flags))
+      GTEST_SKIP() << "this CPU lacks what the row needs";
+  }
+};
+
+// Every tile's fill once; then the counts where a run changes its way. The reference rows
+// are compared with themselves: two counts show that the table calls them rightly.
+std::vector<int64_t> token_counts(const LinearKernel& kernel, int64_t inputs) {
+  if (kernel.panel == nullptr)
+    return inputs == 31 ? std::vector<int64_t>{1, 17} : std::vector<int64_t>{};
+  if (inputs == kLongRow) return {1, 2, 4, 5, 13, 17};
+  if (inputs != 172) return {1, 2, 3, 4, 5, 9, 12, 13, kTokens};
+  return {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, kTokens};
+}
+
+void compare(const LinearKernel& kernel, const Case& c, int64_t n, const Spaced& y) {
+  const double tolerance = linear_tolerance(c.weight.cols);
+  for (int64_t t = 0; t < n; ++t) {
+    for (int64_t o = 0; o < c.weight.rows; ++o) {
+      const float found = y.view()(t, o);
+      const float wanted = c.expected.view()(t, o);
+      if (kernel.activation == LinearActivation::s8) {
+        ASSERT_EQ(found, wanted) << "token " << t << " of " << n << ", output " << o;
+      } else {
+        const double bound =
+            tolerance * c.magnitude[static_cast<size_t>(t * c.weight.rows + o)];
+        ASSERT_LE(std::fabs(found - wanted), bound)
+            << "token " << t << " of " << n << ", output " << o << ": " << found
+            << " where " << wanted << " was expected";
+      }
+    }
+  }
+  ASSERT_TRUE(y.gaps_untouched());
+}
+
+TEST_P(LinearRow, GivesWhatTheDefinitionGives) {
+  int schemes = 0;
+  for (const char* scheme : kSchemes) {
+    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
+    ++schemes;
+    for (int64_t inputs : kInputs) {
+      if (token_counts(kernel(), inputs).empty()) continue;
+      for (int64_t outputs : kOutputs) {
+        if (inputs == kLongRow && outputs != 17 && outputs != 33) continue;
+        SCOPED_TRACE(cat(scheme, " [", outputs, ", ", inputs, "]"));
+        const Case c(scheme, kernel().activation, inputs, outputs,
+                     token_counts(kernel(), inputs).back());
+        const Result<PreparedLinear> prepared = prepare_linear(kernel(), c.weight);
+        ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+        for (int64_t tokens : token_counts(kernel(), inputs)) {
+          Spaced y(tokens, outputs);
+          run_linear(*prepared,
+                     MatrixView<const float>(c.x.data.data(), tokens, inputs, c.x.stride),
+                     c.bias.data(), y.view());
+          compare(kernel(), c, tokens, y);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+  EXPECT_GE(schemes, 1);
+}
+
+TEST_P(LinearRow, AddsNothingWithoutABias) {
+  for (const char* scheme : kSchemes) {
+    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
+    SCOPED_TRACE(scheme);
+    const LinearWeight weight = random_weight(scheme, 33, 172, 4);
+    const Result<PreparedLinear> prepared = prepare_linear(kernel(), weight);
+    ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+    const std::vector<float> zeros(33, 0.0f);
+    for (int64_t n : {1, 3, 14}) {
+      const std::vector<float> x = random_floats(n * 172, 5);
+      std::vector<float> with(static_cast<size_t>(n * 33), kPoison), without = with;
+      const MatrixView<const float> in(x.data(), n, 172);
+      run_linear(*prepared, in, zeros.data(), MatrixView<float>(with.data(), n, 33));
+      run_linear(*prepared, in, nullptr, MatrixView<float>(without.data(), n, 33));
+      for (size_t i = 0; i < with.size(); ++i) ASSERT_EQ(with[i], without[i]);
+    }
+  }
+}
+
+TEST_P(LinearRow, GivesTheSameBytesAtAnyThreadCount) {
+  for (const char* scheme : kSchemes) {
+    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
+    SCOPED_TRACE(scheme);
+    const int64_t outputs = 300, inputs = 520;
+    const LinearWeight weight = random_weight(scheme, outputs, inputs, 6);
+    for (int64_t n : {1, 4, 41}) {
+      const std::vector<float> x = random_floats(n * inputs, 7);
+      std::vector<float> first;
+      for (int threads : {1, 2, 3}) {
+        set_thread_count(threads);
+        const Result<PreparedLinear> prepared = prepare_linear(kernel(), weight);
+        ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+        std::vector<float> y(static_cast<size_t>(n * outputs), kPoison);
+        run_linear(*prepared, MatrixView<const float>(x.data(), n, inputs), nullptr,
+                   MatrixView<float>(y.data(), n, outputs));
+        if (first.empty()) first = y;
+        ASSERT_TRUE(same_bytes(first, y)) << n << " tokens, " << threads << " threads";
+        ASSERT_FALSE(std::isnan(y.back()));
+      }
+    }
+  }
+}
+
+class LinearS8Row : public LinearRow {};
+
+// 255 * 127 twice leaves 16 bits: the products that vpmaddubsw would cut off.
+TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
+  for (const char* text : {"uint8/t@f32", "int8/t@f32", "uint4/t@f32", "int4/t@f32"}) {
+    const QuantScheme scheme = *parse_scheme(text);
+    if (!kernel().can_run(scheme, LinearActivation::s8)) continue;
+    SCOPED_TRACE(text);
+    const int64_t inputs = 520;
+    for (int code : {code_lowest(scheme), code_highest(scheme)}) {
+      CodedMatrix q;
+      q.scheme = scheme;
+      q.rows = 3;
+      q.cols = inputs;
+      q.codes.assign(static_cast<size_t>(3 * inputs), static_cast<uint8_t>(code));
+      q.scales.push_back({1, 1, {1.0f}, 0});
+      const Result<PackedTensor> packed = pack(q, {3, inputs});
+      ASSERT_TRUE(packed.ok()) << packed.status().message();
+      const Result<PreparedLinear> prepared =
+          prepare_linear(kernel(), *linear_weight(*packed));
+      ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+      for (int64_t n : {1, 2, 12}) {
+        for (float sign : {-1.0f, 1.0f}) {
+          const std::vector<float> x(static_cast<size_t>(n * inputs), 127 * sign);
+          std::vector<float> y(static_cast<size_t>(n * 3), kPoison);
+          run_linear(*prepared, MatrixView<const float>(x.data(), n, inputs), nullptr,
+                     MatrixView<float>(y.data(), n, 3));
+          for (float value : y) {
+            ASSERT_EQ(value, sign * 127 * static_cast<float>(code) * inputs);
+          }
+        }
+      }
+    }
+  }
+}
+
+std::vector<size_t> s8_rows() {
+  std::vector<size_t> rows;
+  for (size_t i = 0; i < linear_kernels().size(); ++i) {
+    if (linear_kernels()[i].activation == LinearActivation::s8) rows.push_back(i);
+  }
+  return rows;
+}
+std::string row_name(const ::testing::TestParamInfo<size_t>& info) {
+  return test_name(linear_kernels()[info.param].name);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, LinearS8Row, ::testing::ValuesIn(s8_rows()), row_name);
+INSTANTIATE_TEST_SUITE_P(Rows, LinearRow,
+                         ::testing::Range<size_t>(0, linear_kernels().size()), row_name);
+
+class LinearTable : public OpTest {};
+
+std::string selected(const char* scheme, LinearActivation activation, uint32_t flags) {
+  const LinearKernel* kernel = select_linear(*parse_scheme(scheme), activation, flags);
+  return kernel ? kernel->name : "none";
+}
+
+TEST_F(LinearTable, PicksTheBestRowThatTheCpuAllows) {
+  const uint32_t avx2 = kCpuAvx2, vnni = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
+  const auto f32 = LinearActivation::f32, s8 = LinearActivation::s8;
+  EXPECT_EQ(selected("int4/g128@f16", f32, vnni), "linear_f32_int4g__avx512vnni");
+  EXPECT_EQ(selected("int4/g128@f16", f32, avx2), "linear_f32_int4g__avx2");
+  EXPECT_EQ(selected("int4/g128@f16", f32, avx2 | kCpuAvx512), "linear_f32_int4g__avx2");
+  EXPECT_EQ(selected("int4/g128@f16", f32, 0), "linear_f32_any__reference");
+  EXPECT_EQ(selected("int8/r@f32", f32, vnni), "linear_f32_int8__avx512vnni");
+  EXPECT_EQ(selected("f32", f32, vnni), "linear_f32_f32__avx512vnni");
+  EXPECT_EQ(selected("bf16", f32, avx2), "linear_f32_bf16__avx2");
+  EXPECT_EQ(selected("f16", f32, vnni), "linear_f32_f16__avx512vnni");
+  EXPECT_EQ(selected("nf4/f64@f32", f32, vnni), "linear_f32_any__avx512vnni");
+  EXPECT_EQ(selected("int8/c@f32", f32, avx2), "linear_f32_any__avx2");
+  EXPECT_EQ(selected("uint3/g32@f16+m/g32@f16", s8, vnni), "linear_s8_int4g__avx512vnni");
+  EXPECT_EQ(selected("int5/r@f32", s8, avx2), "linear_s8_int8__avx2");
+  EXPECT_EQ(selected("int4/g128@f16", s8, 0), "linear_s8_any__reference");
+  // int8 activations need integer codes, scales along rows, whole zero points.
+  for (const char* scheme :
+       {"f32", "nf4/f64@f32", "int8/c@f32", "int4/f64@f32", "int4/g4@f32"}) {
+    EXPECT_EQ(selected(scheme, s8, vnni), "none") << scheme;
+  }
+}
+
+TEST_F(LinearTable, FollowsTheForcedLevel) {
+  for (const std::string& level : cpu_levels()) {
+    ASSERT_TRUE(force_cpu(level).ok());
+    const LinearKernel* kernel =
+        select_linear(*parse_scheme("int4/g32@f16"), LinearActivation::s8);
+    ASSERT_NE(kernel, nullptr);
+    EXPECT_THAT(kernel->name, ::testing::EndsWith("__" + level));
+  }
+}
+
+TEST_F(LinearTable, TheDefinitionByHand) {
+  // Codes 1 -2 | 3 with scales 0.5 | 0.25; x = 1 2 | 4, bias 10.
+  CodedMatrix q;
+  q.scheme = *parse_scheme("int4/g8@f32");
+  q.rows = 1;
+  q.cols = 9;
+  q.codes = {1, 0xfe, 0, 0, 0, 0, 0, 0, 3};
+  q.scales.push_back({1, 2, {0.5f, 0.25f}, 0});
+  const LinearWeight weight = *linear_weight(*pack(q, {1, 9}));
+  const std::vector<float> x = {1, 2, 0, 0, 0, 0, 0, 0, 4};
+  const float bias = 10;
+  float y = kPoison;
+  const MatrixView<const float> in(x.data(), 1, 9);
+  ASSERT_TRUE(linear_reference(weight, LinearActivation::f32, in, &bias,
+                               MatrixView<float>(&y, 1, 1))
+                  .ok());
+  EXPECT_EQ(y, 0.5f * (1 - 4) + 0.25f * 12 + 10);
+  // s_x = 4 / 127; q_x = 32 (31.75), 64 (63.5 to even), 127.
+  const float s = 4.0f / 127;
+  ASSERT_TRUE(linear_reference(weight, LinearActivation::s8, in, &bias,
+                               MatrixView<float>(&y, 1, 1))
+                  .ok());
+  EXPECT_EQ(y, ((32 - 2 * 64) * 0.5f + 127 * 3 * 0.25f) * s + 10);
+  double magnitude = 0;
+  ASSERT_TRUE(
+      linear_magnitude(weight, in, &bias, MatrixView<double>(&magnitude, 1, 1)).ok());
+  EXPECT_EQ(magnitude, 0.5 * (1 + 4) + 0.25 * 12 + 10);
+}
+
+TEST_F(LinearTable, RefusalsSayWhatWasFound) {
+  const LinearWeight nf4 = random_weight("nf4/f64@f32", 2, 64, 1);
+  const LinearKernel* int8 =
+      select_linear(*parse_scheme("int8/r@f32"), LinearActivation::s8, 0);
+  ASSERT_NE(int8, nullptr);
+  const Result<PreparedLinear> prepared = prepare_linear(*int8, nf4);
+  ASSERT_FALSE(prepared.ok());
+  EXPECT_EQ(prepared.status().code(), StatusCode::unsupported);
+  EXPECT_EQ(
+      prepared.status().message(),
+      "[linear] linear_s8_any__reference: a weight of this row's schemes was required; "
+      "found nf4/f64@f32; ask select_linear for a row");
+
+  std::vector<float> x(64), y(3);
+  const Status shapes = linear_reference(nf4, LinearActivation::f32,
+                                         MatrixView<const float>(x.data(), 1, 64),
+                                         nullptr, MatrixView<float>(y.data(), 1, 3));
+  EXPECT_EQ(shapes.code(), StatusCode::invalid_argument);
+  EXPECT_EQ(shapes.message(),
+            "[linear] weight [2, 64] needs x [n, 64] and y [n, 2]; found x [1, 64] and y "
+            "[1, 3]");
+  const Status integer = linear_reference(nf4, LinearActivation::s8,
+                                          MatrixView<const float>(x.data(), 1, 64),
+                                          nullptr, MatrixView<float>(y.data(), 1, 2));
+  EXPECT_EQ(integer.code(), StatusCode::unsupported);
+  EXPECT_THAT(integer.message(), HasSubstr("found nf4/f64@f32"));
+
+  const std::vector<int32_t> ids = {1, 2};
+  const Result<LinearWeight> weight = linear_weight(make_tensor({2}, ids));
+  ASSERT_FALSE(weight.ok());
+  EXPECT_EQ(
+      weight.status().message(),
+      "[linear] a plain weight must be F32, F16, BF16 or F64; found I32; convert it");
+}
+
+}  // namespace
+}  // namespace nibble
