@@ -36,6 +36,16 @@ void in_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64
 
 Result<LinearWeight> weight_of(const Artifact& artifact, const Node& node) {
   const std::string& name = node.parameter("weight");
+  if (const auto layer = artifact.layers.find(name); layer != artifact.layers.end()) {
+    const LayerExtras& extras = layer->second.extras;
+    for (const std::string* extra :
+         {&extras.permutation, &extras.low_rank_a, &extras.low_rank_b}) {
+      if (extra->empty()) continue;
+      return failure(StatusCode::unsupported, name,
+                     "a weight without permutation or low-rank parts was required; found ",
+                     *extra, "; quantize with static groups and without low-rank parts");
+    }
+  }
   if (const auto packed = artifact.packed.find(name); packed != artifact.packed.end()) {
     return linear_weight(packed->second);
   }
@@ -76,10 +86,13 @@ struct Step {
   size_t rope = 0;
 };
 
-bool wants_int8(const Artifact& artifact, const Node& node) {
+// What the artifact itself asks of a linear layer's input: the layer's own scheme, or the
+// value's; null for float.
+const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) {
   const auto layer = artifact.layers.find(node.parameter("weight"));
-  return layer != artifact.layers.end() && layer->second.input &&
-         layer->second.input->dynamic;
+  if (layer != artifact.layers.end() && layer->second.input) return &*layer->second.input;
+  const auto value = artifact.activations.find(node.inputs[0]);
+  return value != artifact.activations.end() ? &value->second : nullptr;
 }
 
 }  // namespace
@@ -96,7 +109,8 @@ struct Executor::Implementation {
   std::function<void(const TapValue&)> tap;
   int64_t rows = 0;  // that the slots have room for
   int input_slot = -1;
-  int64_t input_size = 0;  // floats of one image
+  std::vector<int64_t> image_shape;  // of one image
+  int64_t input_size = 0;            // its floats
   int64_t classes = 0;
 
   // --- preparation
@@ -105,22 +119,29 @@ struct Executor::Implementation {
     NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(*artifact, node));
     NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
     const LinearKernel* kernel = nullptr;
-    if (const auto layer = artifact->layers.find(node.parameter("weight"));
-        layer != artifact->layers.end() && layer->second.input) {
-      const ActivationScheme& input = *layer->second.input;
+    const ActivationScheme* input = asked_input(*artifact, node);
+    if (input != nullptr) {
       // A static input scheme belongs to the integer path of nets whose values are all codes.
-      if (artifact->program.is_language_model() && !input.dynamic) {
+      if (artifact->program.is_language_model() && !input->dynamic) {
         return failure(StatusCode::unsupported, node.name,
                        "float or dynamic int8n/r@f32 inputs were required; found a static ",
-                       to_string(input.scheme));
+                       to_string(input->scheme), "; change the recipe");
       }
-      if (input.dynamic && to_string(input.scheme) != "int8n/r@f32") {
+      if (input->dynamic && to_string(input->scheme) != "int8n/r@f32") {
         return failure(StatusCode::unsupported, node.name,
-                       "dynamic inputs must be int8n/r@f32; found ", to_string(input.scheme));
+                       "dynamic inputs must be int8n/r@f32; found ", to_string(input->scheme),
+                       "; change the recipe");
       }
     }
-    if (options.compute == Compute::dynamic_int8 || wants_int8(*artifact, node)) {
+    const bool must = input != nullptr && input->dynamic;
+    if (options.compute == Compute::dynamic_int8 || must) {
       kernel = select_linear(weight.scheme, LinearActivation::s8);
+    }
+    // The option takes int8 where it can be had; what the artifact asks for is its meaning.
+    if (kernel == nullptr && must) {
+      return failure(StatusCode::unsupported, node.name,
+                     "int8 inputs need integer weights with scales along rows; found ",
+                     to_string(weight.scheme), "; change the recipe");
     }
     if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
     if (kernel == nullptr) {
@@ -212,11 +233,19 @@ struct Executor::Implementation {
   Status prepare() {
     const Program& program = artifact->program;
     NIBBLE_RETURN_IF_ERROR(check_program(program));
+    if (program.nodes.empty() || program.inputs.size() != 1 || program.outputs.size() != 1 ||
+        program.nodes.back().outputs[0] != program.outputs[0].name) {
+      return failure(StatusCode::unsupported, program.architecture,
+                     "one input and one output, made by the last node, were required; found ",
+                     program.inputs.size(), " inputs and ", program.outputs.size(), " outputs");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, value_shapes());
+    const std::vector<int64_t>& input = shapes.at(program.inputs[0].name);
+    image_shape.assign(input.begin(), input.end());
     if (!artifact->activations.empty() && options.integer && !program.is_language_model()) {
       NIBBLE_ASSIGN_OR_RETURN(integer, IntegerPath::create(*artifact, &kernels));
       return ok_status();
     }
-    NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, value_shapes());
     const auto features = [&](const std::string& value) {
       int64_t size = 1;
       for (const int64_t n : shapes.at(value)) size *= n;
@@ -272,6 +301,11 @@ struct Executor::Implementation {
       steps.push_back(std::move(step));
     }
     classes = features(program.outputs[0].name);
+    if (program.is_language_model() && classes != program.vocabulary) {
+      return failure(StatusCode::invalid_argument, program.outputs[0].name,
+                     "logits over the vocabulary of ", program.vocabulary,
+                     " were required; the last node makes ", classes);
+    }
     return ok_status();
   }
 
@@ -462,6 +496,9 @@ Executor::~Executor() = default;
 
 Result<Executor> Executor::create(std::shared_ptr<const Artifact> artifact,
                                   ExecutorOptions options) {
+  if (artifact == nullptr) {
+    return error(StatusCode::invalid_argument, "[runtime] an artifact was required");
+  }
   Executor executor;
   executor.implementation_->artifact = std::move(artifact);
   executor.implementation_->options = options;
@@ -503,6 +540,10 @@ Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
     return failure(StatusCode::invalid_argument, "logits", "[", n, " or 1, ", program.vocabulary,
                    "] was required; found [", logits.rows, ", ", logits.cols, "]");
   }
+  if (!cache.fits(program)) {
+    return failure(StatusCode::invalid_argument, "cache",
+                   "a cache of this model was required; found another model's; use make_cache");
+  }
   if (cache.length() + n > cache.capacity()) {
     return failure(StatusCode::out_of_range, "tokens", "room for ", cache.length() + n,
                    " positions was required; the cache has ", cache.capacity(),
@@ -532,10 +573,14 @@ Status Executor::forward_images(std::span<const float> images, std::span<const i
   if (net.integer) return net.integer->run(images, shape, net.tap, logits);
   const int64_t count = shape.empty() ? 0 : shape[0];
   const int64_t size = net.input_size;
-  if (count < 1 || static_cast<int64_t>(images.size()) != count * size ||
+  const bool same_shape = count > 0 && std::equal(shape.begin() + 1, shape.end(),
+                                                  net.image_shape.begin(),
+                                                  net.image_shape.end());
+  if (!same_shape || static_cast<int64_t>(images.size()) != count * size ||
       logits.rows != count || logits.cols != net.classes) {
-    return failure(StatusCode::invalid_argument, program.inputs[0].name, "images of ", size,
-                   " values and logits [n, ", net.classes, "] were required; found images ",
+    return failure(StatusCode::invalid_argument, program.inputs[0].name, "images of ",
+                   shape_text(net.image_shape), " and logits [n, ", net.classes,
+                   "] were required; found images ",
                    shape_text(shape), " and logits [", logits.rows, ", ", logits.cols, "]");
   }
   const int64_t batch = net.tap ? count : kImages;

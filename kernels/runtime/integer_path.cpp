@@ -1,6 +1,8 @@
 #include "kernels/runtime/integer_path.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <optional>
 
 #include "kernels/base/parallel.h"
@@ -59,11 +61,16 @@ Status failure(StatusCode code, const std::string& where, const Parts&... parts)
 Status check_static(const std::string& where, const ActivationScheme& scheme) {
   const QuantScheme& q = scheme.scheme;
   const bool integer = !q.is_float() && element_info(q.code).kind == ElementKind::integer &&
-                       q.offset == OffsetKind::none;
-  if (integer && !scheme.dynamic && scheme.zero_point == 0 && scheme.scale > 0) return ok_status();
+                       q.offset == OffsetKind::none && q.scales.size() == 1 &&
+                       q.scales[0].block.kind == Block::Kind::tensor;
+  if (integer && !scheme.dynamic && scheme.zero_point == 0 && scheme.scale > 0 &&
+      std::isfinite(scheme.scale)) {
+    return ok_status();
+  }
   return failure(StatusCode::unsupported, where,
-                 "static integer codes with zero point 0 were required; found ", to_string(q),
-                 scheme.dynamic ? ", dynamic" : "", ", zero point ", scheme.zero_point,
+                 "static integer codes with one scale > 0 and zero point 0 were required; found ",
+                 to_string(q), scheme.dynamic ? ", dynamic" : "", ", scale ", scheme.scale,
+                 ", zero point ", scheme.zero_point,
                  "; change the recipe");
 }
 
@@ -192,12 +199,18 @@ struct IntegerPath::Implementation {
     if (const std::string& bias_name = node.parameter("bias"); !bias_name.empty()) {
       NIBBLE_ASSIGN_OR_RETURN(bias, to_float(artifact.tensors.at(bias_name)));
     }
+    const int64_t reach = shape.patch() * 255 * 128;  // of the products alone
     for (int64_t c = 0; c < q.rows; ++c) {
       const std::vector<float>& scales = q.scales[0].values;
       const float scale = scales.size() == 1 ? scales[0] : scales[static_cast<size_t>(c)];
       step.multiplier.push_back(input_scale * scale);
-      step.bias.push_back(
-          bias.empty() ? 0 : integer_bias(bias[static_cast<size_t>(c)], input_scale, scale));
+      const float real = bias.empty() ? 0 : bias[static_cast<size_t>(c)];
+      step.bias.push_back(integer_bias(real, input_scale, scale));
+      if (std::abs(static_cast<int64_t>(step.bias.back())) + reach >= (int64_t{1} << 31)) {
+        return failure(StatusCode::out_of_range, node.name, "a bias within int32 at scale ",
+                       step.multiplier.back(), " was required; found ", real, " for channel ", c,
+                       "; keep this layer float");
+      }
     }
     return aim(artifact, node, shape.outputs, shape.out_height(), shape.out_width(), &step.target);
   }
@@ -245,9 +258,10 @@ struct IntegerPath::Implementation {
                                          pad ? (x.width + stride - 1) / stride : 1));
         step.target.value = find(node.outputs[0]);
         const ActivationScheme& scheme = values[static_cast<size_t>(step.target.value)].scheme;
-        if (scheme.scale != x.scheme.scale) {
-          return failure(StatusCode::failed_precondition, node.name, "the scale of its input, ",
-                         x.scheme.scale, ", was required; found ", scheme.scale,
+        if (!(scheme == x.scheme)) {
+          return failure(StatusCode::failed_precondition, node.name, "the scheme of its input, ",
+                         to_string(x.scheme.scheme), " at ", x.scheme.scale,
+                         ", was required; found ", to_string(scheme.scheme), " at ", scheme.scale,
                          "; this op moves codes and cannot rescale them");
         }
       } else {
