@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kBlockColumns = 512;
 // Token tiles a task runs through one decoded block.
 constexpr int64_t kTaskTiles = 20;
+// More where decoding a block costs as much as some hundred tokens' products.
+constexpr int64_t kAnyTaskTiles = 100;
 // Codes that one task of a direct run reads at least: less is not worth a thread's time.
 constexpr int64_t kTaskBytes = 32 << 10;
 
@@ -67,7 +69,7 @@ std::vector<Tile> tiles_of(const PanelIsa& isa, int64_t n) {
 // to the columns [first, end) of the pair's panels, f32 [end - first, lanes].
 template <class MakeBlock>
 void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
-               MatrixView<float> y, const MakeBlock& block) {
+               MatrixView<float> y, int64_t task_tiles, const MakeBlock& block) {
   const PanelIsa& isa = *w.kernel->panel;
   const std::vector<Tile> tiles = tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
@@ -80,14 +82,15 @@ void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* 
               packed + tile.at * w.cols);
   });
 
-  const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
+  const int64_t chunks = (tile_count + task_tiles - 1) / task_tiles;
   const int64_t width = 2 * w.lanes;
   parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
     const int64_t pair = task / chunks;
-    const int64_t begin = task % chunks * kTaskTiles;
-    const int64_t end = std::min(tile_count, begin + kTaskTiles);
+    const int64_t begin = task % chunks * task_tiles;
+    const int64_t end = std::min(tile_count, begin + task_tiles);
     static thread_local Scratch<float> acc_scratch;
-    float* acc = acc_scratch.get(static_cast<size_t>(kTaskTiles * isa.tile * width));
+    float* acc = acc_scratch.get(
+        static_cast<size_t>(std::min(task_tiles, tile_count) * isa.tile * width));
     for (int64_t first = 0; first < w.cols;) {
       const int64_t stop = block_end(first, w.group, w.cols);
       const float* w0 = nullptr;
@@ -182,7 +185,7 @@ void run_panels_f32(const PreparedLinear& w, MatrixView<const float> x, const fl
     const float* panels = reinterpret_cast<const float*>(codes.codes);
     const int64_t panel = w.cols * w.lanes;
     return run_tiles(
-        w, x, bias, y,
+        w, x, bias, y, kTaskTiles,
         [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
           *w0 = panels + 2 * pair * panel + first * w.lanes;
           *w1 = *w0 + panel;
@@ -190,7 +193,7 @@ void run_panels_f32(const PreparedLinear& w, MatrixView<const float> x, const fl
   }
   const auto decode = w.kernel->isa->decode[static_cast<int>(form)];
   run_tiles(
-      w, x, bias, y,
+      w, x, bias, y, kTaskTiles,
       [&](int64_t pair, int64_t first, int64_t end, const float** w0, const float** w1) {
         static thread_local Scratch<float> scratch;
         float* out = scratch.get(static_cast<size_t>(2 * kBlockColumns * w.lanes));
@@ -205,7 +208,7 @@ void run_panels_f32(const PreparedLinear& w, MatrixView<const float> x, const fl
 void run_any_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
                  MatrixView<float> y) {
   run_tiles(
-      w, x, bias, y,
+      w, x, bias, y, kAnyTaskTiles,
       [&](int64_t pair, int64_t first, int64_t, const float** w0, const float** w1) {
         static thread_local Scratch<float> row_scratch, panel_scratch;
         const int64_t panel = w.cols * w.lanes;
