@@ -66,6 +66,7 @@ struct Recipe {
   std::string compute = "float";      // float | int8: how the artifact is evaluated
   int64_t evaluation_sequences = 64;  // at most, for the report; 0: all
   int64_t evaluation_images = 2000;
+  int64_t evaluation_exact_images = 8;  // compared code by code with the exact mode; 0: all
 
   std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
   bool uses_method(const std::string& name) const;

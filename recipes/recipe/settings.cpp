@@ -210,6 +210,9 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(evaluation_sequences)},
       {"evaluation.images", "", 0, kMany, kAll, "at most, for the report; 0: all",
        NIBBLE_TARGET(evaluation_images)},
+      {"evaluation.exact_images", "", 0, kMany, kQuantizing,
+       "integer nets: compared code by code with the exact mode; 0: all",
+       NIBBLE_TARGET(evaluation_exact_images)},
   };
 }
 

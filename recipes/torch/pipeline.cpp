@@ -14,7 +14,6 @@ namespace {
 
 // Enough images to meet every code path of a kernel's edges; the full set is evaluate's
 // job.
-constexpr int64_t kExactImages = 8;
 
 Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(check_request(request, "quantize", {"ptq"}));
@@ -57,7 +56,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations && held.count() > 0) {
-    report.notes.push_back(check_exact(*artifact, held.images, kExactImages));
+    report.notes.push_back(check_exact(*artifact, held.images, recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
   NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));

@@ -21,7 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kExactImages = 8;
 constexpr int64_t kLongestDefault =
     512;  // tokens of a training sequence when nothing is said
 
@@ -234,7 +233,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   report.ledger = artifact->ledger;
   if (recipe.static_activations) {
     const ImageSet& images = data.held.count() > 0 ? data.held.images : data.train.images;
-    report.notes.push_back(check_exact(*artifact, images, kExactImages));
+    report.notes.push_back(check_exact(*artifact, images, recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
   NIBBLE_RETURN_IF_ERROR(
