@@ -106,6 +106,15 @@ Status check_method(const LayerPlan& layer, const Plan& plan, const Program& pro
         ": act_order needs static_groups (groups are stored in the order of "
         "the columns); found static_groups false; set it true, or act_order false");
   }
+  const QuantScheme& scheme = layer.scheme.weight;
+  const bool one_group =
+      scheme.scales.size() == 1 && scheme.offsets.size() <= 1 &&
+      scheme.scales[0].block.kind == Block::Kind::group &&
+      (scheme.offsets.empty() || scheme.offsets[0].block == scheme.scales[0].block);
+  if (!plan.gptq.static_groups && !one_group) {
+    return refuse(layer.node, ": static_groups false needs one scale a group; found ",
+                  to_string(scheme), "; set static_groups true");
+  }
   return ok_status();
 }
 

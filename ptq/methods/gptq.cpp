@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <span>
 
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
@@ -115,16 +116,60 @@ struct Columns {
   int64_t count;
 };
 
-// Scales and offsets in solving order, codes to be filled.
-struct RowGrid {
-  const Rounding& rounding;
-  const float* scales;  // [out, in], original order
-  const float* offsets;
+// The scales and offsets of a layer, element by element in original order, and the levels
+// that they come from.
+class Grid {
+ public:
+  Grid(const LayerProblem& problem, CodedMatrix& coded, std::span<const float> price)
+      : problem_(problem),
+        coded_(coded),
+        price_(price),
+        rounding_(problem.scheme),
+        scales_(expanded_scales(coded)),
+        offsets_(expanded_offsets(coded)),
+        late_group_(problem.gptq.static_groups ? 0 : problem.scheme.scales[0].block.cols) {}
+
+  uint8_t code(int64_t at, double x) const {
+    return rounding_.code(static_cast<float>(x), scales_[at], offsets_[at]);
+  }
+  double value(int64_t at, uint8_t code) const {
+    return rounding_.value(code, scales_[at], offsets_[at]);
+  }
+
+  bool starts_late_group(int64_t column) const {
+    return late_group_ > 0 && column % late_group_ == 0;
+  }
+  // Without static groups: the scale of the group that begins at `column`, from the weights
+  // as the solve has left them. row [in].
+  void choose_late(int64_t r, int64_t column, const double* row) {
+    const int64_t size = std::min(late_group_, coded_.cols - column);
+    const std::vector<float> x(row + column, row + column + size);
+    const CodedMatrix group = value_or_fail(
+        problem_, choose_scales({x.data(), 1, size}, problem_.scheme, problem_.rule,
+                                price_.subspan(static_cast<size_t>(column), x.size())));
+    const int64_t level = r * coded_.scales[0].cols + column / late_group_;
+    coded_.scales[0].values[level] = group.scales[0].values[0];
+    if (!group.offsets.empty()) {
+      coded_.offsets[0].values[level] = group.offsets[0].values[0];
+    }
+    const std::vector<float> scales = expanded_scales(group);
+    const std::vector<float> offsets = expanded_offsets(group);
+    std::copy(scales.begin(), scales.end(), scales_.begin() + r * coded_.cols + column);
+    std::copy(offsets.begin(), offsets.end(), offsets_.begin() + r * coded_.cols + column);
+  }
+
+ private:
+  const LayerProblem& problem_;
+  CodedMatrix& coded_;
+  std::span<const float> price_;
+  Rounding rounding_;
+  std::vector<float> scales_, offsets_;
+  int64_t late_group_;
 };
 
 // Algorithm 1 on rows [first, first + w.rows). w [rows, in] in solving order,
 // overwritten.
-void solve_rows(const Columns& columns, const at::Tensor& u, const RowGrid& grid,
+void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid,
                 int64_t first, at::Tensor w, uint8_t* codes) {
   const int64_t n = columns.count, rows = w.size(0);
   double* weights = w.data_ptr<double>();
@@ -136,12 +181,11 @@ void solve_rows(const Columns& columns, const at::Tensor& u, const RowGrid& grid
       double* row = weights + r * n;
       const int64_t base = (first + r) * n;
       for (int64_t j = begin; j < end; ++j) {
+        if (grid.starts_late_group(j)) grid.choose_late(first + r, j, row);
         const int64_t at = base + columns.order[j];
-        const float scale = grid.scales[at], offset = grid.offsets[at];
-        codes[at] = grid.rounding.code(static_cast<float>(row[j]), scale, offset);
+        codes[at] = grid.code(at, row[j]);
         const double* u_row = columns.u + j * n;
-        const double error =
-            (row[j] - grid.rounding.value(codes[at], scale, offset)) / u_row[j];
+        const double error = (row[j] - grid.value(at, codes[at])) / u_row[j];
         e[r * kColumns + (j - begin)] = error;
         for (int64_t k = j + 1; k < end; ++k) row[k] -= error * u_row[k];
       }
@@ -156,16 +200,13 @@ void solve_rows(const Columns& columns, const at::Tensor& u, const RowGrid& grid
 // Descent over single codes: with d = w - q, the best value of column j, all others
 // fixed, is q_j + (d H)_j / H_jj. Sweeps until nothing changes, at most `sweeps` times. w
 // [rows, in] are the weights that the codes stand for, in solving order.
-void refine_rows(const Columns& columns, const at::Tensor& h, const RowGrid& grid,
+void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
                  int64_t first, const at::Tensor& w, int sweeps, uint8_t* codes) {
   const int64_t n = columns.count, rows = w.size(0);
   const double* weights = w.data_ptr<double>();
   at::Tensor difference = at::empty_like(w);
   double* d = difference.data_ptr<double>();
-  const auto value = [&](int64_t at) {
-    return static_cast<double>(
-        grid.rounding.value(codes[at], grid.scales[at], grid.offsets[at]));
-  };
+  const auto value = [&](int64_t at) { return grid.value(at, codes[at]); };
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       d[r * n + j] = weights[r * n + j] - value((first + r) * n + columns.order[j]);
@@ -180,8 +221,7 @@ void refine_rows(const Columns& columns, const at::Tensor& h, const RowGrid& gri
         const int64_t at = (first + r) * n + columns.order[j];
         const double* h_row = columns.h + j * n;
         const double now = value(at);
-        const uint8_t code = grid.rounding.code(static_cast<float>(now + g[j] / h_row[j]),
-                                                grid.scales[at], grid.offsets[at]);
+        const uint8_t code = grid.code(at, now + g[j] / h_row[j]);
         if (code == codes[at]) continue;
         const uint8_t before = codes[at];
         codes[at] = code;
@@ -247,11 +287,7 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
       problem, choose_scales(MatrixView<const float>(weight.data_ptr<float>(), rows, n),
                              problem.scheme, problem.rule, price));
   coded.codes.assign(static_cast<size_t>(rows * n), 0);
-  const std::vector<float> scales = expanded_scales(coded),
-                           offsets = expanded_offsets(coded);
-  const Rounding rounding(problem.scheme);
-  const RowGrid grid{rounding, scales.data(), offsets.data()};
-
+  Grid grid(problem, coded, price);
   in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
     const at::Tensor target = w.narrow(0, first, count);

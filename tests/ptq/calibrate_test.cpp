@@ -1,0 +1,300 @@
+#include "ptq/calibrate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/base/parallel.h"
+#include "ptq/error.h"
+#include "tests/ptq/small_models.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+Plan decoder_plan(const Program& program, const char* scheme, const char* method) {
+  Plan plan;
+  plan.calibration_sequences = 40;
+  plan.calibration_length = 24;
+  for (const Node& node : program.nodes) {
+    if (!find_op(node.op)->is_layer || plan.find(node.parameter("weight"))) continue;
+    LayerPlan layer;
+    layer.node = node.name;
+    layer.tensor = node.parameter("weight");
+    layer.method = "float";
+    layer.reason = "embedding kept float by the recipe";
+    if (node.op == "linear") {
+      layer.scheme.weight = parse_scheme(scheme).value();
+      layer.method = method;
+      layer.reason = "";
+    }
+    plan.layers.push_back(layer);
+  }
+  return plan;
+}
+
+CalibrationData sequences(int64_t count, int64_t length, uint64_t seed) {
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  CalibrationData data;
+  for (int64_t i = 0; i < count; ++i) {
+    const at::Tensor ids = at::randint(0, 23, {length - i % 3}, generator, at::kInt);
+    data.sequences.emplace_back(ids.data_ptr<int32_t>(),
+                                ids.data_ptr<int32_t>() + ids.numel());
+  }
+  data.description = "random ids";
+  return data;
+}
+
+CalibrationData images(int64_t count, uint64_t seed) {
+  CalibrationData data;
+  data.images = from_torch(
+      at::randn({count, 3, 8, 8}, at::detail::createCPUGenerator(seed), at::kFloat));
+  return data;
+}
+
+std::string failure_of(const Artifact& model, const Plan& plan,
+                       const CalibrationData& data, StatusCode code) {
+  try {
+    calibrate(std::make_shared<Artifact>(model), plan, data, {});
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status().code(), code);
+    return error.what();
+  }
+  return "calibrate accepted it";
+}
+
+double total_output_error(const Calibrated& calibrated) {
+  double total = 0;
+  for (const auto& [tensor, account] : calibrated.accounts) total += account.output_error;
+  return total;
+}
+
+// Mean squared distance of the logits from the float model's.
+double distance(const Artifact& model, const Calibrated& calibrated,
+                const CalibrationData& data) {
+  const at::NoGradGuard no_gradients;
+  ProgramModule before(model), after(model);
+  before->eval();
+  after->eval();
+  for (const auto& [tensor, coded] : calibrated.weights) {
+    at::Tensor values = at::empty({coded.rows, coded.cols});
+    throw_if_error(dequantize(coded, {values.data_ptr<float>(), coded.rows, coded.cols}));
+    after->set_parameter(tensor, values);
+  }
+  double sum = 0;
+  for (const std::vector<int32_t>& ids : data.sequences) {
+    const at::Tensor input = at::tensor(ids).to(at::kLong).unsqueeze(0);
+    sum +=
+        (before->forward(input) - after->forward(input)).square().mean().item<double>();
+  }
+  return sum / static_cast<double>(data.sequences.size());
+}
+
+TEST(Calibrate, SolvesEveryPlannedLayer) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(1));
+  const Plan plan = decoder_plan(model->program, "int4/g8@f16", "gptq");
+  std::vector<std::string> order;
+  const Calibrated result = calibrate(
+      model, plan, sequences(40, 24, 2),
+      [&](const std::string&, const std::string& what, int64_t done, int64_t total) {
+        EXPECT_EQ(total, 14);
+        EXPECT_EQ(done, static_cast<int64_t>(order.size()) + 1);
+        order.push_back(what);
+      });
+  EXPECT_EQ(result.weights.size(), 14u);
+  ASSERT_EQ(order.size(), 14u);
+  EXPECT_EQ(order[0], "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(order[13], "model.layers.1.mlp.down_proj");
+  int64_t tokens = 0;
+  for (const auto& ids : sequences(40, 24, 2).sequences)
+    tokens += static_cast<int64_t>(ids.size());
+  for (const auto& [tensor, account] : result.accounts) {
+    EXPECT_EQ(account.tokens, tokens) << tensor;
+    EXPECT_GT(account.error, 1e-4) << tensor;
+    EXPECT_LT(account.error, 0.1) << tensor;
+    EXPECT_GT(account.output_error, 1e-5) << tensor;
+    EXPECT_LT(account.output_error, account.error) << tensor;  // what GPTQ is for
+  }
+  EXPECT_EQ(result.calibration, "random ids");
+}
+
+TEST(Calibrate, GptqComesNearerToTheFloatModelThanRtn) {
+  const CalibrationData data = sequences(40, 24, 2), others = sequences(20, 24, 3);
+  double gptq = 0, rtn = 0;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    const auto model = std::make_shared<Artifact>(testing::small_llama(seed));
+    gptq += distance(
+        *model,
+        calibrate(model, decoder_plan(model->program, "int4/g8@f16", "gptq"), data, {}),
+        others);
+    rtn += distance(
+        *model,
+        calibrate(model, decoder_plan(model->program, "int4/g8@f16", "rtn"), {}, {}),
+        others);
+  }
+  EXPECT_LT(gptq, 0.9 * rtn);
+  EXPECT_GT(gptq, 0.05 * rtn);
+}
+
+TEST(Calibrate, ThePrefixIsQuantizedOnlyWhenAsked) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(4));
+  Plan plan = decoder_plan(model->program, "int3/g8@f16", "gptq");
+  plan.gptq.match_float = false;
+  const CalibrationData data = sequences(40, 24, 5);
+  const Calibrated quantized = calibrate(model, plan, data, {});
+  plan.gptq.quantized_prefix = false;
+  const Calibrated plain = calibrate(model, plan, data, {});
+  // Nothing is before the first layer; something is before the last.
+  const char* first = "model.layers.0.self_attn.q_proj.weight";
+  const char* last = "model.layers.1.mlp.down_proj.weight";
+  EXPECT_EQ(quantized.weights.at(first), plain.weights.at(first));
+  EXPECT_NE(quantized.weights.at(last), plain.weights.at(last));
+}
+
+TEST(Calibrate, SameCodesAtOneAndTwoThreads) {
+  const int before = thread_count();
+  const auto model = std::make_shared<Artifact>(testing::small_llama(6));
+  Plan plan = decoder_plan(model->program, "int4/g8@f16", "gptq");
+  for (LayerPlan& layer : plan.layers) layer.rule.kind = ScaleRule::Kind::mse;
+  std::vector<Calibrated> results;
+  for (const int threads : {1, 2}) {
+    set_thread_count(threads);
+    results.push_back(calibrate(model, plan, sequences(40, 24, 7), {}));
+  }
+  set_thread_count(before);
+  EXPECT_EQ(results[0].weights, results[1].weights);
+  EXPECT_EQ(total_output_error(results[0]), total_output_error(results[1]));
+}
+
+TEST(Calibrate, SaysWhatIsWrongWithTheData) {
+  const Artifact model = testing::small_llama(1);
+  const Plan plan = decoder_plan(model.program, "int4/g8@f16", "gptq");
+  EXPECT_EQ(
+      failure_of(model, plan, {}, StatusCode::failed_precondition),
+      "[calibrate] model.layers.0.self_attn.q_proj: method gptq needs calibration data; "
+      "found none; give --calibration");
+  EXPECT_EQ(
+      failure_of(model, plan, sequences(39, 24, 1), StatusCode::failed_precondition),
+      "[calibrate] data: 40 sequences are planned; found 39; give more or set "
+      "calibration_sequences=39");
+  CalibrationData longer = sequences(40, 24, 1);
+  longer.sequences[3].resize(25);
+  EXPECT_EQ(failure_of(model, plan, longer, StatusCode::invalid_argument),
+            "[calibrate] data: sequence 3 must have 1 to 24 ids; found 25");
+  CalibrationData foreign = sequences(40, 24, 1);
+  foreign.sequences[2][0] = 23;
+  EXPECT_EQ(
+      failure_of(model, plan, foreign, StatusCode::out_of_range),
+      "[calibrate] data: sequence 2 must have ids below 23; found 23; is it another "
+      "tokenizer's?");
+}
+
+TEST(Calibrate, RefusesWhatIsQuantizedAlready) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(1));
+  const Plan plan = decoder_plan(model->program, "int4/g8@f16", "rtn");
+  const Artifact frozen = freeze(calibrate(model, plan, {}, {}), {});
+  EXPECT_EQ(
+      failure_of(frozen, plan, {}, StatusCode::failed_precondition),
+      "[calibrate] model.layers.0.self_attn.q_proj: a float weight is required; found it "
+      "quantized already; start from the float checkpoint");
+}
+
+// --- static activations
+
+struct CnnCase {
+  std::shared_ptr<Artifact> model;
+  Plan plan;
+};
+
+CnnCase cnn_case() {
+  CnnCase c;
+  c.model =
+      std::make_shared<Artifact>(prepare_for_plan(testing::small_cnn(1), true).value());
+  c.plan.calibration_sequences = 40;
+  c.plan.activations =
+      integer_activations(c.model->program, parse_scheme(kSignedActivation).value(),
+                          parse_scheme(kUnsignedActivation).value())
+          .value();
+  for (const Node& node : c.model->program.nodes) {
+    if (!find_op(node.op)->is_layer) continue;
+    LayerPlan layer;
+    layer.node = node.name;
+    layer.tensor = node.parameter("weight");
+    layer.scheme.weight = parse_scheme("int8n/r@f32").value();
+    layer.method = "rtn";
+    c.plan.layers.push_back(layer);
+  }
+  return c;
+}
+
+TEST(CalibrateActivations, MinmaxScalesAreTheLargestMagnitudeOfTheFloatModel) {
+  CnnCase c = cnn_case();
+  LayerPlan& second = c.plan.layers[1];  // its input is requantized to 4 bits
+  second.scheme.input = ActivationScheme{.scheme = parse_scheme("uint4/t@f32").value()};
+  const CalibrationData data = images(40, 3);
+  const Calibrated result = calibrate(c.model, c.plan, data, {});
+
+  std::map<std::string, float> largest = {
+      {"image", to_torch(data.images).abs().max().item<float>()}};
+  ProgramModule module(*c.model);
+  module->eval();
+  module->set_tap(
+      [&](const Node& node, const std::vector<at::Tensor>&, const at::Tensor& y) {
+        largest[node.outputs[0]] = y.abs().max().item<float>();
+      });
+  const at::NoGradGuard no_gradients;
+  module->forward(to_torch(data.images));
+
+  ASSERT_EQ(result.activations.size(), c.plan.activations.size());
+  for (const auto& [value, activation] : result.activations) {
+    const bool is_signed = code_lowest(activation.scheme) < 0;
+    const float exact = largest.at(value) / (is_signed ? 127.0f : 255.0f);
+    if (value == "layer1.0.shortcut") continue;
+    EXPECT_LE(activation.scale, exact * 1.00001f) << value;
+    // -128 may hold the largest magnitude.
+    EXPECT_GE(activation.scale, exact * (is_signed ? 0.992f : 0.99999f)) << value;
+  }
+  // Codes pass through the shortcut as they are.
+  EXPECT_EQ(result.activations.at("layer1.0.shortcut"), result.activations.at("relu1"));
+  EXPECT_EQ(result.plan.activations, result.activations);
+  const ActivationScheme& input = result.layer_inputs.at(second.node);
+  EXPECT_NEAR(input.scale, largest.at("relu1") / 15, 1e-5);
+}
+
+TEST(CalibrateActivations, TheMseObserverCutsTheRange) {
+  CnnCase c = cnn_case();
+  const Calibrated minmax = calibrate(c.model, c.plan, images(40, 3), {});
+  c.plan.observer = "mse";
+  const Calibrated mse = calibrate(c.model, c.plan, images(40, 3), {});
+  int cut = 0;
+  for (const auto& [value, activation] : mse.activations) {
+    EXPECT_LE(activation.scale, minmax.activations.at(value).scale) << value;
+    EXPECT_GT(activation.scale, 0.2f * minmax.activations.at(value).scale) << value;
+    cut += activation.scale < minmax.activations.at(value).scale;
+  }
+  EXPECT_GT(cut, 0);
+}
+
+TEST(CalibrateActivations, NeedDataAndFiniteValues) {
+  const CnnCase c = cnn_case();
+  EXPECT_EQ(
+      failure_of(*c.model, c.plan, {}, StatusCode::failed_precondition),
+      "[calibrate] activations: static scales needs calibration data; found none; give "
+      "--calibration");
+  EXPECT_THAT(
+      failure_of(*c.model, c.plan, images(39, 3), StatusCode::failed_precondition),
+      StartsWith("[calibrate] data: 40 images are planned; found 39;"));
+  CalibrationData broken = images(40, 3);
+  at::Tensor pixels = to_torch(broken.images);
+  pixels[0][0][0][0] = std::nanf("");
+  broken.images = from_torch(pixels);
+  EXPECT_THAT(failure_of(*c.model, c.plan, broken, StatusCode::out_of_range),
+              HasSubstr("activations must be finite on the calibration data; found NaN"));
+}
+
+}  // namespace
+}  // namespace nibble
