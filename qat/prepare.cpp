@@ -72,6 +72,17 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
     module->quantize_input(node,
                            activation_quantizer(scheme, options.learn_activation_scale));
   }
+  // With every value in integers the artifact runs the integer path, whose biases are
+  // whole multiples of s_x * s_w: coarse for 4-bit codes, so training has to see it.
+  if (!calibrated.activations.empty()) {
+    for (const LayerPlan& layer : calibrated.plan.layers) {
+      const Node* node = program.find(layer.node);
+      if (layer.method != "float" && node != nullptr &&
+          !node->parameter("bias").empty()) {
+        module->round_bias(layer.node);
+      }
+    }
+  }
   return module;
 }
 

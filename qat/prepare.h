@@ -10,6 +10,9 @@
 // calibrated scales. A value that only moves codes (shortcut_pad, flatten) keeps the
 // scale of its input.
 //
+// Where values have schemes (the integer path), biases round to s_x * s_w as the kernels
+// do.
+//
 // finish() reads codes from the same FakeQuantize objects that training used, so the
 // artifact is what was trained; parameters that stay float go back to the dtype they came
 // in.

@@ -255,13 +255,15 @@ void FakeQuantizeImpl::learn_scale() {
         cat("learn_scale: an innermost scale of integers or floats was required; found '",
             to_string(scheme_), "'; train it with fixed scales"));
   }
-  scale_ = register_parameter("scale", at::tensor(levels_.scales[0].values, at::kFloat));
+  const Tensor start = at::tensor(levels_.scales[0].values, at::kFloat);
+  floor_ = (start / 256).clamp_min(smallest_scale(scheme_.scales[0]));
+  scale_ = register_parameter("scale", start);
 }
 
 void FakeQuantizeImpl::keep_positive() {
   if (!scale_.defined()) return;
   torch::NoGradGuard no_grad;
-  scale_.clamp_min_(smallest_scale(scheme_.scales[0]));
+  at::maximum_out(scale_, scale_, floor_);
 }
 
 CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
@@ -326,11 +328,15 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
                             gradient_scale);
 }
 
+CodedMatrix FakeQuantizeImpl::levels(const Tensor& weight) const {
+  const Tensor x = weight.detach().contiguous();
+  return levels_of(x.const_data_ptr<float>(), x.size(0), x.numel() / x.size(0));
+}
+
 CodedMatrix FakeQuantizeImpl::coded(const Tensor& weight) const {
   const Tensor x = weight.detach().contiguous();
-  const int64_t rows = x.size(0), cols = x.numel() / rows;
-  CodedMatrix result = levels_of(x.const_data_ptr<float>(), rows, cols);
-  throw_if_error(quantize({x.const_data_ptr<float>(), rows, cols}, result));
+  CodedMatrix result = levels(x);
+  throw_if_error(quantize({x.const_data_ptr<float>(), result.rows, result.cols}, result));
   return result;
 }
 

@@ -48,14 +48,16 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void set_scale(float scale);                 // per-tensor
   void learn_scale();                          // LSQ; a scale must be set
   bool learns_scale() const { return scale_.defined(); }
-  // A learned scale that a step drove to zero or below becomes the smallest that its
-  // element can say; the trainer calls this after every step.
+  // A learned scale stays above 1/256 of where it began (all values clipped, a gradient
+  // still brings it back) and what its element can say; the trainer calls this every
+  // step.
   void keep_positive();
   void set_enabled(bool enabled) { enabled_ = enabled; }
 
   // The codes and levels that ship for this weight: equal to what forward simulated.
   CodedMatrix coded(const torch::Tensor& weight) const;
-  ActivationScheme activation() const;  // with the scale of now
+  CodedMatrix levels(const torch::Tensor& weight) const;  // the same without the codes
+  ActivationScheme activation() const;                    // with the scale of now
 
  private:
   // The levels of now for this x: fixed, learned or chosen; codes empty.
@@ -67,6 +69,7 @@ class FakeQuantizeImpl : public torch::nn::Module {
   bool is_activation_ = false;
   bool enabled_ = true;
   CodedMatrix levels_;   // set_levels, set_scale; rows 0: none
+  torch::Tensor floor_;  // learned: [level 0 values], the least that each may be
   torch::Tensor scale_;  // learned: [level 0 values]
 };
 TORCH_MODULE(FakeQuantize);

@@ -182,6 +182,16 @@ void ProgramModuleImpl::quantize_input(const std::string& node, FakeQuantize qua
   place("input_quantizers", inputs_, node, std::move(quantizer));
 }
 
+void ProgramModuleImpl::round_bias(const std::string& node) {
+  const Node* found = program_.find(node);
+  if (found == nullptr || found->parameter("bias").empty()) {
+    fail(StatusCode::not_found,
+         cat("[program_module] round_bias: a node with a bias was required; found '",
+             node, "'; `nibble inspect` lists them"));
+  }
+  rounded_biases_.insert(node);
+}
+
 void ProgramModuleImpl::set_tap(NodeTap tap) { tap_ = std::move(tap); }
 
 std::map<std::string, Tensor> ProgramModuleImpl::tensors() const {
@@ -202,6 +212,45 @@ torch::Tensor ProgramModuleImpl::value_as_read(const std::string& value,
                                                const torch::Tensor& x) {
   auto quantizer = values_.find(value);
   return quantizer == values_.end() ? x : quantizer->second->forward(x);
+}
+
+torch::Tensor ProgramModuleImpl::bias_of(const Node& node,
+                                         const std::string& tensor_name) {
+  // s_x: the layer's own input scheme, else its value's, found behind ops that move
+  // codes.
+  const FakeQuantize* input = nullptr;
+  if (auto own = inputs_.find(node.name); own != inputs_.end()) input = &own->second;
+  for (std::string value = node.inputs[0]; input == nullptr;) {
+    if (auto found = values_.find(value); found != values_.end()) {
+      input = &found->second;
+      break;
+    }
+    const Node* producer = program_.producer(value);
+    if (!producer || (producer->op != "flatten" && producer->op != "shortcut_pad")) break;
+    value = producer->inputs[0];
+  }
+  const std::string& weight = node.parameter("weight");
+  const auto quantizer = weights_.find(weight);
+  CodedMatrix levels;
+  if (quantizer != weights_.end())
+    levels = quantizer->second->levels(by_name_.at(weight));
+  const int64_t channels = by_name_.at(tensor_name).numel();
+  const int64_t scales = levels.scales.size() == 1 ? levels.scales[0].values.size() : 0;
+  if (input == nullptr || (scales != 1 && scales != channels) ||
+      !levels.offsets.empty()) {
+    fail(StatusCode::failed_precondition,
+         cat("[program_module] ", node.name,
+             ": a static input scale and a symmetric weight with one scale "
+             "a row or a tensor were required to round its bias; found none; quantize "
+             "both"));
+  }
+  const torch::Tensor unit =
+      at::tensor(levels.scales[0].values, at::kFloat).mul((*input)->activation().scale);
+  const torch::Tensor bias = by_name_.at(tensor_name);
+  // Double, as integer_bias divides.
+  const torch::Tensor counts =
+      bias.detach().to(at::kDouble).div(unit.to(at::kDouble)).round();
+  return bias + (counts.to(at::kFloat) * unit - bias).detach();
 }
 
 torch::Tensor ProgramModuleImpl::input_as_read(const std::string& name,
@@ -229,7 +278,8 @@ torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
   TorchOpCall call{
       .node = node, .inputs = inputs, .parameters = {}, .training = is_training()};
   for (const auto& [role, name] : node.parameters) {
-    call.parameters[role] = weight_of(name, pass);
+    const bool rounded = role == "bias" && rounded_biases_.count(node.name) > 0;
+    call.parameters[role] = rounded ? bias_of(node, name) : weight_of(name, pass);
   }
   torch::Tensor output = find_torch_op(node.op)->run(call);
   if (tap_) tap_(node, inputs, output);

@@ -5,9 +5,12 @@
 // f32 [batch, channels, height, width] -> logits [batch, classes]. f32 parameters.
 //
 // What a layer reads: the value, through the value's fake quantizer, then through the
-// layer's own input quantizer. Its weight goes through the weight's. Biases and norms are
-// never touched. batch_norm follows train() and eval(): batch statistics and running ones
-// (momentum 0.1).
+// layer's own input quantizer. Its weight goes through the weight's. Norms are never
+// touched; a bias is where round_bias asks for what the integer path does
+// (kernels/runtime/integer_node.h), straight through:
+//   bias'[c] = rint(bias[c] / m[c]) * m[c],   m[c] = s_x * s_w[c]
+// batch_norm follows train() and eval(): batch statistics and running ones (momentum
+// 0.1).
 //
 // Throws nibble::Error: not_found (a tensor that the program names is missing, or a name
 // that is no tensor, value or node of it), unsupported (an op without a row in
@@ -22,6 +25,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -58,6 +62,9 @@ class ProgramModuleImpl : public torch::nn::Module {
   void quantize_weight(const std::string& tensor_name, FakeQuantize quantizer);
   void quantize_value(const std::string& value, FakeQuantize quantizer);
   void quantize_input(const std::string& node, FakeQuantize quantizer);
+  // The node has a static input scale and a weight with one scale a row or a tensor.
+  // failed_precondition otherwise, when it runs.
+  void round_bias(const std::string& node);
   const std::map<std::string, FakeQuantize>& weight_quantizers() const {
     return weights_;
   }
@@ -83,6 +90,7 @@ class ProgramModuleImpl : public torch::nn::Module {
   };
   torch::Tensor run_node(const Node& node, Pass& pass);
   torch::Tensor weight_of(const std::string& tensor_name, Pass& pass);
+  torch::Tensor bias_of(const Node& node, const std::string& tensor_name);
   torch::Tensor input_as_read(const std::string& name, const torch::Tensor& x);
   torch::Tensor value_as_read(const std::string& value, const torch::Tensor& x);
   void register_tensor(const std::string& name, torch::Tensor value, bool trainable);
@@ -94,6 +102,7 @@ class ProgramModuleImpl : public torch::nn::Module {
       dies_;  // per node: values that nobody reads after it
   std::map<std::string, torch::Tensor> by_name_;
   std::map<std::string, FakeQuantize> weights_, values_, inputs_;
+  std::set<std::string> rounded_biases_;  // by node name
   NodeTap tap_;
 };
 TORCH_MODULE(ProgramModule);

@@ -1,0 +1,239 @@
+#include "qat/prepare.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "ptq/module/exact_module.h"
+#include "qat/trainer.h"
+#include "tests/ptq/small_models.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::small_cnn;
+using testing::small_llama;
+
+torch::Tensor random(std::vector<int64_t> shape, uint64_t seed) {
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  return at::randn(shape, generator, at::kFloat);
+}
+
+LayerPlan planned(const std::string& node, const std::string& weight,
+                  const char* input = nullptr) {
+  LayerPlan layer;
+  layer.node = node;
+  layer.tensor = node + ".weight";
+  layer.scheme.weight = *parse_scheme(weight);
+  layer.method = "rtn";
+  if (input) layer.scheme.input = ActivationScheme{*parse_scheme(input), false, 0, 0};
+  return layer;
+}
+
+// 4-bit weights and inputs inside, 8 bits at the ends.
+Calibrated calibrated_cnn() {
+  auto model =
+      std::make_shared<const Artifact>(small_cnn(1, 5, /*with_batch_norm=*/false));
+  Plan plan;
+  plan.layers = {planned("conv1", "int8/r@f32"),
+                 planned("layer1.0.conv1", "int4/r@f32", "uint4/t@f32"),
+                 planned("layer1.0.conv2", "int4/r@f32", "uint4/t@f32"),
+                 planned("linear", "int8/r@f32")};
+  plan.activations =
+      value_or_throw(integer_activations(model->program, *parse_scheme(kSignedActivation),
+                                         *parse_scheme(kUnsignedActivation)));
+  CalibrationData data;
+  data.images = from_torch(random({32, 3, 8, 8}, 2));
+  data.description = "noise";
+  plan.calibration_sequences = 32;
+  return calibrate(model, plan, data, nullptr);
+}
+
+// Which of five stripes an image is bright in.
+TrainingData stripes() {
+  TrainingData data;
+  data.batches_per_epoch = 50;
+  data.batch = [](int64_t epoch, int64_t batch) {
+    torch::Tensor x =
+        random({16, 3, 8, 8}, static_cast<uint64_t>(epoch * 100 + batch)) * 0.5;
+    torch::Tensor target = at::empty({16}, at::kLong);
+    for (int64_t i = 0; i < 16; ++i) {
+      const int64_t label = (i * 3 + batch) % 5;
+      target[i] = label;
+      x[i][label % 3] += label < 3 ? 1.0 : -1.0;
+    }
+    return TrainingBatch{x, target};
+  };
+  return data;
+}
+
+TEST(Prepare, TheFrozenNetIsTheTrainedOne) {
+  const Calibrated before = calibrated_cnn();
+  ProgramModule module = prepare(before, QatOptions{});
+  EXPECT_EQ(module->weight_quantizers().size(), 4u);
+  EXPECT_EQ(module->input_quantizers().size(), 2u);
+  EXPECT_FALSE(module->value_quantizers().count("layer1.0.shortcut"));  // moves codes
+  EXPECT_FALSE(module->value_quantizers().count("conv1"));  // its ReLU has the scheme
+  EXPECT_FALSE(module->value_quantizers().count("linear"));
+
+  TrainOptions options;
+  options.optimizer = "sgd";
+  options.learning_rate = 0.05;
+  options.scale_learning_rate = 0.002;
+  options.steps = 150;
+  options.clip_norm = 0;
+  options.log_every = 30;
+  const TrainResult result = train(module, stripes(), options, {}, false, nullptr);
+  EXPECT_LT(result.history.back().loss, 0.7 * result.history.front().loss);
+
+  const Calibrated after = finish(module, before);
+  int scales_moved = 0;
+  for (const auto& [value, scheme] : after.activations) {
+    scales_moved += scheme.scale != before.activations.at(value).scale;
+  }
+  EXPECT_GE(scales_moved, 5);
+  EXPECT_NE(after.weights.at("linear.weight").scales,
+            before.weights.at("linear.weight").scales);
+  EXPECT_EQ(after.activations.at("layer1.0.shortcut").scale,
+            after.activations.at("relu1").scale);
+  EXPECT_NE(after.layer_inputs.at("layer1.0.conv1").scale,
+            before.layer_inputs.at("layer1.0.conv1").scale);
+
+  const Artifact artifact = freeze(after, Provenance{});
+  EXPECT_TRUE(check_artifact(artifact).ok()) << check_artifact(artifact).message();
+  EXPECT_EQ(artifact.ledger.find("linear.weight")->method, "lsq");
+  EXPECT_GT(artifact.ledger.find("layer1.0.conv1.weight")->error, 1e-4);
+  EXPECT_LT(artifact.ledger.find("layer1.0.conv1.weight")->error, 0.1);
+  // The codes stand for the weights that training saw.
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, packed] : artifact.packed) {
+    const torch::Tensor seen = FakeQuantize(module->weight_quantizers().at(name))
+                                   ->forward(module->parameter(name));
+    torch::Tensor shipped = at::empty_like(seen).contiguous();
+    ASSERT_TRUE(
+        dequantize_rows(packed, 0,
+                        {shipped.mutable_data_ptr<float>(), packed.rows, packed.cols})
+            .ok());
+    EXPECT_TRUE(at::equal(seen, shipped)) << name;
+  }
+  // The integers of the exact mode are the simulation's, but for float sums that fall on
+  // the other side of a rounding.
+  const torch::Tensor images = random({200, 3, 8, 8}, 9);
+  std::map<std::string, torch::Tensor> codes;
+  const torch::Tensor exact = run_exact(
+      artifact, images,
+      [&](const std::string& value, const torch::Tensor& q) { codes[value] = q; });
+  int64_t compared = 0, different = 0;
+  module->set_tap(
+      [&](const Node& n, const std::vector<torch::Tensor>& inputs, const torch::Tensor&) {
+        const auto found = codes.find(n.inputs[0]);
+        if (n.op == "relu" || n.op == "add" || found == codes.end()) return;
+        if (artifact.layers.count(n.name + ".weight") &&
+            artifact.layers.at(n.name + ".weight").input)
+          return;
+        const torch::Tensor simulated =
+            inputs[0] / artifact.activations.at(n.inputs[0]).scale;
+        compared += simulated.numel();
+        different += (simulated - found->second).abs().gt(0.5).sum().item<int64_t>();
+      });
+  const torch::Tensor simulated = module->forward(images);
+  EXPECT_GT(compared, 40000);
+  EXPECT_LT(different, compared / 500);
+  EXPECT_LT((exact - simulated).abs().mean().item<double>(),
+            0.02 * simulated.abs().mean().item<double>());
+}
+
+TEST(Prepare, WeightsAloneWithFixedLevels) {
+  auto model = std::make_shared<const Artifact>(small_llama(3));
+  Plan plan;
+  for (const Node& n : model->program.nodes) {
+    if (n.op != "linear" && n.op != "embedding") continue;
+    if (n.name == "lm_head") continue;  // tied: the embedding's row plans it
+    LayerPlan layer = planned(n.name, "uint4/g8@f16+z/g8@uint4");
+    if (n.op == "embedding") {
+      layer.scheme.weight = QuantScheme{};
+      layer.method = "float";
+      layer.reason = "embedding";
+    }
+    plan.layers.push_back(layer);
+  }
+  const Calibrated before = calibrate(model, plan, CalibrationData{}, nullptr);
+  ProgramModule module = prepare(before, QatOptions{.learn_weight_scale = false});
+  for (const auto& item : module->named_parameters()) {
+    EXPECT_THAT(item.key(), ::testing::Not(HasSubstr("_quantizers.")))
+        << "nothing is learned";
+  }
+  TrainingData data;
+  data.batches_per_epoch = 10;
+  data.batch = [](int64_t, int64_t batch) {
+    at::Generator generator =
+        at::detail::createCPUGenerator(static_cast<uint64_t>(batch));
+    const torch::Tensor ids = at::randint(0, 23, {4, 9}, generator, at::kLong);
+    return TrainingBatch{ids.slice(1, 0, 8), ids.slice(1, 1, 9).contiguous()};
+  };
+  TrainOptions options;
+  options.steps = 5;
+  options.learning_rate = 0.05;
+  train(module, data, options, {}, false, nullptr);
+  const Calibrated after = finish(module, before);
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  EXPECT_EQ(after.weights.at(name).scales, before.weights.at(name).scales);
+  EXPECT_EQ(after.weights.at(name).offsets, before.weights.at(name).offsets);
+  EXPECT_NE(after.weights.at(name).codes, before.weights.at(name).codes);
+  EXPECT_EQ(after.plan.find(name)->method, "straight-through");
+  EXPECT_NE(after.model->tensors.at("model.norm.weight").bytes.text(),
+            before.model->tensors.at("model.norm.weight").bytes.text());
+  const Artifact artifact = freeze(after, Provenance{});
+  EXPECT_TRUE(check_artifact(artifact).ok()) << check_artifact(artifact).message();
+
+  // A module of the artifact is the trained module, to the bit: same floats, same ops.
+  ProgramModule shipped(artifact);
+  shipped->eval();
+  torch::NoGradGuard no_grad;
+  const torch::Tensor ids = data.batch(0, 77).input;
+  EXPECT_TRUE(at::equal(shipped->forward(ids), module->forward(ids)));
+}
+
+TEST(Prepare, FloatsGoBackToTheirDtype) {
+  Artifact artifact = small_cnn(4, 5, false);
+  Tensor& bias = artifact.tensors.at("linear.bias");
+  const torch::Tensor half = to_torch(bias).to(at::kBFloat16);
+  bias.dtype = DType::bf16;
+  bias.bytes = Bytes::copy_of(half.const_data_ptr(), half.nbytes());
+  Calibrated before;
+  before.model = std::make_shared<const Artifact>(artifact);
+  for (const char* name : {"conv1", "layer1.0.conv1", "layer1.0.conv2", "linear"}) {
+    LayerPlan layer = planned(name, "int8/r@f32");
+    layer.scheme.weight = QuantScheme{};
+    layer.method = "float";
+    layer.reason = "test";
+    before.plan.layers.push_back(layer);
+  }
+  ProgramModule module = prepare(before, QatOptions{});
+  module->set_parameter("linear.bias",
+                        at::full({5}, 1.00390625f));  // between two bf16 numbers
+  const Calibrated after = finish(module, before);
+  const Tensor& found = after.model->tensors.at("linear.bias");
+  EXPECT_EQ(found.dtype, DType::bf16);
+  EXPECT_EQ((*to_float(found))[0], 1.0f);  // half to even
+  EXPECT_EQ(after.model->tensors.at("linear.weight").bytes.text(),
+            artifact.tensors.at("linear.weight").bytes.text());
+}
+
+TEST(Prepare, ALayerWithoutCodesIsNamed) {
+  Calibrated before;
+  before.model = std::make_shared<const Artifact>(small_cnn(5, 5, false));
+  before.plan.layers = {planned("conv1", "int8/r@f32")};
+  try {
+    prepare(before, QatOptions{});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status().code(), StatusCode::failed_precondition);
+    EXPECT_THAT(error.status().message(),
+                HasSubstr("[prepare] conv1.weight: planned as int8/r@f32"));
+  }
+}
+
+}  // namespace
+}  // namespace nibble
