@@ -18,8 +18,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The length of text without the unfinished UTF-8 character at its end.
-size_t whole_characters(const std::string& text) {
+// The length of text without what the next token may still change: an unfinished UTF-8
+// character at its end, as bytes or as the replacement characters that decode puts for
+// them.
+size_t settled_length(std::string_view text) {
+  constexpr std::string_view kReplacement = "\xef\xbf\xbd";
+  while (text.size() >= 3 && text.substr(text.size() - 3) == kReplacement)
+    text.remove_suffix(3);
   size_t back = 0;
   while (back < 4 && back < text.size()) {
     const unsigned char c = static_cast<unsigned char>(text[text.size() - 1 - back]);
@@ -36,7 +41,7 @@ class Stream {
  public:
   explicit Stream(bool on) : on_(on) {}
   void show(const std::string& text, bool last) {
-    const size_t end = last ? text.size() : whole_characters(text);
+    const size_t end = last ? text.size() : settled_length(text);
     if (!on_ || end <= shown_) return;
     std::cout.write(text.data() + shown_, static_cast<std::streamsize>(end - shown_));
     std::cout.flush();

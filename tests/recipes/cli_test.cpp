@@ -317,10 +317,11 @@ TEST_F(Cli, TrainsFromNoiseAndThenWithQuantization) {
   SKIP_WITHOUT_TORCH();
   write_small_llama(mine("empty"), /*weights=*/false);
   const std::vector<std::string> settings = {
-      "--set", "data.per_line=true", "--set", "train.batch=8", "--data", at("train.txt")};
+      "--set",  "data.per_line=true", "--set", "train.batch=8", "--threads", "1",
+      "--data", at("train.txt")};
   const Json trained = parsed(
       run(with({"train", mine("empty"), "--recipe", "float", "--set", "seed=5", "--set",
-                "train.steps=40", "--set", "train.warmup_steps=2", "--set",
+                "train.steps=30", "--set", "train.warmup_steps=2", "--set",
                 "train.learning_rate=0.01", "--output", mine("float"), "--json"},
                settings)));
   EXPECT_FALSE(trained.contains("before"));
@@ -343,7 +344,7 @@ TEST_F(Cli, AnInterruptedRunResumesToTheSameBytes) {
   SKIP_WITHOUT_TORCH();
   const auto train = [this](const std::string& output,
                             const std::vector<std::string>& more) {
-    return with({"train", at("model"), "--recipe", "float", "--set", "train.steps=60",
+    return with({"train", at("model"), "--recipe", "float", "--set", "train.steps=24",
                  "--set", "train.log_every=1", "--set", "data.per_line=true", "--data",
                  at("train.txt"), "--threads", "1", "--output", output},
                 more);
@@ -352,7 +353,7 @@ TEST_F(Cli, AnInterruptedRunResumesToTheSameBytes) {
 
   Command interrupted(train(mine("parted"), {}), scratch_.path());
   for (int i = 0; i < 3000; ++i) {
-    if (interrupted.error_so_far().find("train 6/60") != std::string::npos) break;
+    if (interrupted.error_so_far().find("train 5/24") != std::string::npos) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   kill(interrupted.process(), SIGINT);

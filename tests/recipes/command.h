@@ -39,6 +39,9 @@ class Command {
     std::vector<char*> pointers;
     for (std::string& text : all) pointers.push_back(text.data());
     pointers.push_back(nullptr);
+    // An earlier command's words must not be taken for this one's.
+    std::filesystem::remove(out_);
+    std::filesystem::remove(error_);
     process_ = fork();
     if (process_ == 0) {
       dup2(open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
@@ -53,7 +56,7 @@ class Command {
   Outcome wait() {
     int status = 0;
     waitpid(process_, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status),
             contents(out_), contents(error_)};
   }
 
