@@ -12,9 +12,6 @@
 namespace nibble {
 namespace {
 
-// Enough images to meet every code path of a kernel's edges; the full set is evaluate's
-// job.
-
 Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(check_request(request, "quantize", {"ptq"}));
   RunReport report = begin_report(request, "quantize");
