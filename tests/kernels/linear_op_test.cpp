@@ -169,6 +169,7 @@ TEST_P(LinearRow, GivesTheSameBytesAtAnyThreadCount) {
     const int64_t outputs = 300, inputs = 520;
     const LinearWeight weight = random_weight(scheme, outputs, inputs, 6);
     for (int64_t n : {1, 4, 41}) {
+      if (kernel().panel == nullptr && n > 4) continue;  // the definition is slow
       const std::vector<float> x = random_floats(n * inputs, 7);
       std::vector<float> first;
       for (int threads : {1, 2, 3}) {
