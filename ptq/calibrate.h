@@ -1,8 +1,13 @@
-// From a float Artifact and a Plan to codes: calibration, observers and methods, block by block.
+// From a float Artifact and a Plan to codes: calibration, observers and methods, block by
+// block.
 //
-// calibrate() streams block by block: for GPTQ, the inputs of a block are the outputs of the
-// already quantized blocks (plan.gptq.quantized_prefix). Deterministic at any thread count:
-// sequences run in parallel with one intra-op thread each, sums over a fixed number of shards.
+// calibrate() moves every sample forward node by node (ptq/calibration) and solves a
+// layer as soon as its inputs are there: with plan.gptq.quantized_prefix they come from
+// the layers already quantized. Layers that read one value share one Hessian. Each node
+// runs once a sample (twice with match_float, which also follows the float model), and a
+// block's weights are in memory only while it runs. Deterministic at any thread count:
+// samples run in parallel with one intra-op thread each, and what is summed is summed in
+// a fixed order.
 #pragma once
 
 #include <map>
@@ -24,31 +29,33 @@ struct CalibrationData {
   bool empty() const { return sequences.empty() && images.numel() == 0; }
 };
 
-// A model whose every planned layer has its codes and every planned value its scale: the only
-// thing that freeze accepts. QAT returns one too.
+// A model whose every planned layer has its codes and every planned value its scale: the
+// only thing that freeze accepts. QAT returns one too.
 struct Calibrated {
-  std::shared_ptr<const Artifact> model;      // float; after QAT: the trained floats; batch norms folded where the plan quantizes convolutions
-  Plan plan;                                  // schemes with their calibrated scales
-  std::map<std::string, CodedMatrix> weights; // by tensor name
-  std::map<std::string, ActivationScheme> activations;       // by value name
-  std::map<std::string, ActivationScheme> layer_inputs;      // by node name
+  std::shared_ptr<const Artifact>
+      model;  // float; after QAT: the trained floats; batch norms folded where the plan
+              // quantizes convolutions
+  Plan plan;  // schemes with their calibrated scales
+  std::map<std::string, CodedMatrix> weights;            // by tensor name
+  std::map<std::string, ActivationScheme> activations;   // by value name
+  std::map<std::string, ActivationScheme> layer_inputs;  // by node name
   struct Account {
     int64_t tokens = 0;
     double error = 0;
     double output_error = -1;
     std::string note;
   };
-  std::map<std::string, Account> accounts;    // by tensor name
-  std::string calibration;                    // CalibrationData::description
+  std::map<std::string, Account> accounts;  // by tensor name
+  std::string calibration;                  // CalibrationData::description
 };
 
-// failed_precondition: a method needs data and there is none; fewer sequences than planned
-// (says how many). Throws nibble::Error.
-Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan, const CalibrationData& data,
-                     const Progress& progress);
+// failed_precondition: a method needs data and there is none; fewer sequences than
+// planned (says how many). Throws nibble::Error.
+Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
+                     const CalibrationData& data, const Progress& progress);
 
-// The only step from tensors to bytes: packs, fills layer schemes and the ledger, and fails
-// when a parameter is not accounted for.
+// The only step from tensors to bytes: packs, fills layer schemes and the ledger, and
+// fails when a parameter is not accounted for.
 Artifact freeze(const Calibrated& calibrated, const Provenance& provenance);
 
 }  // namespace nibble

@@ -8,13 +8,17 @@
 //   U upper triangular, U^T U = H^-1                           sec. 3.3, step 3
 //   e_j = (w_j - Q(w_j)) / U_jj;   w_k -= e_j * U_jk, k > j    eq. 2, 3 and algorithm 1
 //
-// Where the scales come from, and what is done to the codes afterwards, is ours:
+// What is done around it:
 //   * the price of rounding column j after carry-over is 1 / U_jj^2 times the squared
 //   error:
 //     those are the weights of the scale search (rule mse);
-//   * descent over single codes of the full objective (refine), which carry-over, seeing
-//   only
-//     the columns behind it, leaves on the table. It can only lower the objective.
+//   * match_float: on a quantized prefix the layer sees x where the float model saw f.
+//   The
+//     weights that are rounded are then W + W D H^-1, D = (F - X)^T X: the least-squares
+//     answer to "W f from x" (the aim of GPTAQ, arXiv 2504.02692);
+//   * refine_sweeps: descent over single codes of the full objective dW H dW^T.
+//   Carry-over
+//     sees only the columns behind it and leaves some of it on the table.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -127,7 +131,8 @@ class Grid {
         rounding_(problem.scheme),
         scales_(expanded_scales(coded)),
         offsets_(expanded_offsets(coded)),
-        late_group_(problem.gptq.static_groups ? 0 : problem.scheme.scales[0].block.cols) {}
+        late_group_(problem.gptq.static_groups ? 0
+                                               : problem.scheme.scales[0].block.cols) {}
 
   uint8_t code(int64_t at, double x) const {
     return rounding_.code(static_cast<float>(x), scales_[at], offsets_[at]);
@@ -139,8 +144,8 @@ class Grid {
   bool starts_late_group(int64_t column) const {
     return late_group_ > 0 && column % late_group_ == 0;
   }
-  // Without static groups: the scale of the group that begins at `column`, from the weights
-  // as the solve has left them. row [in].
+  // Without static groups: the scale of the group that begins at `column`, from the
+  // weights as the solve has left them. row [in].
   void choose_late(int64_t r, int64_t column, const double* row) {
     const int64_t size = std::min(late_group_, coded_.cols - column);
     const std::vector<float> x(row + column, row + column + size);
@@ -155,7 +160,8 @@ class Grid {
     const std::vector<float> scales = expanded_scales(group);
     const std::vector<float> offsets = expanded_offsets(group);
     std::copy(scales.begin(), scales.end(), scales_.begin() + r * coded_.cols + column);
-    std::copy(offsets.begin(), offsets.end(), offsets_.begin() + r * coded_.cols + column);
+    std::copy(offsets.begin(), offsets.end(),
+              offsets_.begin() + r * coded_.cols + column);
   }
 
  private:
@@ -169,8 +175,8 @@ class Grid {
 
 // Algorithm 1 on rows [first, first + w.rows). w [rows, in] in solving order,
 // overwritten.
-void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid,
-                int64_t first, at::Tensor w, uint8_t* codes) {
+void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid, int64_t first,
+                at::Tensor w, uint8_t* codes) {
   const int64_t n = columns.count, rows = w.size(0);
   double* weights = w.data_ptr<double>();
   at::Tensor errors = at::empty({rows, kColumns}, at::kDouble);
@@ -239,6 +245,32 @@ void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
   }
 }
 
+// The weights to be rounded, f64 [out, in] in solving order.
+at::Tensor target_weights(const LayerProblem& problem, const at::Tensor& index,
+                          const at::Tensor& u) {
+  const at::Tensor weight =
+      at::empty({problem.weight.rows, problem.weight.cols}, at::kFloat);
+  for (int64_t r = 0; r < problem.weight.rows; ++r) {
+    std::copy_n(problem.weight.row(r), problem.weight.cols,
+                weight.data_ptr<float>() + r * problem.weight.cols);
+  }
+  const at::Tensor w = weight.to(at::kDouble).index_select(1, index);
+  if (!problem.gptq.match_float || !problem.inputs->has_drift()) return w;
+  const at::Tensor drift =
+      problem.inputs->drift().index_select(0, index).index_select(1, index);
+  return w + at::mm(at::mm(at::mm(w, drift), u.t()), u);  // U^T U = H^-1
+}
+
+// What a squared rounding error costs after carry-over, by column in original order.
+std::vector<float> rounding_price(const Columns& columns) {
+  std::vector<float> price(static_cast<size_t>(columns.count));
+  for (int64_t i = 0; i < columns.count; ++i) {
+    const double u = columns.u[i * columns.count + i];
+    price[columns.order[i]] = static_cast<float>(1.0 / (u * u));
+  }
+  return price;
+}
+
 }  // namespace
 
 SolvedLayer solve_gptq(const LayerProblem& problem) {
@@ -265,24 +297,10 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
   const Columns columns{order, factor.u.data_ptr<double>(),
                         factor.hessian.data_ptr<double>(), n};
 
-  at::Tensor weight = at::empty({rows, n}, at::kFloat);
-  for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(problem.weight.row(r), n, weight.data_ptr<float>() + r * n);
-  }
-  at::Tensor w = weight.to(at::kDouble).index_select(1, index);
-  if (problem.inputs->has_drift() && problem.gptq.match_float) {
-    const at::Tensor drift =
-        problem.inputs->drift().index_select(0, index).index_select(1, index);
-    w = w + at::mm(at::mm(at::mm(w, drift), factor.u.t()), factor.u);
-    weight.index_copy_(1, index, w.to(at::kFloat));
-  }
-
-  std::vector<float> price(
-      static_cast<size_t>(n));  // of a squared rounding error, by column
-  for (int64_t i = 0; i < n; ++i) {
-    const double u = columns.u[i * n + i];
-    price[order[i]] = static_cast<float>(1.0 / (u * u));
-  }
+  const at::Tensor w = target_weights(problem, index, factor.u);
+  const at::Tensor weight = at::empty({rows, n}, at::kFloat);  // w in original order
+  weight.index_copy_(1, index, w.to(at::kFloat));
+  const std::vector<float> price = rounding_price(columns);
   CodedMatrix coded = value_or_fail(
       problem, choose_scales(MatrixView<const float>(weight.data_ptr<float>(), rows, n),
                              problem.scheme, problem.rule, price));
