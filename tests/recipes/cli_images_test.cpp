@@ -1,0 +1,129 @@
+// The command on a convolutional net: data sets, static integer activations, the exact
+// mode.
+#include <gmock/gmock.h>
+
+#include "tests/recipes/command.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+// Seeded images, bright in a channel and a half that the label says: learnable.
+void write_images(const fs::path& file, int count, uint64_t seed) {
+  SplitMix64 random(seed);
+  std::ofstream out(file, std::ios::binary);
+  for (int i = 0; i < count; ++i) {
+    const int label = static_cast<int>(random.below(10));
+    out.put(static_cast<char>(label));
+    for (int p = 0; p < 3072; ++p) {
+      const int bright =
+          (p / 1024 == label % 3 ? 120 : 0) + ((p % 32 < 16) == (label < 5) ? 80 : 0);
+      out.put(static_cast<char>(bright + static_cast<int>(random.below(50))));
+    }
+  }
+}
+
+class CliImages : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!built_with_torch(directory_.path()))
+      GTEST_SKIP() << "this build has no LibTorch";
+    fs::create_directory(at("model"));
+    std::ofstream(at("model/config.json"))
+        << R"({"architectures":["ResNetCIFAR"],"depth":8,"widths":[8,16,32],"num_classes":10,
+               "image_mean":[0.5,0.5,0.5],"image_std":[0.25,0.25,0.25]})";
+    fs::create_directory(at("data"));
+    write_images(at("data/train.bin"), 96, 1);
+    write_images(at("data/test_batch.bin"), 48, 2);
+  }
+  std::string at(const std::string& name) const {
+    return (directory_.path() / name).string();
+  }
+  Outcome run(const std::vector<std::string>& arguments) const {
+    return nibble(arguments, directory_.path());
+  }
+
+  TemporaryDirectory directory_;
+};
+
+TEST_F(CliImages, FromNoiseToAnIntegerNet) {
+  const Json trained = parsed(run({"train",     at("model"),
+                                   "--recipe",  "float",
+                                   "--data",    at("data"),
+                                   "--set",     "train.steps=24",
+                                   "--set",     "train.batch=32",
+                                   "--set",     "train.warmup_steps=2",
+                                   "--set",     "train.learning_rate=0.01",
+                                   "--set",     "seed=3",
+                                   "--set",     "data.augment=false",
+                                   "--threads", "1",
+                                   "--output",  at("float"),
+                                   "--json"}));
+  EXPECT_GT(trained["after"]["accuracy"], 0.2);  // of ten classes
+  EXPECT_EQ(trained["after"]["images"], 48);
+
+  const Json made = parsed(run(
+      {"quantize", at("float"), "--recipe", "w8a8-static", "--calibration", at("data"),
+       "--set", "calibration.sequences=64", "--output", at("w8a8"), "--json"}));
+  EXPECT_THAT(made["notes"].dump(), HasSubstr("integers and the classes of"));
+  EXPECT_GT(made["after"]["argmax_agreement"], 0.8);
+  EXPECT_GT(made["after"]["images_per_second"]["median"], 0);
+  EXPECT_NEAR(made["before"]["accuracy"].get<double>(),
+              trained["after"]["accuracy"].get<double>(), 1e-12);
+
+  const Json inspected = parsed(run({"inspect", at("w8a8"), "--json"}));
+  EXPECT_FALSE(inspected["activations"].empty());
+  int folded = 0;
+  for (const Json& entry : inspected["ledger"])
+    folded += entry["method"] == "folded" ? 1 : 0;
+  EXPECT_EQ(folded, 7 * 4);  // the batch norms' four vectors
+
+  const Json quality = parsed(run({"evaluate", at("w8a8"), "--dataset", at("data"),
+                                   "--reference", at("float"), "--json"}));
+  for (const char* key : {"accuracy", "accuracy_ci95", "argmax_agreement", "images"}) {
+    EXPECT_TRUE(quality.contains(key)) << key;
+  }
+  EXPECT_EQ(quality["argmax_agreement"], made["after"]["argmax_agreement"]);
+  EXPECT_EQ(parsed(run({"evaluate", at("w8a8"), "--dataset", at("data"), "--limit", "10",
+                        "--json"}))["images"],
+            10);
+  const Json valid = parsed(run({"validate", at("w8a8"), "--reference", at("float"),
+                                 "--dataset", at("data"), "--json"}));
+  EXPECT_EQ(valid["passed"], true) << valid.dump(1);
+  EXPECT_GT(
+      parsed(run({"bench", at("w8a8"), "--repeats", "1", "--json"}))["images_per_second"],
+      0);
+
+  const Json tuned = parsed(run({"train", at("float"), "--recipe", "w4a4-qat", "--data",
+                                 at("data"), "--set", "train.steps=3", "--set",
+                                 "train.batch=16", "--set", "calibration.sequences=32",
+                                 "--threads", "1", "--output", at("w4a4"), "--json"}));
+  EXPECT_THAT(tuned["notes"].dump(), HasSubstr("integers and the classes of"));
+  std::map<std::string, int> schemes;
+  for (const Json& layer : tuned["layers"]) ++schemes[layer["scheme"].get<std::string>()];
+  EXPECT_EQ(schemes["int8/r@f32"], 2);
+  EXPECT_EQ(schemes["int4/r@f32"], 6);
+}
+
+TEST_F(CliImages, TheWrongKindOfDataIsNamed) {
+  ASSERT_EQ(run({"train", at("model"), "--recipe", "float", "--data", at("data"), "--set",
+                 "train.steps=1", "--threads", "1", "--output", at("float")})
+                .code,
+            0);
+  std::ofstream(at("text.txt")) << "Once upon a time.\n";
+  const Outcome text = run({"evaluate", at("float"), "--text", at("text.txt")});
+  EXPECT_EQ(text.code, 2);
+  EXPECT_EQ(last_line(text, directory_.path()),
+            "nibble: [data] text.txt: text needs a language model; found ResNetCIFAR; "
+            "give images (a "
+            "CIFAR or MNIST folder)");
+  const Outcome prompt = run({"generate", at("float"), "--prompt", "x"});
+  EXPECT_EQ(prompt.code, 2);
+  EXPECT_THAT(prompt.error, HasSubstr("a language model is required; found ResNetCIFAR"));
+}
+
+}  // namespace
+}  // namespace nibble
