@@ -149,7 +149,9 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   const std::string name = line.path("MODEL").lexically_normal().filename().string();
   Measurement measurement = measure_size(models.model->artifact(), name);
   Json json = {{"model", line.text("MODEL")},
-               {"compute", compute == Compute::dynamic_int8 ? "int8" : "float"},
+               {"compute", !models.model->artifact().activations.empty() ? "integer"
+                           : compute == Compute::dynamic_int8            ? "int8"
+                                                                         : "float"},
                {"bytes", measurement.bytes},
                {"bits_per_weight", measurement.bits_per_weight}};
   if (measurement.quantized_bits_per_weight > 0) {

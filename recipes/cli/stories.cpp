@@ -135,8 +135,8 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
            number_text(nats, 10), " nats in all, ", number_text(each, 6), " a story, ",
            number_text(per_byte / std::log(2.0), 5), " bits a byte"));
   if (floor) {
-    note(cat("no model can have a perplexity below ", number_text(floor->perplexity, 6),
-             " (", floor->tokens, " predictions)"));
+    note(cat("on average over such texts, no model has a perplexity below ",
+             number_text(floor->perplexity, 6), " (", floor->tokens, " predictions)"));
   }
   return ok_status();
 }

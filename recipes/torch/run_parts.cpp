@@ -209,7 +209,9 @@ Status measure_models(const PipelineRequest& request,
                       RunReport& report) {
   report.evaluation = data.description;
   if (data.count() > 0) {
-    report.evaluation += cat("; activations ", request.recipe.compute);
+    report.evaluation += request.recipe.static_activations
+                             ? std::string("; the artifact on the integer path")
+                             : cat("; activations ", request.recipe.compute);
     if (data.is_text()) {
       size_t longest = 0;
       for (const auto& sequence : data.sequences)
