@@ -117,8 +117,11 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
     }
     set_thread_count(threads);
   }
-  if (values_.count("cpu") > 0)
+  if (values_.count("cpu") > 0) {
     NIBBLE_RETURN_IF_ERROR(force_cpu(values_["cpu"].as<std::string>()));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(check_cpu_environment());
+  }
   return true;
 }
 

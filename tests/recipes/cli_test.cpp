@@ -103,6 +103,9 @@ TEST_F(Cli, WrongRequestsAreOneLineAndCode2) {
   EXPECT_EQ(line({"inspect", at("nothing")}, 4),
             "nibble: [models] nothing: no such file or directory");
   EXPECT_THAT(line({"inspect", at("model"), "--cpu", "sse9"}, 2), HasSubstr("sse9"));
+  ::setenv("NIBBLE_CPU", "sse9", 1);
+  EXPECT_THAT(line({"inspect", at("model")}, 2), HasSubstr("sse9"));
+  ::unsetenv("NIBBLE_CPU");
   EXPECT_THAT(line({"export", at("model"), "--to", "gguff", "--output", mine("x")}, 4),
               HasSubstr("onnx"));
   EXPECT_THAT(
