@@ -57,13 +57,19 @@ class Pool {
     job_.body = &body;
     job_.n = n;
     job_.next.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
+      open_ = true;
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     job_.work();
+    {
+      // Every index is taken: who comes now finds the door shut, and is not waited for. On
+      // a machine with more to do than this, a sleeping worker may take long to come.
+      std::lock_guard<std::mutex> lock(mutex_);
+      open_ = false;
+    }
     for (int i = 0; busy_.load(std::memory_order_acquire) != 0; ++i) {
       if (i < kPolls) {
         relax();
@@ -81,14 +87,15 @@ class Pool {
            ++i) {
         relax();
       }
-      if (generation_.load(std::memory_order_acquire) == seen) {
+      {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock,
                    [&] { return generation_.load(std::memory_order_acquire) != seen; });
+        seen = generation_.load(std::memory_order_relaxed);
+        if (stop_) return;
+        if (!open_) continue;
+        busy_.fetch_add(1, std::memory_order_relaxed);
       }
-      // run() starts no further generation before every worker has finished this one.
-      ++seen;
-      if (stop_) return;
       job_.work();
       busy_.fetch_sub(1, std::memory_order_release);
     }
@@ -99,8 +106,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> generation_{0};
-  std::atomic<int> busy_{0};
-  bool stop_ = false;  // written before generation_ is released
+  std::atomic<int> busy_{0};  // workers at the open job; grows only under mutex_
+  bool open_ = false;         // guarded by mutex_
+  bool stop_ = false;         // guarded by mutex_
 };
 
 int default_thread_count() {

@@ -114,9 +114,11 @@ inline std::string test_name(std::string name) {
   return name;
 }
 
-// Restores the thread count and the CPU level.
+// One thread unless a test asks for more, so that thousands of tiny runs do not wait for each
+// other on a busy machine. Restores the thread count and the CPU level.
 class OpTest : public ::testing::Test {
  protected:
+  OpTest() { set_thread_count(1); }
   ~OpTest() override {
     set_thread_count(threads_);
     static_cast<void>(force_cpu("").ok());

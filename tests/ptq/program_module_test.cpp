@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <torch/nn/modules/batchnorm.h>
 
+#include <cmath>
 #include <filesystem>
 #include <set>
 
@@ -263,6 +264,42 @@ TEST(ProgramModule, QuantizersSitOnWeightsValuesAndInputs) {
   EXPECT_GT(largest_difference(plain, module->forward(input)), 1e-2);
   module->quantize_weight("conv1.weight", nullptr);
   EXPECT_TRUE(at::equal(plain, module->forward(input)));
+}
+
+TEST(ProgramModule, ARoundedBiasIsAWholeMultipleOfTheProductOfScales) {
+  ProgramModule module(small_cnn(18, 5, /*with_batch_norm=*/false));
+  module->round_bias("conv1");
+  const torch::Tensor input = random({2, 3, 8, 8}, 19);
+  Status status = status_of([&] { module->forward(input); });
+  EXPECT_EQ(status.code(), StatusCode::failed_precondition);
+  EXPECT_THAT(status.message(), HasSubstr("conv1: a static input scale and a symmetric"));
+  EXPECT_EQ(status_of([&] { module->round_bias("relu1"); }).code(),
+            StatusCode::not_found);
+
+  FakeQuantize weight(*parse_scheme("int4/r@f32"), ScaleRule{});
+  const ActivationScheme image{*parse_scheme("int8/t@f32"), false, 0.1f, 0};
+  module->quantize_weight("conv1.weight", weight);
+  module->quantize_value("image", FakeQuantize(image));
+  torch::Tensor seen;
+  module->set_tap([&](const Node& n, const std::vector<torch::Tensor>& inputs,
+                      const torch::Tensor& output) {
+    if (n.name != "conv1") return;
+    // What the bias added: the output less the convolution without it.
+    const torch::Tensor w = weight->forward(module->parameter("conv1.weight"));
+    seen = (output - at::conv2d(inputs[0], w, {}, 1, 1)).mean({0, 2, 3});
+  });
+  module->forward(input).sum().backward();
+  const torch::Tensor bias = module->parameter("conv1.bias");
+  const CodedMatrix levels = weight->levels(module->parameter("conv1.weight"));
+  double moved = 0;
+  for (int64_t c = 0; c < 4; ++c) {
+    const double unit = levels.scales[0].values[c] * 0.1;
+    const double expected = std::nearbyint(bias[c].item<double>() / unit) * unit;
+    EXPECT_NEAR(seen[c].item<double>(), expected, 1e-6);
+    moved += std::abs(expected - bias[c].item<double>());
+  }
+  EXPECT_GT(moved, 1e-3);
+  EXPECT_GT(bias.grad().abs().max().item<double>(), 0.0);  // straight through
 }
 
 TEST(ProgramModule, TensorsComeBackAsTheyWentIn) {
