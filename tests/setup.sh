@@ -90,7 +90,7 @@ if [[ $torch == *" of python3" ]]; then
   sed -i 's/^include-system-site-packages = false/include-system-site-packages = true/' $venv/pyvenv.cfg
 fi
 wanted=(onnx)
-if [[ ${1:-} == tests ]]; then wanted+=(numpy onnxruntime); fi
+if [[ ${1:-} == tests ]]; then wanted+=(numpy onnxruntime transformers); fi
 mapfile -t missing < <($venv/bin/python3 - "${wanted[@]}" << 'PYTHON'
 import importlib.util, sys
 for name in sys.argv[1:]:

@@ -59,7 +59,12 @@ Status lower_rms_norm(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
   NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
                           lowering.float_parameter(node.parameter("weight")));
-  const std::string x = lowering.input(node);
+  std::string x = lowering.input(node);
+  const int64_t head_dim = node.integer("head_dim", 0);
+  if (head_dim > 0) {
+    x = graph.add("Reshape", {x, graph.integers({0, 0, -1, head_dim})},
+                  lowering.inner(node, "heads"));
+  }
   const auto epsilon = static_cast<float>(node.number("epsilon", 1e-5));
   graph.add("Pow", {x, graph.number(2)}, lowering.inner(node, "square"));
   graph.add("ReduceMean", {lowering.inner(node, "square"), graph.integers({-1})},
@@ -68,7 +73,12 @@ Status lower_rms_norm(OnnxLowering& lowering, const Node& node) {
             lowering.inner(node, "shifted"));
   graph.add("Sqrt", {lowering.inner(node, "shifted")}, lowering.inner(node, "root"));
   graph.add("Div", {x, lowering.inner(node, "root")}, lowering.inner(node, "normalized"));
-  graph.add("Mul", {lowering.inner(node, "normalized"), weight}, lowering.output(node));
+  graph.add("Mul", {lowering.inner(node, "normalized"), weight},
+            head_dim > 0 ? lowering.inner(node, "scaled") : lowering.output(node));
+  if (head_dim > 0) {
+    graph.add("Reshape", {lowering.inner(node, "scaled"), graph.integers({0, 0, -1})},
+              lowering.output(node));
+  }
   return ok_status();
 }
 
@@ -78,8 +88,7 @@ Status lower_rope(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
   const int64_t head_dim = node.integer("head_dim", 0);
   const bool interleaved = node.integer("interleaved", 0) != 0;
-  const OnnxLowering::Rotation table =
-      lowering.rotation(node.number("theta", 10000.0), head_dim);
+  const OnnxLowering::Rotation table = lowering.rotation(node);
   // [sequence, half] beside [batch, sequence, heads, half] or [.., heads, half, 1]
   const std::string axes = interleaved ? graph.integers({1, 3}) : graph.integers({1});
   const auto part = [&](const char* name) { return OnnxLowering::inner(node, name); };
@@ -130,7 +139,8 @@ Status lower_attention(OnnxLowering& lowering, const Node& node) {
   graph.add("MatMul", {q, part("keys_transposed")}, part("products"));
   graph.add("Mul", {part("products"), graph.number(static_cast<float>(scale))},
             part("scores"));
-  graph.add("Add", {part("scores"), lowering.causal_mask()}, part("masked"));
+  graph.add("Add", {part("scores"), lowering.causal_mask(node.integer("window", 0))},
+            part("masked"));
   graph.add("Softmax", {part("masked")}, part("probabilities"), kLastAxis);
   graph.add("MatMul", {part("probabilities"), v}, part("mixed"));
   graph.add("Transpose", {part("mixed")}, part("mixed_transposed"),

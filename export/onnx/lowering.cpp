@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/packing/packed_tensor.h"
+#include "kernels/program/rope_attributes.h"
 #include "kernels/runtime/integer_node.h"
 
 namespace nibble {
@@ -230,31 +231,44 @@ std::string OnnxLowering::positions() {
   return graph_.add("Range", {past, "/total_length", graph_.integer(1)}, name);
 }
 
-std::string OnnxLowering::causal_mask() {
-  const std::string name = "/causal_mask";
+std::string OnnxLowering::causal_mask(int64_t window) {
+  const std::string base = window > 0 ? cat("/window:", window) : "";
+  const std::string name = base + "/causal_mask";
   const std::string queries = positions();
   if (!made_.insert(name).second) return name;
-  graph_.add("Range", {graph_.integer(0), "/total_length", graph_.integer(1)},
-             "/key_positions");
-  graph_.add("Unsqueeze", {queries, graph_.integers({1})}, "/query_positions");
-  graph_.add("LessOrEqual", {"/key_positions", "/query_positions"}, "/visible");
-  return graph_.add("Where", {"/visible", graph_.number(0), graph_.number(-INFINITY)},
-                    name);
+  if (made_.insert("/visible").second) {
+    graph_.add("Range", {graph_.integer(0), "/total_length", graph_.integer(1)},
+               "/key_positions");
+    graph_.add("Unsqueeze", {queries, graph_.integers({1})}, "/query_positions");
+    graph_.add("LessOrEqual", {"/key_positions", "/query_positions"}, "/visible");
+  }
+  if (window > 0) {
+    graph_.add("Sub", {"/query_positions", graph_.integer(window)}, base + "/hidden");
+    graph_.add("Greater", {"/key_positions", base + "/hidden"}, base + "/near");
+    graph_.add("And", {"/visible", base + "/near"}, base + "/visible");
+  }
+  return graph_.add(
+      "Where", {base + "/visible", graph_.number(0), graph_.number(-INFINITY)}, name);
 }
 
-OnnxLowering::Rotation OnnxLowering::rotation(double theta, int64_t head_dim) {
-  const std::string base = cat("/rope:", theta, ":", head_dim);
+OnnxLowering::Rotation OnnxLowering::rotation(const Node& rope) {
+  const RopeShape shape = rope_shape(rope);
+  std::string base = cat("/rope:", shape.theta, ":", shape.head_dim);
+  if (!shape.scaling.empty()) {
+    base += cat(":", shape.scaling, ":", shape.factor, ":", shape.low_frequency_factor,
+                ":", shape.high_frequency_factor, ":", shape.original_context);
+  }
   const Rotation result{base + "/cos", base + "/sin"};
   if (!made_.insert(base).second) return result;
-  const int64_t half = head_dim / 2, context = artifact_.program.context_length;
+  const std::vector<double> frequencies = rope_frequencies(shape);
+  const int64_t half = shape.head_dim / 2, context = artifact_.program.context_length;
   std::vector<float> cosines, sines;
   cosines.reserve(static_cast<size_t>(context * half));
   sines.reserve(static_cast<size_t>(context * half));
   for (int64_t position = 0; position < context; ++position) {
     for (int64_t i = 0; i < half; ++i) {
       const double angle =
-          static_cast<double>(position) *
-          std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+          static_cast<double>(position) * frequencies[static_cast<size_t>(i)];
       cosines.push_back(static_cast<float>(std::cos(angle)));
       sines.push_back(static_cast<float>(std::sin(angle)));
     }

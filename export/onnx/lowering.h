@@ -51,13 +51,14 @@ class OnnxLowering {
   Result<std::string> bias(const Node& node);
 
   // --- language models
-  std::string positions();    // [sequence]
-  std::string causal_mask();  // [sequence, total], 0 or -inf
+  std::string positions();  // [sequence]
+  std::string causal_mask(
+      int64_t window);  // [sequence, total], 0 or -inf; window 0: none
   // [sequence, head_dim / 2] each, gathered from tables of the context's length.
   struct Rotation {
     std::string cos, sin;
   };
-  Rotation rotation(double theta, int64_t head_dim);
+  Rotation rotation(const Node& rope);
   // The cache's tensors of past positions, "" when the program has no such state.
   struct Past {
     std::string key, value, present_key, present_value;

@@ -2,6 +2,8 @@
 
 #include <charconv>
 
+#include "kernels/program/rope_attributes.h"
+
 namespace nibble {
 namespace {
 
@@ -203,7 +205,16 @@ class Walk {
       return fail(node, cat(node.op, " reads a value with a channel axis"),
                   shape_text(x));
     }
-    const int64_t features = axis == 1 ? x[1] : x.back();
+    int64_t features = axis == 1 ? x[1] : x.back();
+    if (node.attributes.count("head_dim")) {
+      NIBBLE_ASSIGN_OR_RETURN(const int64_t head_dim,
+                              size_attribute(node, "head_dim", 1));
+      if (features != kUnknownSize && features % head_dim != 0) {
+        return fail(node, cat(node.op, " reads [.., heads * ", head_dim, "]"),
+                    shape_text(x));
+      }
+      features = head_dim;
+    }
     for (const std::string& role : find_op(node.op)->required_parameters) {
       NIBBLE_RETURN_IF_ERROR(
           parameter(node, role.c_str(), {features}, "of the nodes before").status());
@@ -225,10 +236,7 @@ class Walk {
           cat("rope reads [.., heads * head_dim] with an even head_dim, here ", head_dim),
           shape_text(x));
     }
-    if (!(node.number("theta", 0) > 0)) {
-      return fail(node, "rope needs the attribute `theta` > 0",
-                  cat(node.number("theta", 0)));
-    }
+    NIBBLE_RETURN_IF_ERROR(check_rope(node));
     return x;
   }
 
@@ -236,6 +244,9 @@ class Walk {
     NIBBLE_ASSIGN_OR_RETURN(const int64_t heads, size_attribute(node, "heads", 1));
     NIBBLE_ASSIGN_OR_RETURN(const int64_t kv_heads, size_attribute(node, "kv_heads", 1));
     NIBBLE_ASSIGN_OR_RETURN(const int64_t head_dim, size_attribute(node, "head_dim", 1));
+    if (node.attributes.count("window")) {
+      NIBBLE_RETURN_IF_ERROR(size_attribute(node, "window", 1).status());
+    }
     if (heads % kv_heads != 0) {
       return fail(node, cat("kv_heads must divide the ", heads, " heads"), cat(kv_heads));
     }

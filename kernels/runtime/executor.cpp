@@ -12,6 +12,7 @@
 #include "kernels/ops/rms_norm/rms_norm.h"
 #include "kernels/ops/rope/rope.h"
 #include "kernels/ops/silu_mul/silu_mul.h"
+#include "kernels/program/rope_attributes.h"
 #include "kernels/program/shape.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
@@ -162,18 +163,18 @@ struct Executor::Implementation {
     } else if (node.op == "rms_norm") {
       NIBBLE_ASSIGN_OR_RETURN(step.weight, floats_of(*artifact, node, "weight"));
     } else if (node.op == "rope") {
-      const int64_t head_dim = node.integer("head_dim", 0);
-      const double theta = node.number("theta", 10000.0);
+      const RopeShape shape = rope_shape(node);
       step.rope = ropes.size();
       for (size_t i = 0; i < ropes.size(); ++i) {
-        if (ropes[i].head_dim() == head_dim && ropes[i].theta() == theta) step.rope = i;
+        if (ropes[i].shape() == shape) step.rope = i;
       }
-      if (step.rope == ropes.size()) ropes.emplace_back(head_dim, theta);
+      if (step.rope == ropes.size()) ropes.emplace_back(shape);
     } else if (node.op == "attention") {
       step.attention = {.heads = node.integer("heads", 0),
                         .kv_heads = node.integer("kv_heads", 0),
                         .head_dim = node.integer("head_dim", 0),
-                        .scale = static_cast<float>(node.number("scale", 1.0))};
+                        .scale = static_cast<float>(node.number("scale", 1.0)),
+                        .window = node.integer("window", 0)};
       const std::string state = node.text("state", "");
       const auto& states = artifact->program.states;
       while (step.state < states.size() && states[step.state].name != state) ++step.state;
@@ -360,10 +361,10 @@ struct Executor::Implementation {
     } else if (op == "rms_norm") {
       const RmsNormFunction run = select_rms_norm().run;
       const float epsilon = static_cast<float>(step.node->number("epsilon", 1e-6));
-      in_chunks(n, kRows, [&](int64_t t, int64_t count) {
-        run(MatrixView<const float>(x + t * step.features, count, step.features),
-            step.weight.data(), epsilon,
-            MatrixView<float>(y + t * step.features, count, step.features));
+      const int64_t width = static_cast<int64_t>(step.weight.size());  // of a head, or of x
+      in_chunks(size / width, kRows * (step.features / width), [&](int64_t t, int64_t count) {
+        run(MatrixView<const float>(x + t * width, count, width), step.weight.data(), epsilon,
+            MatrixView<float>(y + t * width, count, width));
       });
     } else if (op == "flatten") {
       std::copy_n(x, size, y);

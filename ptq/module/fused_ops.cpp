@@ -103,11 +103,11 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 struct Turn {
   std::vector<float> cos, sin;
 };
-Turn turns(int64_t length, int64_t head_dim, double theta) {
-  const int64_t half = head_dim / 2;
+Turn turns(int64_t length, const std::vector<double>& frequencies) {
+  const int64_t half = static_cast<int64_t>(frequencies.size());
   Turn turn{std::vector<float>(length * half), std::vector<float>(length * half)};
   for (int64_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(theta, -2.0 * i / static_cast<double>(head_dim));
+    const double frequency = frequencies[i];
     for (int64_t t = 0; t < length; ++t) {
       turn.cos[t * half + i] = static_cast<float>(std::cos(t * frequency));
       turn.sin[t * half + i] = static_cast<float>(std::sin(t * frequency));
@@ -117,12 +117,13 @@ Turn turns(int64_t length, int64_t head_dim, double theta) {
 }
 
 // sign +1: forward; -1: backward, the inverse of a rotation being its transpose.
-Tensor turned(const Tensor& x_any, int64_t head_dim, double theta, bool interleaved,
-              float sign) {
+Tensor turned(const Tensor& x_any, const std::vector<double>& frequencies,
+              bool interleaved, float sign) {
   const Tensor x = x_any.contiguous();
-  const int64_t width = x.size(-1), length = x.size(-2), half = head_dim / 2;
+  const int64_t half = static_cast<int64_t>(frequencies.size()), head_dim = 2 * half;
+  const int64_t width = x.size(-1), length = x.size(-2);
   const int64_t rows = x.numel() / width, heads = width / head_dim;
-  const Turn turn = turns(length, head_dim, theta);
+  const Turn turn = turns(length, frequencies);
   Tensor y = at::empty_like(x);
   const float* xs = x.const_data_ptr<float>();
   float* ys = y.mutable_data_ptr<float>();
@@ -154,18 +155,16 @@ Tensor turned(const Tensor& x_any, int64_t head_dim, double theta, bool interlea
 
 class Rope : public torch::autograd::Function<Rope> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t head_dim,
-                        double theta, bool interleaved) {
-    ctx->saved_data["head_dim"] = head_dim;
-    ctx->saved_data["theta"] = theta;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x,
+                        const std::vector<double>& frequencies, bool interleaved) {
+    ctx->saved_data["frequencies"] = frequencies;
     ctx->saved_data["interleaved"] = interleaved;
-    return turned(x, head_dim, theta, interleaved, 1.0f);
+    return turned(x, frequencies, interleaved, 1.0f);
   }
   static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
-    return {turned(gradients[0], ctx->saved_data["head_dim"].toInt(),
-                   ctx->saved_data["theta"].toDouble(),
+    return {turned(gradients[0], ctx->saved_data["frequencies"].toDoubleVector(),
                    ctx->saved_data["interleaved"].toBool(), -1.0f),
-            Tensor(), Tensor(), Tensor()};
+            Tensor(), Tensor()};
   }
 };
 
@@ -175,8 +174,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   return RmsNorm::apply(x, weight, epsilon);
 }
 
-Tensor rope(const Tensor& x, int64_t head_dim, double theta, bool interleaved) {
-  return Rope::apply(x, head_dim, theta, interleaved);
+Tensor rope(const Tensor& x, const std::vector<double>& frequencies, bool interleaved) {
+  return Rope::apply(x, frequencies, interleaved);
 }
 
 }  // namespace nibble

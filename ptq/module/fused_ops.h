@@ -4,7 +4,7 @@
 //   rms_norm  y = x * r * w, r = 1 / sqrt(mean(x^2) + epsilon).  x [.., D], w [D]
 //             dx = r * (dy * w - x * r^2 * mean(dy * w * x)),  dw = sum over rows of dy *
 //             x * r
-//   rope      pairs (a, b) of a head at position t turn by t * theta^(-2 i / head_dim):
+//   rope      pairs (a, b) of a head at position t turn by t * f[i] (ops/rope/rope.h):
 //             a' = a cos - b sin, b' = b cos + a sin.  x [.., T, heads * head_dim];
 //             backward turns the other way
 //
@@ -14,11 +14,13 @@
 
 #include <torch/types.h>
 
+#include <vector>
+
 namespace nibble {
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight,
                        double epsilon);
-torch::Tensor rope(const torch::Tensor& x, int64_t head_dim, double theta,
+torch::Tensor rope(const torch::Tensor& x, const std::vector<double>& frequencies,
                    bool interleaved);
 
 }  // namespace nibble

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <optional>
 
+#include "kernels/program/rope_attributes.h"
 #include "ptq/module/fused_ops.h"
 
 namespace nibble {
@@ -20,13 +22,15 @@ Tensor run_linear(const TorchOpCall& call) {
 }
 
 Tensor run_rms_norm(const TorchOpCall& call) {
-  return rms_norm(call.inputs[0], call.parameter("weight"),
-                  call.node.number("epsilon", 1e-5));
+  const Tensor& x = call.inputs[0];
+  const int64_t head_dim = call.node.integer("head_dim", x.size(-1));
+  return rms_norm(x.reshape({-1, head_dim}), call.parameter("weight"),
+                  call.node.number("epsilon", 1e-5))
+      .reshape(x.sizes());
 }
 
 Tensor run_rope(const TorchOpCall& call) {
-  return rope(call.inputs[0], call.node.integer("head_dim", 0),
-              call.node.number("theta", 10000.0),
+  return rope(call.inputs[0], rope_frequencies(rope_shape(call.node)),
               call.node.integer("interleaved", 0) != 0);
 }
 
@@ -42,9 +46,16 @@ Tensor run_attention(const TorchOpCall& call) {
   auto split = [&](const Tensor& x, int64_t count) {
     return x.reshape({-1, length, count, head_dim}).transpose(1, 2);
   };
+  // A window no shorter than the sequence hides nothing.
+  const int64_t window = node.integer("window", 0);
+  const bool windowed = window > 0 && window < length;
+  std::optional<Tensor> mask;
+  if (windowed) {
+    mask = at::ones({length, length}, at::kBool).tril().triu(1 - window);
+  }
   Tensor y = at::scaled_dot_product_attention(
       split(q, heads), split(call.inputs[1], kv_heads), split(call.inputs[2], kv_heads),
-      /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true, scale,
+      mask, /*dropout_p=*/0.0, /*is_causal=*/!windowed, scale,
       /*enable_gqa=*/heads != kv_heads);
   return y.transpose(1, 2).reshape(q.sizes());
 }

@@ -25,6 +25,12 @@ struct ConfigReader::Document {
     }
     return *value;
   }
+  bool names(const std::string& path) const {
+    const size_t slash = path.rfind('/');
+    if (slash == std::string::npos) return json.contains(path);
+    const Json& parent = at(path.substr(0, slash));
+    return parent.is_object() && parent.contains(path.substr(slash + 1));
+  }
 };
 
 ConfigReader::ConfigReader(const std::string& config_json)
@@ -42,6 +48,10 @@ ConfigReader::~ConfigReader() = default;
 
 bool ConfigReader::has(const std::string& path) const {
   return !document_->at(path).is_null();
+}
+
+bool ConfigReader::is_null(const std::string& path) const {
+  return document_->names(path) && document_->at(path).is_null();
 }
 
 void ConfigReader::wrong(const std::string& path, const std::string& required) {

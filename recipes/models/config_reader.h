@@ -22,6 +22,7 @@ class ConfigReader {
 
   // A path of names, separated by "/": "rope_parameters/rope_theta".
   bool has(const std::string& path) const;
+  bool is_null(const std::string& path) const;  // there, and null
   int64_t integer(const std::string& path, int64_t otherwise, int64_t lowest,
                   int64_t highest);
   double positive(const std::string& path, double otherwise);

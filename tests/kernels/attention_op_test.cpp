@@ -23,7 +23,7 @@ struct Operands {
 double bound(const Operands& o, int64_t t, int64_t h, int64_t d) {
   const int64_t dim = o.shape.head_dim;
   const int64_t kv = h / (o.shape.heads / o.shape.kv_heads) * dim;
-  const int64_t seen = o.k.rows - o.q.rows + t + 1;
+  const int64_t seen = o.k.rows - o.q.rows + t + 1;  // more than with a window
   double largest = 1, value = 0;
   for (int64_t j = 0; j < seen; ++j) {
     double a = 0;
@@ -72,6 +72,51 @@ TEST_P(AttentionRow, GivesWhatTheDefinitionGives) {
             ASSERT_LE(error, bound(o, t, c / shape.head_dim, c % shape.head_dim))
                 << "token " << t << ", column " << c << ": " << y.view()(t, c)
                 << " where " << expected.view()(t, c) << " was expected";
+          }
+        }
+        ASSERT_TRUE(y.gaps_untouched());
+      }
+    }
+  }
+}
+
+// What every window hides is huge: whoever counts it in shows it.
+TEST_P(AttentionRow, AWindowHidesWhatLiesBefore) {
+  AttentionShape shape{4, 2, 20, 0.2f};
+  for (int64_t window : {1, 2, 5, 16, 31, 64, 1000}) {
+    for (int64_t before : {0, 3, 40, 100}) {
+      for (int64_t tokens : {1, 3, 4, 9, 40}) {
+        SCOPED_TRACE(cat("window ", window, ", ", before, " + ", tokens, " tokens"));
+        shape.window = window;
+        Operands o(tokens, before, shape, static_cast<uint64_t>(window + tokens));
+        // Token by token over a copy of the last `window` rows, without a window.
+        std::vector<float> expected;
+        AttentionShape plain = shape;
+        plain.window = 0;
+        for (int64_t t = 0; t < tokens; ++t) {
+          const int64_t begin = std::max<int64_t>(0, before + t + 1 - window);
+          const auto rows = [&](const Spaced& x) {
+            return MatrixView<const float>(x.view().row(begin), before + t + 1 - begin,
+                                           x.cols, x.stride);
+          };
+          std::vector<float> y(static_cast<size_t>(o.q.cols));
+          attention_reference(
+              plain, MatrixView<const float>(o.q.view().row(t), 1, o.q.cols), rows(o.k),
+              rows(o.v), MatrixView<float>(y.data(), 1, o.q.cols));
+          expected.insert(expected.end(), y.begin(), y.end());
+        }
+        for (int64_t j = 0; j < std::max<int64_t>(0, before + 1 - window); ++j) {
+          for (int64_t c = 0; c < o.k.cols; ++c) {
+            o.k.view()(j, c) = o.v.view()(j, c) = j % 2 ? 1e4f : -1e4f;
+          }
+        }
+        Spaced y(tokens, o.q.cols);
+        attention(kernel(), shape, o.q.view(), o.k.view(), o.v.view(), y.view());
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t c = 0; c < o.q.cols; ++c) {
+            ASSERT_NEAR(y.view()(t, c), expected[static_cast<size_t>(t * o.q.cols + c)],
+                        2e-6)
+                << "token " << t << ", column " << c;
           }
         }
         ASSERT_TRUE(y.gaps_untouched());

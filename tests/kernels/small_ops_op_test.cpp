@@ -161,6 +161,29 @@ TEST_F(SmallOps, RopeTurnsPairsByTheirAngle) {
   }
 }
 
+// Figures by hand: head_dim 16 and theta 10000 give f = 10^(-i/2); over 2 pi * 16
+// positions a pair turns 16 f times: 16, 5.06, 1.6, 0.506 ...
+TEST_F(SmallOps, RopeFrequenciesFollowTheScaling) {
+  RopeShape shape{.head_dim = 16, .theta = 10000.0};
+  const std::vector<double> plain = rope_frequencies(shape);
+  ASSERT_EQ(plain.size(), 8u);
+  for (size_t i = 0; i < 8; ++i) EXPECT_NEAR(plain[i], std::pow(10.0, -0.5 * i), 1e-15);
+  shape.scaling = "linear";
+  shape.factor = 4;
+  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(rope_frequencies(shape)[i], plain[i] / 4);
+  shape.scaling = "llama3";
+  shape.low_frequency_factor = 1;
+  shape.high_frequency_factor = 4;
+  shape.original_context = 101;  // about 2 pi * 16
+  const std::vector<double> scaled = rope_frequencies(shape);
+  EXPECT_EQ(scaled[0], plain[0]);
+  EXPECT_EQ(scaled[1], plain[1]);
+  const double turns = 101 * 0.1 / (2 * 3.14159265358979), s = (turns - 1) / 3;
+  EXPECT_NEAR(turns, 1.6, 0.01);
+  EXPECT_NEAR(scaled[2], 0.1 * s + 0.1 / 4 * (1 - s), 1e-15);
+  for (size_t i = 3; i < 8; ++i) EXPECT_EQ(scaled[i], plain[i] / 4) << i;
+}
+
 TEST_F(SmallOps, EmbeddingLooksUpRowsOfAnyScheme) {
   for (const char* scheme : {"f32", "bf16", "f16", "int4/g32@f16", "nf4/f64@f32"}) {
     const LinearWeight weight = random_weight(scheme, 11, 40, 7);

@@ -9,6 +9,7 @@
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/program/rope_attributes.h"
 #include "kernels/program/shape.h"
 #include "recipes/models/architecture.h"
 #include "tests/kernels/temporary_directory.h"
@@ -248,18 +249,23 @@ TEST(LlamaProgram, RefusesWhatItCannotDo) {
   const auto message = [](const std::string& fields) {
     return find_architecture("llama").value()->program(with(fields)).status().message();
   };
-  EXPECT_EQ(
-      message("\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}"),
-      "[models] config.json: rope_scaling: nibble supports rope_type default; found "
-      "rope_type llama3");
-  EXPECT_EQ(
-      message("\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}"),
-      "[models] config.json: rope_scaling: nibble supports rope_type default; found "
-      "rope_type linear");
+  EXPECT_EQ(message("\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}"),
+            "[models] config.json: rope_scaling: nibble supports rope_type llama3 with "
+            "low_freq_factor; found no low_freq_factor; is config.json complete?");
+  EXPECT_EQ(message("\"rope_scaling\":{\"type\":\"linear\"}"),
+            "[models] config.json: rope_scaling: nibble supports rope_type linear with "
+            "factor; found no factor; is config.json complete?");
+  EXPECT_EQ(message("\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,"
+                    "\"low_freq_factor\":4,\"high_freq_factor\":1}"),
+            "[models] config.json: rope_parameters: nibble supports high_freq_factor "
+            "above low_freq_factor; found 1 and 4");
   EXPECT_EQ(
       message("\"rope_parameters\":{\"rope_type\":\"yarn\"}"),
-      "[models] config.json: rope_parameters: nibble supports rope_type default; found "
-      "rope_type yarn");
+      "[models] config.json: rope_parameters: nibble supports rope_type default, linear "
+      "or llama3; found rope_type yarn");
+  EXPECT_EQ(message("\"final_logit_softcapping\":30.0"),
+            "[models] config.json: final_logit_softcapping: nibble supports logits "
+            "without a soft cap; found one");
   EXPECT_EQ(message("\"hidden_act\":\"gelu\""),
             "[models] config.json: hidden_act: nibble supports silu; found gelu");
   EXPECT_EQ(
@@ -276,6 +282,101 @@ TEST(LlamaProgram, RefusesWhatItCannotDo) {
       message("\"num_attention_heads\":\"2\",\"num_key_value_heads\":1"),
       "[models] config.json: num_attention_heads must be an integer from 1 to 16777216; "
       "found \"2\"");
+}
+
+TEST(LlamaProgram, RopeScalingIsReadInBothSpellings) {
+  const auto rope = [](const std::string& fields) {
+    const Result<Program> program =
+        find_architecture("LlamaForCausalLM").value()->program(with(fields));
+    EXPECT_TRUE(program.ok()) << program.status().message();
+    return rope_shape(*program->find("model.layers.1.self_attn.k_rope"));
+  };
+  const RopeShape llama3{.head_dim = 4,
+                         .theta = 500000,
+                         .scaling = "llama3",
+                         .factor = 8,
+                         .low_frequency_factor = 1,
+                         .high_frequency_factor = 4,
+                         .original_context = 8192};
+  const std::string numbers =
+      "\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4.0,"
+      "\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"";
+  EXPECT_EQ(rope("\"rope_theta\":500000.0,\"rope_scaling\":{" + numbers + "}"), llama3);
+  EXPECT_EQ(rope("\"rope_parameters\":{\"rope_theta\":500000.0," + numbers + "}"),
+            llama3);
+  const RopeShape linear{.head_dim = 4, .scaling = "linear", .factor = 2.5};
+  EXPECT_EQ(rope("\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}"), linear);
+  EXPECT_EQ(rope("\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":2.5}"),
+            linear);
+}
+
+// The window of each layer, -1 for a program that is refused.
+std::vector<int64_t> windows(const char* architecture, const std::string& fields) {
+  const Result<Program> program =
+      find_architecture(architecture).value()->program(with(fields));
+  EXPECT_TRUE(program.ok()) << program.status().message();
+  if (!program.ok()) return {-1};
+  std::vector<int64_t> result;
+  for (const Node& node : program->nodes) {
+    if (node.op == "attention") result.push_back(node.integer("window", 0));
+  }
+  return result;
+}
+
+TEST(DecoderWindows, FollowTheConfig) {
+  using List = std::vector<int64_t>;
+  EXPECT_EQ(windows("mistral", "\"a\":1"), (List{4096, 4096}));
+  EXPECT_EQ(windows("mistral", "\"sliding_window\":null"), (List{0, 0}));
+  EXPECT_EQ(windows("mistral", "\"sliding_window\":7"), (List{7, 7}));
+  const std::string off = "\"use_sliding_window\":false,\"max_window_layers\":1,";
+  const std::string on = "\"use_sliding_window\":true,\"max_window_layers\":1,";
+  for (const char* qwen : {"qwen2", "qwen3"}) {
+    EXPECT_EQ(windows(qwen, off + "\"sliding_window\":7"), (List{0, 0}));
+    EXPECT_EQ(windows(qwen, on + "\"sliding_window\":7"), (List{0, 7}));
+    EXPECT_EQ(windows(qwen, on + "\"sliding_window\":null"), (List{0, 0}));
+    EXPECT_EQ(windows(qwen, on + "\"sliding_window\":7,\"layer_types\":"
+                                 "[\"sliding_attention\",\"full_attention\"]"),
+              (List{7, 0}));
+  }
+  const auto message = [](const std::string& fields) {
+    return find_architecture("qwen3").value()->program(with(fields)).status().message();
+  };
+  EXPECT_EQ(message("\"layer_types\":[\"full_attention\"]"),
+            "[models] config.json: layer_types: nibble supports one a layer, 2; found 1");
+  EXPECT_EQ(message("\"layer_types\":[\"full_attention\",\"linear_attention\"]"),
+            "[models] config.json: layer_types: nibble supports full_attention and "
+            "sliding_attention; found linear_attention");
+  EXPECT_EQ(message("\"layer_types\":[\"full_attention\",\"sliding_attention\"]"),
+            "[models] config.json: layer_types: nibble supports sliding_attention with a "
+            "sliding_window; found none");
+}
+
+TEST(QwenProgram, HasItsBiasesAndNorms) {
+  const Result<Program> two = find_architecture("qwen2").value()->program(kTinyConfig);
+  ASSERT_TRUE(two.ok()) << two.status().message();
+  const Shapes biases = *parameter_shapes(*two);
+  for (const char* with_bias : {"q", "k", "v"}) {
+    EXPECT_EQ(biases.count(cat("model.layers.1.self_attn.", with_bias, "_proj.bias")),
+              1u);
+  }
+  EXPECT_EQ(biases.count("model.layers.1.self_attn.o_proj.bias"), 0u);
+  EXPECT_EQ(biases.count("model.layers.1.self_attn.q_norm.weight"), 0u);
+  const Result<Program> three =
+      find_architecture("qwen3").value()->program(with("\"head_dim\":6"));
+  ASSERT_TRUE(three.ok()) << three.status().message();
+  const Shapes norms = *parameter_shapes(*three);
+  EXPECT_EQ(norms.at("model.layers.1.self_attn.q_norm.weight"),
+            (std::vector<int64_t>{6}));
+  EXPECT_EQ(norms.at("model.layers.1.self_attn.k_proj.weight"),
+            (std::vector<int64_t>{6, 8}));
+  EXPECT_EQ(norms.count("model.layers.1.self_attn.q_proj.bias"), 0u);
+  // config.json silent: Qwen3's heads are of 128, whatever hidden_size says.
+  EXPECT_EQ(find_architecture("qwen3")
+                .value()
+                ->program(kTinyConfig)
+                ->find("model.layers.0.self_attn.q_norm")
+                ->integer("head_dim", 0),
+            128);
 }
 
 TEST(LlamaProgram, BiasesAndHeadDimFollowTheConfig) {
@@ -378,8 +479,8 @@ TEST(Architectures, AreFoundByNameOrType) {
   }
   EXPECT_EQ(
       find_architecture("Mamba").status().message(),
-      "[models] the architecture must be one of LlamaForCausalLM, ResNetCIFAR, MLP; "
-      "found Mamba");
+      "[models] the architecture must be one of LlamaForCausalLM, MistralForCausalLM, "
+      "Qwen2ForCausalLM, Qwen3ForCausalLM, ResNetCIFAR, MLP; found Mamba");
 }
 
 }  // namespace

@@ -24,18 +24,19 @@ void attend_few(const AttentionKernel& kernel, const AttentionShape& shape,
     const int64_t t = i / shape.heads;
     const int64_t h = i % shape.heads;
     const int64_t kv = h / (shape.heads / shape.kv_heads) * shape.head_dim;
-    const int64_t n = first + t + 1;
+    const int64_t begin = shape.first_seen(first + t);
+    const int64_t n = first + t + 1 - begin;
     static thread_local Scratch<float> scratch;
     float* a = scratch.get(static_cast<size_t>(n + lanes + shape.head_dim));
     float* scaled = a + n + lanes;
     for (int64_t d = 0; d < shape.head_dim; ++d) {
       scaled[d] = q(t, h * shape.head_dim + d) * shape.scale;
     }
-    kernel.isa->scores(scaled, k.data + kv, k.stride, shape.head_dim, n, a);
+    kernel.isa->scores(scaled, k.row(begin) + kv, k.stride, shape.head_dim, n, a);
     for (int64_t j = 0; j < lanes; ++j) a[n + j] = kMasked;
     const float sum = kernel.isa->softmax(a, n);
-    kernel.isa->weighted_sum(a, v.data + kv, v.stride, shape.head_dim, n, 1.0f / sum,
-                             y.row(t) + h * shape.head_dim);
+    kernel.isa->weighted_sum(a, v.row(begin) + kv, v.stride, shape.head_dim, n,
+                             1.0f / sum, y.row(t) + h * shape.head_dim);
   };
   const int64_t tasks = q.rows * shape.heads;
   // Below some ten thousand products a second thread costs more than it brings.
@@ -55,6 +56,7 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
   const int64_t width = 2 * isa.lanes;
   const int64_t first = k.rows - q.rows;
   const int64_t blocks = (k.rows + width - 1) / width;
+  const int64_t unseen = shape.first_seen(first) / width;  // blocks before every window
   const int64_t padded_dim = (dim + width - 1) / width * width;
   static thread_local Scratch<float> key_scratch, value_scratch;
   float* keys =
@@ -64,6 +66,7 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
   parallel_for(shape.kv_heads * blocks, [&](int64_t i) {
     const int64_t head = i / blocks;
     const int64_t begin = i % blocks * width;
+    if (i % blocks < unseen) return;
     float* panel = keys + i * dim * width;  // [dim, width]
     for (int64_t j = 0; j < width; ++j) {
       const int64_t row = begin + j;
@@ -100,28 +103,33 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
     // count may need several small tiles.
     for (int64_t done = 0; done < count; done += mr) {
       const int64_t rows = std::min<int64_t>(mr, count - done);
+      // Keys from `base` on, a whole number of panels: what the first of these rows sees.
+      const int64_t base = shape.first_seen(first + t + done) / width * width;
       pack_rows(q.row(t + done) + h * dim, q.stride, rows, dim, mr, queries);
       for (int64_t j = 0; j < dim * mr; ++j) queries[j] *= shape.scale;
-      for (int64_t b = 0; b * width < limit; ++b) {
+      for (int64_t b = base / width; b * width < limit; ++b) {
         const float* panel = keys + (kv * blocks + b) * dim * width;
         isa.product_f32(mr, queries, panel, panel + isa.lanes, width, dim, false, acc);
         for (int64_t m = 0; m < rows; ++m) {
-          std::memcpy(scores + m * stride + b * width, acc + m * width,
+          std::memcpy(scores + m * stride + b * width - base, acc + m * width,
                       static_cast<size_t>(width) * sizeof(float));
         }
       }
       for (int64_t m = 0; m < rows; ++m) {
         float* row = scores + m * stride;
-        const int64_t n = first + t + done + m + 1;
+        const int64_t begin = shape.first_seen(first + t + done + m) - base;
+        const int64_t n = first + t + done + m + 1 - base;
+        for (int64_t j = 0; j < begin; ++j) row[j] = kMasked;
         for (int64_t j = n; j < stride; ++j) row[j] = kMasked;
         sums[m] = kernel.isa->softmax(row, n);
-        for (int64_t j = n; j < limit; ++j) row[j] = 0;
+        for (int64_t j = 0; j < begin; ++j) row[j] = 0;
+        for (int64_t j = n; j < limit - base; ++j) row[j] = 0;
       }
-      pack_rows(scores, stride, rows, limit, mr, weights);
+      pack_rows(scores, stride, rows, limit - base, mr, weights);
       for (int64_t d = 0; d < padded_dim; d += width) {
-        const float* panel = values + kv * k.rows * padded_dim + d;
-        isa.product_f32(mr, weights, panel, panel + isa.lanes, padded_dim, limit, false,
-                        acc);
+        const float* panel = values + (kv * k.rows + base) * padded_dim + d;
+        isa.product_f32(mr, weights, panel, panel + isa.lanes, padded_dim, limit - base,
+                        false, acc);
         for (int64_t m = 0; m < rows; ++m) {
           const float factor = 1.0f / sums[m];
           float* out = y.row(t + done + m) + h * dim + d;

@@ -2,8 +2,9 @@
 //
 // For query row t (position p = length - tokens + t) of head h, with g = h / (heads /
 // kv_heads):
-//   a[j] = scale * sum_d q[t, h, d] * k[j, g, d]                j = 0 .. p
+//   a[j] = scale * sum_d q[t, h, d] * k[j, g, d]                j = first .. p
 //   y[t, h, :] = sum_j softmax(a)[j] * v[j, g, :]
+// first = 0, or with a window max(0, p + 1 - window): the last `window` positions.
 //
 //   q, y  [tokens, heads * head_dim]
 //   k, v  [length, kv_heads * head_dim], the rows of this call's tokens included
@@ -27,6 +28,12 @@ struct AttentionShape {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   float scale = 0;
+  int64_t window = 0;  // 0: every position before
+
+  // The first position that the one at p sees.
+  int64_t first_seen(int64_t p) const {
+    return window > 0 && p + 1 > window ? p + 1 - window : 0;
+  }
 };
 
 void attention_reference(const AttentionShape& shape, MatrixView<const float> q,

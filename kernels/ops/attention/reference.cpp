@@ -17,9 +17,10 @@ void attention_reference(const AttentionShape& shape, MatrixView<const float> q,
     const int64_t t = i % q.rows;
     const int64_t kv = h / (shape.heads / shape.kv_heads) * d_count;
     const float* query = q.row(t) + h * d_count;
-    std::vector<double> a(static_cast<size_t>(first + t + 1));
+    const int64_t begin = shape.first_seen(first + t);
+    std::vector<double> a(static_cast<size_t>(first + t + 1 - begin));
     for (size_t j = 0; j < a.size(); ++j) {
-      const float* key = k.row(static_cast<int64_t>(j)) + kv;
+      const float* key = k.row(begin + static_cast<int64_t>(j)) + kv;
       for (int64_t d = 0; d < d_count; ++d)
         a[j] += static_cast<double>(query[d]) * key[d];
       a[j] *= shape.scale;
@@ -30,7 +31,7 @@ void attention_reference(const AttentionShape& shape, MatrixView<const float> q,
     for (int64_t d = 0; d < d_count; ++d) {
       double total = 0;
       for (size_t j = 0; j < a.size(); ++j) {
-        total += a[j] * v(static_cast<int64_t>(j), kv + d);
+        total += a[j] * v(begin + static_cast<int64_t>(j), kv + d);
       }
       y(t, h * d_count + d) = static_cast<float>(total / sum);
     }

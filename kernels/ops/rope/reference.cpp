@@ -1,17 +1,43 @@
 #include <cmath>
+#include <utility>
 
 #include "kernels/ops/rope/rope.h"
 
 namespace nibble {
 
+std::vector<double> rope_frequencies(const RopeShape& shape) {
+  constexpr double kTwoPi = 6.283185307179586476925286766559;
+  std::vector<double> frequencies;
+  for (int64_t i = 0; i < shape.head_dim / 2; ++i) {
+    double f = std::pow(
+        shape.theta, -2.0 * static_cast<double>(i) / static_cast<double>(shape.head_dim));
+    if (shape.scaling == "linear") {
+      f /= shape.factor;
+    } else if (shape.scaling == "llama3") {
+      const double turns = static_cast<double>(shape.original_context) * f / kTwoPi;
+      const double low = shape.low_frequency_factor, high = shape.high_frequency_factor;
+      if (turns < low) {
+        f /= shape.factor;
+      } else if (turns <= high) {
+        const double s = (turns - low) / (high - low);
+        f = s * f + (1.0 - s) * f / shape.factor;
+      }
+    }
+    frequencies.push_back(f);
+  }
+  return frequencies;
+}
+
+RopeTable::RopeTable(RopeShape shape)
+    : shape_(std::move(shape)), frequencies_(rope_frequencies(shape_)) {}
+
 void RopeTable::reserve(int64_t positions) {
   if (positions <= positions_) return;
-  const int64_t half = head_dim_ / 2;
+  const int64_t half = head_dim() / 2;
   cosines_.resize(static_cast<size_t>(positions * half));
   sines_.resize(static_cast<size_t>(positions * half));
   for (int64_t i = 0; i < half; ++i) {
-    const double frequency =
-        std::pow(theta_, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim_));
+    const double frequency = frequencies_[static_cast<size_t>(i)];
     for (int64_t p = positions_; p < positions; ++p) {
       const double angle = static_cast<double>(p) * frequency;
       cosines_[static_cast<size_t>(p * half + i)] = static_cast<float>(std::cos(angle));

@@ -1,8 +1,17 @@
 // Rotary position embedding (Su et al., arXiv 2104.09864, eq. 34), in place.
 //
-// For pair i of a head, angle = position * theta^(-2 i / head_dim):
+// For pair i of a head, angle = position * f[i], f[i] = theta^(-2 i / head_dim):
 //   a' = a cos(angle) - b sin(angle),   b' = a sin(angle) + b cos(angle)
 // (a, b) = (x[i], x[i + head_dim / 2]), or (x[2 i], x[2 i + 1]) when interleaved.
+//
+// A model stretched to a longer context turns more slowly:
+//   linear   f / factor
+//   llama3   with turns = original_context * f / (2 pi), the full turns of a pair over
+//   the
+//            context that the model was first trained on:
+//            f / factor             turns < low_frequency_factor
+//            f                      turns > high_frequency_factor
+//            between them f * (s + (1 - s) / factor), s = (turns - low) / (high - low)
 //
 //   x      [tokens, heads * head_dim]; row t is at position first + t
 //   table  of at least first + tokens positions
@@ -12,26 +21,41 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/base/matrix_view.h"
 
 namespace nibble {
 
+struct RopeShape {
+  int64_t head_dim = 0;
+  double theta = 10000.0;
+  std::string scaling;  // "" none, "linear", "llama3"
+  double factor = 1.0;
+  double low_frequency_factor = 1.0, high_frequency_factor = 4.0;  // llama3
+  int64_t original_context = 0;                                    // llama3
+  bool operator==(const RopeShape&) const = default;
+};
+// f [head_dim / 2]: radians a position.
+std::vector<double> rope_frequencies(const RopeShape& shape);
+
 // cos and sin of every (position, pair), rounded from double.
 class RopeTable {
  public:
-  RopeTable(int64_t head_dim, double theta) : head_dim_(head_dim), theta_(theta) {}
+  explicit RopeTable(RopeShape shape);
+  RopeTable(int64_t head_dim, double theta)
+      : RopeTable(RopeShape{.head_dim = head_dim, .theta = theta}) {}
   void reserve(int64_t positions);
-  int64_t head_dim() const { return head_dim_; }
-  double theta() const { return theta_; }
+  const RopeShape& shape() const { return shape_; }
+  int64_t head_dim() const { return shape_.head_dim; }
   int64_t positions() const { return positions_; }
-  const float* cosines(int64_t p) const { return cosines_.data() + p * (head_dim_ / 2); }
-  const float* sines(int64_t p) const { return sines_.data() + p * (head_dim_ / 2); }
+  const float* cosines(int64_t p) const { return cosines_.data() + p * (head_dim() / 2); }
+  const float* sines(int64_t p) const { return sines_.data() + p * (head_dim() / 2); }
 
  private:
-  int64_t head_dim_;
-  double theta_;
+  RopeShape shape_;
+  std::vector<double> frequencies_;
   int64_t positions_ = 0;
   std::vector<float> cosines_, sines_;
 };
