@@ -1,9 +1,9 @@
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/artifact/artifact.h"
 #include "kernels/artifact/manifest.h"
 #include "kernels/artifact/safetensors.h"
+#include "kernels/artifact/shards.h"
 #include "kernels/artifact/stored_parts.h"
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
@@ -43,28 +43,6 @@ Result<TensorMap> stored_tensors(const Artifact& artifact) {
     }
   }
   return stored;
-}
-
-// Fills shards in the order of names, each to at most shard_bytes (one tensor may pass
-// it).
-std::vector<TensorMap> split(const TensorMap& stored, int64_t shard_bytes) {
-  std::vector<TensorMap> shards(1);
-  int64_t filled = 0;
-  for (const auto& [name, tensor] : stored) {
-    const int64_t size = static_cast<int64_t>(tensor.bytes.size());
-    if (!shards.back().empty() && filled + size > shard_bytes) {
-      shards.emplace_back();
-      filled = 0;
-    }
-    shards.back()[name] = tensor;
-    filled += size;
-  }
-  return shards;
-}
-
-std::string five_digits(size_t number) {
-  const std::string digits = std::to_string(number);
-  return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
 }
 
 bool is_plain_name(const std::string& name) {
@@ -121,29 +99,22 @@ class Writer {
 
   Status write_weights(int64_t shard_bytes) {
     NIBBLE_ASSIGN_OR_RETURN(const TensorMap stored, stored_tensors(artifact_));
-    const std::vector<TensorMap> shards = split(stored, shard_bytes);
-    nlohmann::json weight_map = nlohmann::json::object();
-    int64_t total = 0;
-    for (size_t i = 0; i < shards.size(); ++i) {
-      NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
-      const std::string name = shards.size() == 1
-                                   ? "model.safetensors"
-                                   : cat("model-", five_digits(i + 1), "-of-",
-                                         five_digits(shards.size()), ".safetensors");
-      NIBBLE_RETURN_IF_ERROR(claim(name));
-      const std::filesystem::path path = directory_.staging() / name;
-      NIBBLE_RETURN_IF_ERROR(write_safetensors(path, shards[i], {{"format", "pt"}}));
-      NIBBLE_RETURN_IF_ERROR(read_back(path, name, shards[i]));
-      for (const auto& [tensor_name, tensor] : shards[i]) {
-        weight_map[tensor_name] = name;
-        total += static_cast<int64_t>(tensor.bytes.size());
-      }
+    std::map<std::string, int64_t> sizes;
+    for (const auto& [name, tensor] : stored) {
+      sizes[name] = static_cast<int64_t>(tensor.bytes.size());
     }
-    if (shards.size() == 1) return ok_status();
-    nlohmann::json index;
-    index["metadata"]["total_size"] = total;
-    index["weight_map"] = std::move(weight_map);
-    return write_listed("model.safetensors.index.json", index.dump(2) + "\n");
+    const std::vector<Shard> shards = split_shards(sizes, shard_bytes);
+    for (const Shard& shard : shards) {
+      NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
+      TensorMap tensors;
+      for (const std::string& name : shard.tensors) tensors[name] = stored.at(name);
+      NIBBLE_RETURN_IF_ERROR(claim(shard.file));
+      const std::filesystem::path path = directory_.staging() / shard.file;
+      NIBBLE_RETURN_IF_ERROR(write_safetensors(path, tensors, {{"format", "pt"}}));
+      NIBBLE_RETURN_IF_ERROR(read_back(path, shard.file, tensors));
+    }
+    const std::string index = shard_index(shards, sizes);
+    return index.empty() ? ok_status() : write_listed(kShardIndex, index);
   }
 
   // What counts is what the disk holds: read the shard again and compare every byte.
