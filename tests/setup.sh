@@ -20,7 +20,7 @@ fail() { echo "[setup] $*" >&2; exit 1; }
 
 debian=(g++ cmake ninja-build ccache git protobuf-compiler libprotobuf-dev
   libboost-program-options-dev libgtest-dev libgmock-dev libbenchmark-dev nlohmann-json3-dev
-  libyaml-cpp-dev libutf8proc-dev libssl-dev zlib1g-dev libjs-chart.js python3 python3-venv
+  libyaml-cpp-dev libutf8proc-dev libpcre2-dev libssl-dev zlib1g-dev libjs-chart.js python3 python3-venv
   python3-pip)
 
 # --- Debian packages
@@ -90,7 +90,7 @@ if [[ $torch == *" of python3" ]]; then
   sed -i 's/^include-system-site-packages = false/include-system-site-packages = true/' $venv/pyvenv.cfg
 fi
 wanted=(onnx)
-if [[ ${1:-} == tests ]]; then wanted+=(numpy onnxruntime transformers); fi
+if [[ ${1:-} == tests ]]; then wanted+=(numpy onnxruntime transformers tokenizers sentencepiece); fi
 mapfile -t missing < <($venv/bin/python3 - "${wanted[@]}" << 'PYTHON'
 import importlib.util, sys
 for name in sys.argv[1:]:

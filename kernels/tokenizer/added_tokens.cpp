@@ -7,8 +7,6 @@
 namespace nibble {
 namespace {
 
-bool is_word(int32_t c) { return c == '_' || is_letter(c) || is_number(c); }
-
 // The start of the character that ends at `end` (> 0).
 size_t character_before(std::string_view text, size_t end) {
   size_t at = end - 1;

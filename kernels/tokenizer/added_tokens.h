@@ -12,7 +12,8 @@ namespace nibble {
 
 struct AddedToken {
   int32_t id = 0;
-  std::string content;
+  std::string content;                  // what is looked for, and decode writes
+  std::string written;                  // how the file writes it
   bool single_word = false;             // not inside a word
   bool lstrip = false, rstrip = false;  // swallow the spaces beside it
   bool normalized = false;              // looked for after the normalizer

@@ -1,9 +1,12 @@
 // The kinds of tokenizer that make_tokenizer chooses from, one .cpp each.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/tokenizer/tokenizer.h"
 
@@ -14,10 +17,17 @@ namespace nibble {
 // piece).
 Result<std::unique_ptr<Tokenizer>> make_llama2c_tokenizer(const Bytes& file);
 
-// tokenizer.json with byte-level BPE. files as in make_tokenizer: the other files say
-// which ids end a sequence. data_loss: not JSON, or a field is missing or of the wrong
-// type. unsupported: a component or option nibble does not know (the message names it).
-Result<std::unique_ptr<Tokenizer>> make_byte_level_tokenizer(
+// tokenizer.json, any of the models of models.h. files as in make_tokenizer: the other
+// files say which ids end a sequence. data_loss: not JSON, or a field is missing or of
+// the wrong type. unsupported: a component or option nibble does not know (the message
+// names it).
+Result<std::unique_ptr<Tokenizer>> make_json_tokenizer(
     const std::map<std::string, Bytes>& files);
+
+// The ids that end a sequence, from generation_config.json, else config.json (an id or a
+// list), else the token that tokenizer_config.json names; id_of gives -1 for no token.
+Result<std::vector<int32_t>> read_eos(
+    const std::map<std::string, Bytes>& files,
+    const std::function<int32_t(std::string_view)>& id_of);
 
 }  // namespace nibble

@@ -4,6 +4,12 @@
 
 namespace nibble {
 
+Result<TypedIds> Tokenizer::encode_pair(std::string_view, std::string_view) const {
+  return error(StatusCode::unsupported,
+               "[tokenizer] pair: a tokenizer.json with a post_processor was required; "
+               "this kind encodes single texts only; join the two texts yourself");
+}
+
 Result<std::unique_ptr<Tokenizer>> make_tokenizer(
     const std::map<std::string, Bytes>& files, int64_t vocabulary) {
   const char* name = files.count("tokenizer.json")  ? "tokenizer.json"
@@ -15,7 +21,7 @@ Result<std::unique_ptr<Tokenizer>> make_tokenizer(
                  "model carries "
                  "neither; give one with --tokenizer FILE");
   auto tokenizer = std::string_view(name) == "tokenizer.json"
-                       ? make_byte_level_tokenizer(files)
+                       ? make_json_tokenizer(files)
                        : make_llama2c_tokenizer(files.at(name));
   if (!tokenizer.ok()) return tokenizer.status();
   if ((*tokenizer)->vocabulary() > vocabulary)

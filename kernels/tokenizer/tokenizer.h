@@ -1,7 +1,10 @@
 // Text to token ids and back.
 //
-// Kinds: llama2.c tokenizer.bin (scores), tokenizer.json byte-level BPE. An unknown
-// component of tokenizer.json is `unsupported`, naming it. Safe to call from any thread.
+// Kinds: tokenizer.json (models BPE, WordPiece, Unigram and WordLevel with their
+// normalizers, pre-tokenizers, post-processors and decoders: models.h and its neighbours
+// say which), llama2.c tokenizer.bin. An unknown component of tokenizer.json is
+// `unsupported`, naming it; its truncation and padding sections concern batches and are
+// not applied. Safe to call from any thread.
 #pragma once
 
 #include <map>
@@ -16,6 +19,11 @@
 
 namespace nibble {
 
+struct TypedIds {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> types;  // of each id: 0 in the first text, 1 in the second ...
+};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -24,6 +32,11 @@ class Tokenizer {
   virtual Result<std::vector<int32_t>> encode(std::string_view text) const = 0;
   virtual Result<std::vector<int32_t>> encode_without_special(
       std::string_view text) const = 0;
+  // Two texts as one sequence, with the special tokens and token types of a
+  // tokenizer.json (BERT: [CLS] first [SEP] second [SEP]). unsupported: another kind of
+  // tokenizer.
+  virtual Result<TypedIds> encode_pair(std::string_view first,
+                                       std::string_view second) const;
   virtual std::string decode(
       std::span<const int32_t> ids) const = 0;  // skips special tokens
   virtual int64_t vocabulary() const = 0;       // ids are < vocabulary()

@@ -2,6 +2,7 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 namespace nibble {
@@ -39,6 +40,7 @@ size_t broken_length(std::string_view text, size_t at) {
 }  // namespace
 
 Character character_at(std::string_view text, size_t at) {
+  if (const auto lead = static_cast<uint8_t>(text[at]); lead < 0x80) return {lead, 1};
   utf8proc_int32_t code_point = -1;
   const auto length = utf8proc_iterate(
       bytes(text, at), static_cast<utf8proc_ssize_t>(text.size() - at), &code_point);
@@ -78,6 +80,115 @@ bool is_space(int32_t c) {
          c == 0x205f || c == 0x3000;
 }
 
+bool is_mark(int32_t code_point) {
+  if (code_point < 0x300) return false;
+  switch (utf8proc_category(code_point)) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_nonspacing_mark(int32_t code_point) {
+  return code_point >= 0x300 && utf8proc_category(code_point) == UTF8PROC_CATEGORY_MN;
+}
+
+bool is_word(int32_t c) {
+  if (c < 0) return false;
+  if (c < 0x80)
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           c == '_';
+  switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC:
+      return true;
+    case UTF8PROC_CATEGORY_SO:  // the symbols that are Alphabetic: letters in circles
+      return (c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) ||
+             (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189);
+    default:
+      return is_letter(c) || is_mark(c) || c == 0x200c || c == 0x200d;
+  }
+}
+
+bool is_punctuation(int32_t c) {
+  if (c < 0) return false;
+  if (c < 0x80)
+    return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) ||
+           (c >= 123 && c <= 126);
+  switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_PD:
+    case UTF8PROC_CATEGORY_PS:
+    case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI:
+    case UTF8PROC_CATEGORY_PF:
+    case UTF8PROC_CATEGORY_PO:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_other(int32_t c) {
+  if (c < 0) return false;
+  switch (utf8proc_category(c)) {
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+      return true;
+    default:
+      return false;
+  }
+}
+
+size_t count_characters(std::string_view text) {
+  size_t count = 0;
+  for (char byte : text) count += (static_cast<uint8_t>(byte) & 0xc0) != 0x80;
+  return count;
+}
+
+void append_utf8(std::string& text, int32_t code_point) {
+  utf8proc_uint8_t bytes[4];
+  const auto length = utf8proc_encode_char(code_point, bytes);
+  text.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(length));
+}
+
+std::string lowercase(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t at = 0; at < text.size();) {
+    const Character c = character_at(text, at);
+    if (c.code_point < 0x80)  // also a byte that is not UTF-8
+      out += text[at] >= 'A' && text[at] <= 'Z' ? static_cast<char>(text[at] + 32)
+                                                : text[at];
+    else if (c.code_point == 0x130)  // SpecialCasing.txt: the only one that gives two
+      out += "i\u0307";
+    else
+      append_utf8(out, utf8proc_tolower(c.code_point));
+    at += static_cast<size_t>(c.length);
+  }
+  return out;
+}
+
+size_t grapheme_end(std::string_view text, size_t at) {
+  utf8proc_int32_t state = 0;
+  Character c = character_at(text, at);
+  while (true) {
+    at += static_cast<size_t>(c.length);
+    if (at >= text.size()) return at;
+    const Character next = character_at(text, at);
+    if (c.code_point < 0 || next.code_point < 0 ||
+        utf8proc_grapheme_break_stateful(c.code_point, next.code_point, &state))
+      return at;
+    c = next;
+  }
+}
+
 int64_t first_invalid_utf8(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     if (static_cast<uint8_t>(text[at]) < 0x80) {
@@ -108,6 +219,8 @@ std::string replace_invalid_utf8(std::string_view text) {
 }
 
 Result<std::string> normalize(std::string_view text, NormalForm form) {
+  if (std::all_of(text.begin(), text.end(), [](char c) { return !(c & 0x80); }))
+    return std::string(text);  // ASCII is in every normal form
   const int64_t invalid = first_invalid_utf8(text);
   if (invalid >= 0)
     return error(StatusCode::invalid_argument,

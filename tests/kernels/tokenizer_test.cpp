@@ -287,15 +287,75 @@ TEST(ByteLevelTokenizer, CodegenAddedTokens) {
   EXPECT_EQ((*tokenizer)->decode(*ids), "def f(x):\n    return x\n\t\ty = 1");
 }
 
-TEST(ByteLevelTokenizer, SentencePieceIsRefusedByName) {
+// SentencePiece's BPE as tokenizer.json writes it: Prepend, Replace, byte fallback.
+TEST(JsonTokenizer, Phi3Vectors) {
   const auto path = kData / "tokenizers/hf_tokenizer_json/phi3_spm_bpe_tokenizer.json";
   SKIP_WITHOUT(path);
   const auto tokenizer =
       make_tokenizer({{"tokenizer.json", bytes_of(slurp(path))}}, 32064);
-  EXPECT_EQ(tokenizer.status().code(), StatusCode::unsupported);
-  EXPECT_THAT(tokenizer.status().message(),
-              HasSubstr("[tokenizer] tokenizer.json normalizer: "));
-  EXPECT_THAT(tokenizer.status().message(), HasSubstr("found Prepend"));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  check_vectors(**tokenizer, kData / "tokenizers/gguf_vocab/ggml-vocab-phi-3.gguf");
+  EXPECT_THAT(*(*tokenizer)->encode("a<|end|> b"),
+              ElementsAre(1, 263, 32007, testing::_, testing::_));
+}
+
+json word_piece_tokenizer() {
+  json vocab = json::object();
+  int id = 0;
+  for (const char* piece : {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able",
+                            "affable", "caf", "##e", ",", "\u4f60", "a", "##b"})
+    vocab[piece] = id++;
+  const auto around = [](const char* text, int type) {
+    return json{{"Sequence", {{"id", text}, {"type_id", type}}}};
+  };
+  const auto token = [](const char* name, int type) {
+    return json{{"SpecialToken", {{"id", name}, {"type_id", type}}}};
+  };
+  return {{"normalizer", {{"type", "BertNormalizer"}}},
+          {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
+          {"post_processor",
+           {{"type", "TemplateProcessing"},
+            {"single", {token("[CLS]", 0), around("A", 0), token("[SEP]", 0)}},
+            {"pair",
+             {token("[CLS]", 0), around("A", 0), token("[SEP]", 0), around("B", 1),
+              token("[SEP]", 1)}},
+            {"special_tokens",
+             {{"[CLS]", {{"id", "[CLS]"}, {"ids", {2}}}},
+              {"[SEP]", {{"id", "[SEP]"}, {"ids", {3}}}}}}}},
+          {"decoder", {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}},
+          {"added_tokens", json::array()},
+          {"model",
+           {{"type", "WordPiece"},
+            {"unk_token", "[UNK]"},
+            {"continuing_subword_prefix", "##"},
+            {"max_input_chars_per_word", 8},
+            {"vocab", vocab}}}};
+}
+
+TEST(WordPiece, BertEndToEnd) {
+  auto made = make(word_piece_tokenizer());
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  const Tokenizer& tokenizer = **made;
+  // Lower case, accents off, Chinese characters alone, the longest piece first.
+  EXPECT_THAT(*tokenizer.encode("UNaffable, Caf\u00e9\u4f60\t a"),
+              ElementsAre(2, 1, 10, 8, 9, 11, 12, 3));  // 9 characters: too long a word
+  EXPECT_THAT(*tokenizer.encode_without_special("unaffab unaff ab"),
+              ElementsAre(1, 4, 5, 12, 13));
+  const auto pair = tokenizer.encode_pair("a", "ab");
+  ASSERT_TRUE(pair.ok());
+  EXPECT_THAT(pair->ids, ElementsAre(2, 12, 3, 12, 13, 3));
+  EXPECT_THAT(pair->types, ElementsAre(0, 0, 0, 1, 1, 1));
+  EXPECT_EQ(tokenizer.decode(*tokenizer.encode_without_special("unaff, ab")),
+            "unaff, ab");
+  EXPECT_EQ(tokenizer.bos(), 2);
+  EXPECT_EQ(tokenizer.encode("a\xff").status().message(),
+            "[tokenizer] normalizer: UTF-8 text was required; byte 1 is not part of "
+            "UTF-8; correct the text");
+  json root = word_piece_tokenizer();
+  root["model"]["vocab"].erase("[UNK]");
+  EXPECT_EQ((*make(root))->encode("zz").status().message(),
+            "[tokenizer] text: \"zz\" has no token, and the unknown token \"[UNK]\" is "
+            "not in the vocabulary; use a tokenizer that covers this text");
 }
 
 TEST(ByteLevelTokenizer, MergesTemplateAndEos) {
@@ -364,45 +424,58 @@ TEST(ByteLevelTokenizer, UnknownComponentsAreNamed) {
     return result.status().message();
   };
   json root = small_tokenizer();
-  root["pre_tokenizer"] = {{"type", "Metaspace"}};
+  root["pre_tokenizer"] = {{"type", "UnicodeScripts"}};
   EXPECT_EQ(message(root, StatusCode::unsupported),
-            "[tokenizer] tokenizer.json pre_tokenizer: ByteLevel, Split or Digits was "
-            "required; found "
-            "Metaspace; nibble reads byte-level BPE; evaluate with token ids from a "
-            "safetensors file "
+            "[tokenizer] tokenizer.json pre_tokenizer: one of Sequence, "
+            "BertPreTokenizer, ByteLevel, CharDelimiterSplit, Digits, FixedLength, "
+            "Metaspace, Punctuation, Split, Whitespace, WhitespaceSplit was required; "
+            "found UnicodeScripts; evaluate with token ids from a safetensors file "
             "instead");
   root = small_tokenizer();
-  root["pre_tokenizer"] = {
-      {"type", "Sequence"},
-      {"pretokenizers",
-       {{{"type", "Split"}, {"pattern", {{"Regex", "\\w+"}}}, {"behavior", "Isolated"}},
-        {{"type", "ByteLevel"}}}}};
+  root["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers",
+                            {{{"type", "Split"},
+                              {"pattern", {{"Regex", "a[b&&c]"}}},
+                              {"behavior", "Isolated"}},
+                             {{"type", "ByteLevel"}}}}};
+  EXPECT_EQ(message(root, StatusCode::unsupported),
+            "[tokenizer] tokenizer.json pre_tokenizer: a regular expression of literals, "
+            "sets, groups and quantifiers was required; found an intersection of sets at "
+            "byte 3 of a[b&&c]; evaluate with token ids from a safetensors file instead");
+  root["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a";
   EXPECT_THAT(message(root, StatusCode::unsupported),
-              HasSubstr(R"(found {"Regex":"\\w+"})"));
-  root = small_tokenizer();
-  root["normalizer"] = {{"type", "Lowercase"}};
+              HasSubstr("a regular expression that PCRE2 reads was required; found (a, "
+                        "which as (a has at byte 2: missing closing parenthesis"));
+  root["pre_tokenizer"]["pretokenizers"][0] = {
+      {"type", "Split"}, {"pattern", {{"String", "a"}}}, {"behavior", "Sideways"}};
   EXPECT_THAT(message(root, StatusCode::unsupported),
-              HasSubstr("normalizer: NFC, NFD, NFKC, NFKD or null"));
+              HasSubstr("Contiguous was required; found \"Sideways\""));
   root = small_tokenizer();
-  root["post_processor"] = {{"type", "RobertaProcessing"}};
+  root["normalizer"] = {{"type", "Uppercase"}};
   EXPECT_THAT(message(root, StatusCode::unsupported),
-              HasSubstr("found RobertaProcessing"));
+              HasSubstr("normalizer: one of Sequence, BertNormalizer, ByteLevel, "));
   root = small_tokenizer();
-  root["decoder"] = {{"type", "WordPiece"}};
-  EXPECT_THAT(message(root, StatusCode::unsupported), HasSubstr("found WordPiece"));
-  root = small_tokenizer();
-  root["model"]["type"] = "Unigram";
-  EXPECT_THAT(message(root, StatusCode::unsupported), HasSubstr("found Unigram"));
-  root = small_tokenizer();
-  root["model"]["byte_fallback"] = true;
+  root["post_processor"] = {{"type", "ElectraProcessing"}};
   EXPECT_THAT(message(root, StatusCode::unsupported),
-              HasSubstr("byte_fallback must be false"));
+              HasSubstr("found ElectraProcessing"));
+  root = small_tokenizer();
+  root["decoder"] = {{"type", "CTC"}};
+  EXPECT_THAT(message(root, StatusCode::unsupported), HasSubstr("found CTC"));
+  root = small_tokenizer();
+  root["model"]["type"] = "Morphology";
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr("model: one of BPE, Unigram, WordLevel, WordPiece was required; "
+                        "found Morphology"));
+  root = small_tokenizer();
+  root["model"]["dropout"] = 0.1;
+  EXPECT_THAT(message(root, StatusCode::unsupported),
+              HasSubstr("dropout null or 0 was required"));
   root = small_tokenizer();
   root["model"]["merges"].push_back({"a", "nothing"});
   EXPECT_THAT(
       message(root, StatusCode::data_loss),
       HasSubstr(
-          R"(merge 6 of two tokens into a third was required; found ["a","nothing"])"));
+          R"(merge 6 of two tokens into a third was required; found "a" and "nothing")"));
   root = small_tokenizer();
   root["model"]["vocab"]["z9"] = -1;
   EXPECT_THAT(message(root, StatusCode::data_loss),
@@ -426,9 +499,8 @@ TEST(ByteLevelTokenizer, WrongOrAbsent) {
   json root = small_tokenizer();
   root["model"]["vocab"].erase("Q");
   EXPECT_EQ((*make(root))->encode("aQ").status().message(),
-            "[tokenizer] tokenizer.json: a token for every byte of the text was "
-            "required; byte 81 has none; "
-            "use a tokenizer trained with the whole byte alphabet");
+            "[tokenizer] text: \"Q\" has no token, and the tokenizer has no unknown "
+            "token; use one that covers this text");
 }
 
 // Whatever happens to the bytes of a file, it is read or refused, never a crash; a file
@@ -448,7 +520,8 @@ TEST(Tokenizer, MutatedFilesAreReadOrRefused) {
   int read = 0, refused = 0;
   for (const auto& [name, file] :
        {std::pair<std::string, std::string>{"tokenizer.bin", scores},
-        {"tokenizer.json", small_tokenizer().dump()}}) {
+        {"tokenizer.json", small_tokenizer().dump()},
+        {"tokenizer.json", word_piece_tokenizer().dump()}}) {
     for (int round = 0; round < 300; ++round) {
       std::string changed = file;
       for (uint64_t flips = 1 + random.below(3); flips > 0; --flips)
