@@ -13,7 +13,7 @@ struct MethodName {
   bool needs_inputs;
 };
 const MethodName kMethods[] = {
-#define NIBBLE_METHOD(name, needs_inputs) {#name, needs_inputs},
+#define NIBBLE_METHOD(name, needs_inputs, description) {#name, needs_inputs},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
 };

@@ -19,7 +19,7 @@ std::vector<float> dequantized(const CodedMatrix& coded) {
 
 const std::vector<Method>& all_methods() {
   static const std::vector<Method> methods = {
-#define NIBBLE_METHOD(name, needs_inputs) {#name, needs_inputs, &solve_##name},
+#define NIBBLE_METHOD(name, needs_inputs, description) {#name, needs_inputs, &solve_##name},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
   };

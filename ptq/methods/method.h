@@ -42,7 +42,7 @@ struct Method {
 const std::vector<Method>& all_methods();
 const Method* find_method(const std::string& name);
 
-#define NIBBLE_METHOD(name, needs_inputs) \
+#define NIBBLE_METHOD(name, needs_inputs, description) \
   SolvedLayer solve_##name(const LayerProblem& problem);
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD

@@ -54,6 +54,12 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
             "activations of weight-only layers (default: float)");
   line.model_options();
   line.json();
+  line.example(
+      "nibble bench build/w4 --reference recipes/examples/stories",
+      "two models in turns, so that both see the same machine");
+  line.example(
+      "nibble bench build/w4 --threads 1 --cpu avx2 --json",
+      "one thread, kernels of at most AVX2");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));

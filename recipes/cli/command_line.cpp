@@ -1,13 +1,23 @@
 #include "recipes/cli/command_line.h"
 
+#include <algorithm>
 #include <iostream>
 
 #include "kernels/base/cpu.h"
 #include "kernels/base/parallel.h"
+#include "recipes/cli/verb.h"
 
 namespace nibble {
 
 namespace po = boost::program_options;
+
+namespace {
+
+// While set, parse only fills it: how describe_verb reaches the options that a verb's
+// function declares on its own stack.
+VerbDescription* describing = nullptr;
+
+}  // namespace
 
 CommandLine::CommandLine(std::string usage, std::string summary)
     : verb_(usage.substr(0, usage.find(' '))),
@@ -17,6 +27,10 @@ CommandLine::CommandLine(std::string usage, std::string summary)
 
 void CommandLine::flag(const char* name, const char* description) {
   options_.add_options()(name, po::bool_switch(), description);
+}
+
+void CommandLine::waive(const char* required, const char* flag) {
+  waived_.emplace_back(required, flag);
 }
 
 void CommandLine::text(const char* name, const char* value, const char* description,
@@ -59,6 +73,44 @@ void CommandLine::model_options() {
   text("architecture", "NAME", "architecture of a model file that does not say");
 }
 
+void CommandLine::example(const char* command, const char* purpose) {
+  examples_.push_back({command, purpose});
+}
+
+VerbDescription CommandLine::describe(const po::options_description& visible) const {
+  VerbDescription out{verb_, usage_, summary_, {}, {}, examples_};
+  for (const auto& [name, required] : positionals_) out.positionals.push_back(name);
+  for (const auto& option : visible.options()) {
+    OptionDescription row{option->long_name(), "", option->description(), "", false};
+    if (option->semantic()->max_tokens() > 0) {
+      // format_parameter is "N (=128)": the value's name and the default.
+      const std::string text = option->format_parameter();
+      const size_t open = text.find(" (=");
+      row.value = text.substr(0, open);
+      if (open != std::string::npos)
+        row.otherwise = text.substr(open + 3, text.size() - open - 4);
+    }
+    row.required =
+        std::find(required_.begin(), required_.end(), row.name) != required_.end();
+    out.options.push_back(std::move(row));
+  }
+  return out;
+}
+
+Result<VerbDescription> describe_verb(const Verb& verb,
+                                      const std::vector<std::string>& arguments) {
+  VerbDescription now;
+  describing = &now;
+  const Status status = verb.run(arguments);
+  describing = nullptr;
+  NIBBLE_RETURN_IF_ERROR(status);
+  if (now.name.empty()) {
+    return error(StatusCode::internal, "[nibble] ", verb.name,
+                 ": a command line was to be parsed; it was not");
+  }
+  return now;
+}
+
 Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
   po::options_description common("Everywhere", 96, 60);
   common.add_options()("help,h", "print this page")(
@@ -71,6 +123,8 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
   po::options_description visible;
   visible.add(options_).add(common);
 
+  if (describing != nullptr) *describing = describe(visible);
+
   po::options_description hidden;
   po::positional_options_description order;
   for (const auto& [name, required] : positionals_) {
@@ -81,6 +135,7 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
   all.add(visible).add(hidden);
 
   po::variables_map values;
+  if (describing != nullptr && arguments.empty()) return false;
   try {
     // No guessing: --tok must not mean --tokens today and --tokenizer tomorrow.
     const int style =
@@ -102,10 +157,15 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
   }
   if (values.count("help") > 0) {
     std::cout << "nibble " << usage_ << "\n\n" << summary_ << "\n";
-    std::cout << visible << "\n";
+    std::cout << visible;
+    if (!examples_.empty()) std::cout << "\nExamples\n";
+    for (const ExampleDescription& example : examples_) {
+      std::cout << "  " << example.command << "\n      " << example.purpose << "\n";
+    }
     return false;
   }
   NIBBLE_RETURN_IF_ERROR(check(values));
+  if (describing != nullptr) return false;
   values_ = std::move(values);
 
   if (values_.count("threads") > 0) {
@@ -132,8 +192,14 @@ Status CommandLine::check(const po::variables_map& values) const {
                    " is required; found none; usage: nibble ", usage_);
     }
   }
+  const auto is_waived = [&](const std::string& name) {
+    return std::any_of(waived_.begin(), waived_.end(), [&](const auto& waiver) {
+      const po::variable_value& flag = values[waiver.second];
+      return waiver.first == name && flag.as<bool>();
+    });
+  };
   for (const std::string& name : required_) {
-    if (values.count(name) == 0) {
+    if (values.count(name) == 0 && !is_waived(name)) {
       return error(StatusCode::invalid_argument, "[", verb_, "] command line: --", name,
                    " is required; found none; usage: nibble ", usage_);
     }

@@ -119,6 +119,12 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   line.flag("per-sequence", "with --json: every sequence's mean as well");
   line.model_options();
   line.json();
+  line.example(
+      "nibble evaluate build/w4 --text build/heldout.txt --per-line --reference recipes/examples/stories",
+      "perplexity, and the distance to the float model");
+  line.example(
+      "nibble evaluate build/resnet --dataset cifar10 --reference resnet20.safetensors --json",
+      "accuracy on the test images, for a script");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (line.has("text") == line.has("dataset")) {

@@ -30,6 +30,12 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                kShardBytes, 1);
   line.model_options();
   line.json();
+  line.example(
+      "nibble export build/w4 --to onnx --output build/w4-onnx",
+      "blocked INT4 in ONNX, opset 21, for ONNX Runtime");
+  line.example(
+      "nibble export recipes/examples/stories --to onnx --output build/float-onnx --overwrite",
+      "the float model");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
 

@@ -122,6 +122,12 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
             "activations of weight-only layers (default: float)");
   line.model_options();
   line.json();
+  line.example(
+      "nibble generate recipes/examples/stories --prompt \"One day\" --tokens 60 --seed 3",
+      "a story; another seed tells another");
+  line.example(
+      "nibble generate build/w4 --prompt \"One day\" --greedy --compute int8",
+      "always the likeliest token, activations in INT8");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   const double temperature = line.has("greedy") ? 0 : line.number("temperature");

@@ -1,10 +1,14 @@
 // nibble inspect: what is in a model or artifact, before anything is done with it.
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
 #include "recipes/eval/model_data.h"
+#include "recipes/eval/weight_statistics.h"
+#include "recipes/recipe/predict.h"
+#include "recipes/recipe/recipe.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
 
@@ -18,6 +22,14 @@ struct LayerLine {
   std::vector<int64_t> shape;
   int64_t bytes = 0;
   double bits = 0, error = 0;
+  std::optional<WeightStatistics> statistics;  // of a float layer
+};
+
+// What one built-in recipe would make of the model.
+struct RecipeLine {
+  std::string recipe;
+  PlanSize size;
+  std::string refusal;  // why it does not apply; else ""
 };
 
 std::string dtype_text(const Tensor& tensor) {
@@ -67,8 +79,59 @@ std::vector<LayerLine> parameter_lines(const Artifact& model) {
   return lines;
 }
 
+Status add_statistics(const Artifact& model, std::vector<LayerLine>& lines) {
+  for (LayerLine& line : lines) {
+    const OpInfo* op = find_op(line.op);
+    const auto tensor = model.tensors.find(line.tensor);
+    if (op == nullptr || !op->is_layer || line.shape.size() < 2) continue;
+    if (tensor == model.tensors.end() || !tensor->second.is_float()) continue;
+    NIBBLE_ASSIGN_OR_RETURN(line.statistics, weight_statistics(tensor->second));
+  }
+  return ok_status();
+}
+
+Result<PlanSize> size_under(const std::string& name, const Artifact& model) {
+  NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, load_recipe(name, {}));
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
+                          prepare_for_plan(model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
+  return predict_size(plan, planned);
+}
+
+std::vector<RecipeLine> recipe_lines(const Artifact& model) {
+  std::vector<RecipeLine> lines;
+  for (const std::string& name : builtin_recipes()) {
+    const Result<Recipe> recipe = load_recipe(name, {});
+    if (!recipe.ok() || recipe->kind == "float") continue;
+    RecipeLine line{name, {}, ""};
+    const Result<PlanSize> size = size_under(name, model);
+    if (size.ok()) {
+      line.size = *size;
+    } else {
+      line.refusal = size.status().message();
+    }
+    lines.push_back(std::move(line));
+  }
+  return lines;
+}
+
 Json to_json(const Artifact& model, const Measurement& size,
-             const std::vector<LayerLine>& lines) {
+             const std::vector<LayerLine>& lines,
+             const std::vector<RecipeLine>& recipes) {
+  Json predicted = Json::array();
+  for (const RecipeLine& line : recipes) {
+    if (!line.refusal.empty()) {
+      predicted.push_back({{"recipe", line.recipe}, {"refusal", line.refusal}});
+      continue;
+    }
+    predicted.push_back(
+        {{"recipe", line.recipe},
+         {"layers", line.size.layers},
+         {"quantized_layers", line.size.quantized_layers},
+         {"bytes", line.size.bytes},
+         {"bits_per_weight", line.size.bits_per_weight},
+         {"quantized_bits_per_weight", line.size.quantized_bits_per_weight}});
+  }
   Json parameters = Json::array();
   for (const LayerLine& line : lines) {
     Json entry = {{"tensor", line.tensor}, {"op", line.op},
@@ -76,6 +139,11 @@ Json to_json(const Artifact& model, const Measurement& size,
                   {"bytes", line.bytes},   {"bits_per_weight", line.bits}};
     if (!line.method.empty()) entry["method"] = line.method;
     if (line.error > 0) entry["error"] = line.error;
+    if (line.statistics) {
+      entry["rms"] = line.statistics->rms;
+      entry["peak"] = line.statistics->peak;
+      entry["kurtosis"] = line.statistics->kurtosis;
+    }
     if (!line.activation.empty()) entry["input"] = line.activation;
     parameters.push_back(std::move(entry));
   }
@@ -109,6 +177,7 @@ Json to_json(const Artifact& model, const Measurement& size,
           {"vocabulary", model.program.vocabulary},
           {"tokenizer", files},
           {"parameters", parameters},
+          {"recipes", predicted},
           {"activations", activations},
           {"ledger", ledger},
           {"provenance",
@@ -118,11 +187,34 @@ Json to_json(const Artifact& model, const Measurement& size,
             {"tool_version", model.provenance.tool_version}}}};
 }
 
-std::string to_text(const Artifact& model, const Measurement& size,
-                    const std::vector<LayerLine>& lines) {
-  int64_t count = 0;
+std::string recipes_text(const std::vector<RecipeLine>& recipes) {
   std::vector<std::vector<std::string>> rows = {
-      {"tensor", "op", "shape", "scheme", "bits", "size", "method", "error"}};
+      {"recipe", "quantizes", "size", "bits per weight", "in quantized layers"}};
+  std::string refused;
+  for (const RecipeLine& line : recipes) {
+    if (!line.refusal.empty()) {
+      refused += (refused.empty() ? "not for this model: " : ", ") + line.recipe;
+      continue;
+    }
+    rows.push_back({line.recipe,
+                    cat(line.size.quantized_layers, " of ", line.size.layers, " layers"),
+                    bytes_text(line.size.bytes),
+                    number_text(line.size.bits_per_weight, 4),
+                    number_text(line.size.quantized_bits_per_weight, 4)});
+  }
+  if (!refused.empty()) refused += " (quantize says why)\n";
+  return "\nWhat the built-in recipes would make of it\n" + table_text(rows) + refused;
+}
+
+std::string to_text(const Artifact& model, const Measurement& size,
+                    const std::vector<LayerLine>& lines,
+                    const std::vector<RecipeLine>& recipes) {
+  int64_t count = 0;
+  // A float model has outliers to look at, a quantized one methods and errors.
+  const bool quantized = model.is_quantized();
+  std::vector<std::vector<std::string>> rows = {
+      {"tensor", "op", "shape", "scheme", "bits", "size",
+       quantized ? "method" : "peak/rms", quantized ? "error" : "kurtosis"}};
   for (const LayerLine& line : lines) {
     int64_t numel = 1;
     for (const int64_t n : line.shape) numel *= n;
@@ -130,9 +222,16 @@ std::string to_text(const Artifact& model, const Measurement& size,
     const std::string scheme =
         line.scheme + (line.activation.empty() ? "" : ", input " + line.activation);
     rows.push_back({line.tensor, line.op, shape_text(line.shape), scheme,
-                    number_text(line.bits, 4), bytes_text(line.bytes),
-                    line.method.empty() ? "-" : line.method,
-                    line.error > 0 ? number_text(line.error, 3) : "-"});
+                    number_text(line.bits, 4), bytes_text(line.bytes)});
+    if (quantized) {
+      rows.back().push_back(line.method.empty() ? "-" : line.method);
+      rows.back().push_back(line.error > 0 ? number_text(line.error, 3) : "-");
+    } else {
+      rows.back().push_back(line.statistics ? number_text(line.statistics->peak, 3)
+                                            : "-");
+      rows.back().push_back(line.statistics ? number_text(line.statistics->kurtosis, 3)
+                                            : "-");
+    }
   }
   std::string text = table_text(rows);
   text += cat("\n", model.program.architecture, ", ", count, " parameters, ",
@@ -167,6 +266,7 @@ std::string to_text(const Artifact& model, const Measurement& size,
     }
     text += "recipe\n" + recipe;
   }
+  if (!recipes.empty()) text += recipes_text(recipes);
   return text;
 }
 
@@ -176,11 +276,20 @@ Status run_inspect_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
       "inspect MODEL",
       "Parameters, schemes, sizes, true bits per weight (scales and zero points "
-      "counted), tokenizer, ledger\nand where it all came from.");
+      "counted), tokenizer, ledger\nand where it all came from. Of a float model also "
+      "how "
+      "far its weights are from normal\n(peak/rms = max |w| / rms; kurtosis, 3 for a "
+      "normal "
+      "distribution) and what each recipe would make of it.");
   line.positional("MODEL");
   line.flag("program", "print the model's graph instead");
   line.model_options();
   line.json();
+  line.example(
+      "nibble inspect recipes/examples/stories",
+      "the model that ships: tensors, outliers, and the size each recipe would give");
+  line.example("nibble inspect build/w4 --json | jq .bits_per_weight",
+               "one number of an artifact");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(const Artifact model,
@@ -190,13 +299,18 @@ Status run_inspect_verb(const std::vector<std::string>& arguments) {
     return ok_status();
   }
   const Measurement size = measure_size(model, line.path("MODEL").filename().string());
-  const std::vector<LayerLine> lines = parameter_lines(model);
+  std::vector<LayerLine> lines = parameter_lines(model);
+  std::vector<RecipeLine> recipes;
+  if (!model.is_quantized()) {
+    NIBBLE_RETURN_IF_ERROR(add_statistics(model, lines));
+    recipes = recipe_lines(model);
+  }
   if (line.wants_json()) {
-    std::cout << to_json(model, size, lines)
+    std::cout << to_json(model, size, lines, recipes)
                      .dump(-1, ' ', false, Json::error_handler_t::replace)
               << "\n";
   } else {
-    std::cout << to_text(model, size, lines);
+    std::cout << to_text(model, size, lines, recipes);
   }
   return ok_status();
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iomanip>
 #include <iostream>
 
 #include "kernels/artifact/artifact.h"
@@ -13,46 +14,6 @@
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
-
-const std::vector<Verb>& all_verbs() {
-  static const std::vector<Verb> verbs = {
-#define NIBBLE_VERB(name, function, summary) Verb{name, &function, summary},
-#include "recipes/cli/verbs.inc"
-#undef NIBBLE_VERB
-  };
-  return verbs;
-}
-
-int exit_code(StatusCode code) {
-  switch (code) {
-    case StatusCode::ok:
-      return 0;
-    case StatusCode::internal:
-      return 1;
-    case StatusCode::invalid_argument:
-      return 2;
-    case StatusCode::data_loss:
-      return 3;
-    case StatusCode::not_found:
-      return 4;
-    case StatusCode::unsupported:
-      return 5;
-    case StatusCode::io_error:
-      return 6;
-    case StatusCode::failed_precondition:
-      return 7;
-    case StatusCode::out_of_range:
-      return 8;
-    case StatusCode::already_exists:
-      return 9;
-    case StatusCode::resource_exhausted:
-      return 10;
-    case StatusCode::cancelled:
-      return 130;  // 128 + SIGINT, as shells expect
-  }
-  return 1;
-}
-
 namespace {
 
 extern "C" void on_interrupt(int) { request_cancel(); }
@@ -61,16 +22,15 @@ void print_help() {
   std::cout << "nibble VERB ... : low-precision neural networks, from checkpoint to "
                "proof\n\nVerbs\n";
   for (const Verb& verb : all_verbs()) {
-    std::printf("  %-10s %s\n", verb.name, verb.summary);
+    std::cout << "  " << std::left << std::setw(11) << verb.name << verb.summary << "\n";
   }
-  std::fflush(stdout);
   std::cout
       << "\nnibble VERB --help explains a verb; nibble --version prints the version.\n"
-         "\nExit codes\n"
-         "  0 done   1 internal error   2 wrong request or recipe   3 damaged file\n"
-         "  4 not found   5 unsupported   6 the system refused (disk, permissions)\n"
-         "  7 validation failed or not ready   8 a number out of range (NaN, bad id)\n"
-         "  9 output exists   10 a limit was reached   130 interrupted\n";
+         "\nExit codes\n";
+  for (const ExitCode& row : exit_codes()) {
+    std::cout << "  " << std::right << std::setw(3) << row.code << "  " << row.meaning
+              << "\n";
+  }
 }
 
 Status run(const std::vector<std::string>& arguments) {

@@ -1,13 +1,18 @@
 // nibble quantize and nibble train: requests for the pipeline, and the table at its end.
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/recipe/predict.h"
+#include "recipes/report/text_table.h"
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
 namespace {
+
+using Json = nlohmann::json;
 
 void common_options(CommandLine& line) {
   line.positional("MODEL");
@@ -20,6 +25,9 @@ void common_options(CommandLine& line) {
       "held-out data for the report (default: what calibration or training leaves over)");
   line.list("compare", "ARTIFACT",
             "show an earlier artifact in the report's plot as well");
+  line.flag("dry-run",
+            "print the plan, its size and memory, and stop; nothing is written");
+  line.waive("output", "dry-run");
   line.model_options();
   line.json();
 }
@@ -40,6 +48,79 @@ Result<PipelineRequest> make_request(const CommandLine& line, const char* data) 
   return request;
 }
 
+// The plan of a request, layer by layer, with its size; writes nothing. Needs no
+// LibTorch.
+Status dry_run(const PipelineRequest& request, bool as_json) {
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact model, load_model(request.model, request.load));
+  if (model.is_quantized()) {
+    return error(
+        StatusCode::invalid_argument, "[nibble] ", request.model.string(),
+        ": a float model is required; found an artifact, quantized already; start "
+        "from its float checkpoint");
+  }
+  const Recipe& recipe = request.recipe;
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
+                          prepare_for_plan(model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
+  const PlanSize size = predict_size(plan, planned);
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<MemoryPart> memory,
+                          predict_memory(plan, planned));
+  int64_t memory_bytes = 0;
+  for (const MemoryPart& part : memory) memory_bytes += part.bytes;
+
+  std::vector<std::vector<std::string>> rows = {
+      {"layer", "shape", "method", "scheme", "input", "size"}};
+  Json layers = Json::array();
+  for (const LayerPlan& layer : plan.layers) {
+    const Tensor& tensor = planned.tensors.at(layer.tensor);
+    const bool quantized = layer.method != "float";
+    const std::string scheme = quantized ? to_string(layer.scheme.weight) : layer.reason;
+    const std::string input = layer.scheme.input
+                                  ? to_string(layer.scheme.input->scheme) +
+                                        (layer.scheme.input->dynamic ? " dynamic" : "")
+                                  : "";
+    const double bits =
+        quantized ? bits_per_value(layer.scheme.weight, tensor.rows(), tensor.cols())
+                  : 8.0 * static_cast<double>(dtype_bytes(tensor.dtype));
+    const int64_t bytes =
+        static_cast<int64_t>(bits * static_cast<double>(tensor.numel()) / 8 + 0.5);
+    rows.push_back({layer.tensor, shape_text(tensor.shape), layer.method, scheme,
+                    input.empty() ? "-" : input, bytes_text(bytes)});
+    layers.push_back({{"tensor", layer.tensor},
+                      {"shape", tensor.shape},
+                      {"method", layer.method},
+                      {quantized ? "scheme" : "reason", scheme},
+                      {"bytes", bytes}});
+    if (!input.empty()) layers.back()["input"] = input;
+  }
+  if (as_json) {
+    Json parts = Json::object();
+    for (const MemoryPart& part : memory) parts[part.what] = part.bytes;
+    std::cout << Json{{"recipe", recipe.name},
+                      {"layers", layers},
+                      {"bytes", size.bytes},
+                      {"bits_per_weight", size.bits_per_weight},
+                      {"quantized_bits_per_weight", size.quantized_bits_per_weight},
+                      {"memory_bytes", memory_bytes},
+                      {"memory", parts},
+                      {"settings", print_recipe(recipe)}}
+                     .dump(-1, ' ', false, Json::error_handler_t::replace)
+              << "\n";
+    return ok_status();
+  }
+  std::cout << table_text(rows) << "\n"
+            << recipe.name << " quantizes " << size.quantized_layers << " of "
+            << size.layers << " layers: " << bytes_text(size.bytes) << ", "
+            << number_text(size.bits_per_weight, 4) << " bits per weight ("
+            << number_text(size.quantized_bits_per_weight, 4)
+            << " in quantized layers)\nmemory  about " << bytes_text(memory_bytes) << ":";
+  for (size_t i = 0; i < memory.size(); ++i)
+    std::cout << (i ? ", " : " ") << memory[i].what << " " << bytes_text(memory[i].bytes);
+  std::cout << "; beside it the program with LibTorch\nsettings\n"
+            << print_recipe(recipe) << "nothing was written (--dry-run)\n";
+  return ok_status();
+}
+
 void print(const RunReport& report, bool as_json) {
   std::cout << (as_json ? report_json(report) + "\n" : print_report(report));
 }
@@ -55,9 +136,18 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   common_options(line);
   line.text("calibration", "TEXT|DATASET", "what methods like gptq learn from");
   line.flag("overwrite", "replace DIR if it is there");
+  line.example(
+      "nibble quantize recipes/examples/stories --recipe w4a16-rtn --set group=32 "
+      "--output build/w4",
+      "four-bit weights by round to nearest; needs no data");
+  line.example(
+      "nibble quantize MODEL --recipe w4a16-gptq --calibration text.txt --evaluation "
+      "heldout.txt --output build/gptq",
+      "GPTQ on one text, its quality measured on another");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request, make_request(line, "calibration"));
+  if (line.has("dry-run")) return dry_run(request, line.wants_json());
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_quantize(request));
   request.progress = nullptr;  // ends its line before the table
   print(report, line.wants_json());
@@ -72,12 +162,28 @@ Status run_train_verb(const std::vector<std::string>& arguments) {
       "in DIR.training until the end; --resume goes on\nfrom the last one.");
   common_options(line);
   line.text("data", "TEXT|DATASET", "what to train on", true);
+  line.waive("data", "dry-run");
   line.flag("resume", "continue an interrupted run of the same command");
   line.flag("overwrite", "replace DIR if it is there");
+  line.example(
+      "nibble train recipes/examples/stories --recipe w4a16-qat --set group=32 --set "
+      "data.per_line=true --data build/train.txt --output build/qat",
+      "fine-tune with four-bit weights in the loop; lines of the text are stories");
+  line.example(
+      "nibble train resnet20.safetensors --recipe w4a4-qat --data cifar10 --output "
+      "build/resnet --resume",
+      "go on with an interrupted fine-tuning of a convolutional net");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request, make_request(line, "data"));
   request.resume = line.has("resume");
+  if (line.has("dry-run")) {
+    if (request.recipe.kind != "float") return dry_run(request, line.wants_json());
+    return error(StatusCode::invalid_argument,
+                 "[train] --dry-run: a recipe that quantizes is required; found ",
+                 request.recipe.name,
+                 ", kind float, which has no plan; leave --dry-run out");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_train(request));
   request.progress = nullptr;
   print(report, line.wants_json());

@@ -19,6 +19,12 @@ Status run_recipes_verb(const std::vector<std::string>& arguments) {
       "source",
       "print a built-in's text with its comments instead, to start a file of one's own");
   line.flag("keys", "print every key that a recipe knows");
+  line.example(
+      "nibble recipes",
+      "the built-in recipes");
+  line.example(
+      "nibble recipes w4a16-gptq --set group=32 > mine.yaml",
+      "a recipe file to start from");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
 

@@ -77,6 +77,12 @@ Status run_stories_verb(const std::vector<std::string>& arguments) {
   line.flag("append-eos", "with --tokenizer: count an EOS after each story");
   line.flag("overwrite", "replace the files if they are there");
   line.json();
+  line.example(
+      "nibble stories --count 2000 --output build/train.txt",
+      "training text");
+  line.example(
+      "nibble stories --seed 2 --count 50 --tokenizer recipes/examples/stories/tokenizer.json --output build/heldout.txt",
+      "held-out text, and the lowest perplexity it allows");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   const std::filesystem::path output = line.path("output"),

@@ -160,6 +160,12 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
               0.6);
   line.model_options();
   line.json();
+  line.example(
+      "nibble validate build/w4",
+      "files, codes, scales, kernels");
+  line.example(
+      "nibble validate build/w4 --reference recipes/examples/stories --max-kl 0.2 --json",
+      "the outputs as well, with a limit of your own");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   const std::filesystem::path directory = line.path("ARTIFACT");

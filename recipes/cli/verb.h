@@ -20,6 +20,16 @@ struct Verb {
 };
 const std::vector<Verb>& all_verbs();
 
+// What nibble list can list, for its message and for completion.
+std::vector<std::string> list_topics();
+
+// One row of the table of exit codes.
+struct ExitCode {
+  int code;
+  const char* meaning;
+};
+const std::vector<ExitCode>& exit_codes();
+
 // The process exit code of an outcome; nibble --help lists them.
 int exit_code(StatusCode code);
 

@@ -56,7 +56,7 @@ Result<Artifact> worked_example() {
 std::string hex_lines(const std::string& bytes) {
   std::string out;
   for (size_t i = 0; i < bytes.size(); i += 16) {
-    char text[8];
+    char text[24];  // what %zx may need, as the compiler sees it
     std::snprintf(text, sizeof(text), "%04zx:", i);
     out += text;
     for (size_t k = i; k < std::min(i + 16, bytes.size()); ++k) {

@@ -221,7 +221,7 @@ TEST_F(Safetensors, RefusesBrokenTypesAndShapes) {
                 "integers, F64, F32, F16, BF16 and F8; found dtype C64"));
   for (const std::string shape : {"[-1]", "[1.0]", "[\"1\"]", "1",
                                   "[18446744073709551616]", "[9223372036854775808]"}) {
-    EXPECT_THAT(message(write("{" + entry("a", shape, 0, 4) + "}", kFour)),
+    EXPECT_THAT(message(write(cat("{", entry("a", shape, 0, 4), "}"), kFour)),
                 HasSubstr("shape must"))
         << shape;
   }

@@ -365,8 +365,9 @@ TEST(ToTorch, KeepsNumbersOfEveryKind) {
 TEST(ProgramModuleGolden, Stories260KLogits) {
   const auto folder = kData / "models" / "stories260K";
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << "no " << folder;
-  Result<Artifact> artifact = load_model(folder / "stories260K.bin",
-                                         LoadOptions{.tokenizer = folder / "tok512.bin"});
+  LoadOptions options;
+  options.tokenizer = folder / "tok512.bin";
+  Result<Artifact> artifact = load_model(folder / "stories260K.bin", options);
   ASSERT_TRUE(artifact.ok()) << artifact.status().message();
   ProgramModule module(*artifact);
   module->eval();
