@@ -9,14 +9,17 @@ namespace nibble {
 namespace {
 
 struct MethodName {
-  const char* name;
+  std::string name;
   bool needs_inputs;
 };
-const MethodName kMethods[] = {
+std::vector<MethodName>& method_table() {
+  static std::vector<MethodName> table = {
 #define NIBBLE_METHOD(name, needs_inputs, description) {#name, needs_inputs},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
-};
+  };
+  return table;
+}
 const char* const kObservers[] = {
 #define NIBBLE_OBSERVER(name) #name,
 #include "ptq/observers/observers.inc"
@@ -74,7 +77,7 @@ Status check_method(const LayerPlan& layer, const Plan& plan, const Program& pro
     return ok_status();
   }
   const MethodName* method = nullptr;
-  for (const MethodName& row : kMethods) {
+  for (const MethodName& row : method_table()) {
     if (layer.method == row.name) method = &row;
   }
   if (method == nullptr) {
@@ -151,9 +154,25 @@ Status check_options(const Plan& plan) {
 
 std::vector<std::string> method_names() {
   std::vector<std::string> names;
-  for (const MethodName& row : kMethods) names.push_back(row.name);
+  for (const MethodName& row : method_table()) names.push_back(row.name);
   names.push_back("float");
   return names;
+}
+
+bool method_needs_inputs(const std::string& name) {
+  for (const MethodName& row : method_table()) {
+    if (row.name == name) return row.needs_inputs;
+  }
+  return false;
+}
+
+Status add_method_name(const std::string& name, bool needs_inputs) {
+  for (const std::string& known : method_names()) {
+    if (known == name)
+      return refuse("method: a new name is required; found `", name, "`, which exists");
+  }
+  method_table().push_back({name, needs_inputs});
+  return ok_status();
 }
 
 std::vector<std::string> observer_names() {

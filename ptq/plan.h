@@ -51,6 +51,10 @@ Status check_plan(const Plan& plan, const Program& program);
 // The method names that a recipe may use ("rtn", "gptq", "float"), and the observers.
 std::vector<std::string> method_names();
 std::vector<std::string> observer_names();
+bool method_needs_inputs(const std::string& name);  // false: it looks at the weight alone
+// For add_method (ptq/methods/method.h), which a program calls that brings its own method.
+// invalid_argument: the name is taken.
+Status add_method_name(const std::string& name, bool needs_inputs);
 
 // The program that plans are made for: batch norms folded into the convolutions before them
 // where fold is true, else the model as it is. make_plan, calibrate and freeze all take this

@@ -17,13 +17,26 @@ std::vector<float> dequantized(const CodedMatrix& coded) {
 
 }  // namespace
 
-const std::vector<Method>& all_methods() {
-  static const std::vector<Method> methods = {
-#define NIBBLE_METHOD(name, needs_inputs, description) {#name, needs_inputs, &solve_##name},
+namespace {
+
+std::vector<Method>& method_table() {
+  static std::vector<Method> methods = {
+#define NIBBLE_METHOD(name, needs_inputs, description) \
+  {#name, needs_inputs, &solve_##name},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
   };
   return methods;
+}
+
+}  // namespace
+
+const std::vector<Method>& all_methods() { return method_table(); }
+
+Status add_method(const Method& method) {
+  NIBBLE_RETURN_IF_ERROR(add_method_name(method.name, method.needs_inputs));
+  method_table().push_back(method);
+  return ok_status();
 }
 
 const Method* find_method(const std::string& name) {

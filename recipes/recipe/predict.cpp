@@ -10,14 +10,6 @@ namespace {
 
 bool is_quantized(const LayerPlan& layer) { return layer.method != "float"; }
 
-bool needs_inputs(const LayerPlan& layer) {
-#define NIBBLE_METHOD(name, needs_inputs, description) \
-  if (needs_inputs && layer.method == #name) return true;
-#include "ptq/methods/methods.inc"
-#undef NIBBLE_METHOD
-  return false;
-}
-
 double bits_each(double bytes, int64_t count) {
   return count > 0 ? 8 * bytes / static_cast<double>(count) : 0;
 }
@@ -122,7 +114,8 @@ Result<std::vector<MemoryPart>> predict_memory(const Plan& plan, const Artifact&
     const auto tensor = model.tensors.find(layer.tensor);
     if (tensor == model.tensors.end() || !is_quantized(layer)) continue;
     codes += tensor->second.numel();  // one code a byte until it is packed
-    if (needs_inputs(layer)) widest = std::max(widest, tensor->second.cols());
+    if (method_needs_inputs(layer.method))
+      widest = std::max(widest, tensor->second.cols());
   }
   const bool drift = widest > 0 && plan.gptq.quantized_prefix && plan.gptq.match_float;
 
@@ -132,7 +125,7 @@ Result<std::vector<MemoryPart>> predict_memory(const Plan& plan, const Artifact&
   for (size_t i = 0; i < model.program.nodes.size(); ++i) {
     const Node& node = model.program.nodes[i];
     const LayerPlan* layer = plan.find(node.parameter("weight"));
-    if (layer == nullptr || !needs_inputs(*layer)) continue;
+    if (layer == nullptr || !method_needs_inputs(layer->method)) continue;
     if (!solved.insert(node.inputs.at(0)).second) continue;
     // All samples wait at the layer; a few were on their way to it.
     const int64_t here = live.before[i] * all + live.most[i ? i - 1 : 0] * kRound * each;

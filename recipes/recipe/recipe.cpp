@@ -374,7 +374,11 @@ bool Recipe::uses_method(const std::string& name) const {
 }
 
 bool Recipe::needs_calibration() const {
-  return static_activations || uses_method("gptq");
+  if (static_activations) return true;
+  for (const std::string& name : method_names()) {
+    if (method_needs_inputs(name) && uses_method(name)) return true;
+  }
+  return false;
 }
 
 Result<Recipe> parse_recipe(const std::string& yaml, const std::string& source,

@@ -23,6 +23,15 @@ std::vector<std::string> split(std::string_view text, char separator) {
   return parts;
 }
 
+// What a setting with choices may be; "method" stands for the methods that there are, a
+// program's own included.
+std::vector<std::string> allowed_texts(const Setting& setting) {
+  if (std::string_view(setting.choices) != "method") return split(setting.choices, '|');
+  std::vector<std::string> names = method_names();
+  std::erase(names, "float");  // a layer's, not a recipe's
+  return names;
+}
+
 std::string number_text(double value) {
   char buffer[64];
   const auto [end, problem] = std::to_chars(buffer, buffer + sizeof(buffer), value);
@@ -79,7 +88,7 @@ struct Assigner {
                      ")");
       }
     } else if (!choices.empty()) {
-      const std::vector<std::string> allowed = split(choices, '|');
+      const std::vector<std::string> allowed = allowed_texts(setting);
       bool known = false;
       for (const std::string& choice : allowed) known = known || choice == text;
       if (!known) {
@@ -121,7 +130,7 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(symmetric)},
       {"scale", "f32|f16|bf16", 0, 0, kQuantizing, "element of the scales",
        NIBBLE_TARGET(scale)},
-      {"method", "rtn|gptq", 0, 0, kQuantizing,
+      {"method", "method", 0, 0, kQuantizing,
        "how codes are found (qat: where it starts)", NIBBLE_TARGET(method)},
       {"scale_rule.kind", "absmax|mse", 0, 0, kQuantizing, "how scales are found",
        NIBBLE_TARGET(scale_rule.kind)},
@@ -229,7 +238,7 @@ std::string setting_takes(const Setting& setting) {
   if (std::holds_alternative<bool*>(target)) return "true or false";
   const std::string choices = setting.choices;
   if (choices == "scheme") return "a scheme (int4/g128@f16)";
-  if (!choices.empty()) return joined(split(choices, '|'), " or ");
+  if (!choices.empty()) return joined(allowed_texts(setting), " or ");
   if (std::holds_alternative<std::string*>(target)) return "text";
   const char* what = std::holds_alternative<double*>(target) ? "a number" : "an integer";
   if (setting.highest >= kMany)

@@ -23,7 +23,7 @@ using SettingTarget = std::variant<std::string*, int64_t*, int*, uint64_t*, doub
 
 struct Setting {
   const char* key;         // dotted: "train.steps"
-  const char* choices;     // texts: "rtn|gptq", "" = any; schemes: "scheme"
+  const char* choices;     // texts: "adamw|sgd", "" = any; "scheme"; "method"
   double lowest, highest;  // numbers
   unsigned kinds;          // the recipe kinds it means something to
   const char* meaning;

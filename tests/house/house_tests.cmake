@@ -31,12 +31,18 @@ add_house_test(every_test_is_built ${house}/every_test_is_built.sh ${CMAKE_CURRE
 # What the asan preset builds: the tests of everything that needs no LibTorch and parses bytes.
 add_custom_target(sanitized_tests DEPENDS ${sanitized})
 
-# These two run the whole toolkit; once, in the build that has everything.
+if(NOT NIBBLE_SANITIZE)
+  add_house_test(examples_run ${house}/examples_run.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}/examples
+    ${NIBBLE_WITH_TORCH})
+endif()
+
+# These run the whole toolkit; once, in the build that has everything.
 if(NIBBLE_WITH_TORCH AND NOT NIBBLE_SANITIZE)
   cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
   add_house_test(deploy_links_no_torch ${house}/deploy_links_no_torch.sh ${CMAKE_SOURCE_DIR} ${cores})
   add_house_test(readme_commands ${house}/readme_commands.sh ${CMAKE_SOURCE_DIR} $<TARGET_FILE:nibble>)
-  set_tests_properties(house.deploy_links_no_torch house.readme_commands PROPERTIES
+  add_house_test(installs ${house}/installs.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+  set_tests_properties(house.deploy_links_no_torch house.readme_commands house.installs PROPERTIES
     TIMEOUT 900 RUN_SERIAL ON)
 endif()
 
