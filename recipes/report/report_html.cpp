@@ -118,7 +118,10 @@ Json quality_data(const RunReport& report, bool images) {
 }
 
 constexpr const char* kStyle = R"(
-:root{--ink:#1c2430;--soft:#5d6b7e;--line:#e3e8ef;--paper:#fff;--ground:#f6f8fb;--mark:#2f6fde}
+:root{--ink:#1c2430;--soft:#5d6b7e;--line:#e3e8ef;--paper:#fff;--ground:#f6f8fb;--mark:#2f6fde;
+color-scheme:light dark}
+@media(prefers-color-scheme:dark){:root{--ink:#e6ebf2;--soft:#9aa8ba;--line:#2c3644;--paper:#171d26;
+--ground:#0f141b;--mark:#6ea0ff}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -141,10 +144,11 @@ ul{margin:8px 0 0;padding-left:18px;color:var(--soft)}
 )";
 
 constexpr const char* kPlots = R"(
-Chart.defaults.animation=false;Chart.defaults.color='#5d6b7e';
+const css=name=>getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+Chart.defaults.animation=false;Chart.defaults.color=css('--soft');
 Chart.defaults.font.family='system-ui, "DejaVu Sans", sans-serif';
 const data=JSON.parse(document.getElementById('data').textContent);
-const blue='#2f6fde',orange='#e08a2c',grid={color:'#e3e8ef'};
+const blue=css('--mark'),orange='#e08a2c',grid={color:css('--line')};
 const short=v=>Number(v).toPrecision(3).replace(/\.?0+($|e)/,'$1');
 function plot(id,config){const at=document.getElementById(id);if(at)new Chart(at,config)}
 if(data.errors){
@@ -162,7 +166,7 @@ if(data.loss)plot('loss',{type:'line',
     scales:{x:{type:'linear',grid,title:{display:true,text:'step'}},
       y:{grid,title:{display:true,text:'training loss, nats'}}}}});
 if(data.quality){
-  const names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle='#1c2430';
+  const names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle=css('--ink');
     g.font='12px system-ui, "DejaVu Sans", sans-serif';
     c.getDatasetMeta(0).data.forEach((p,i)=>{const left=p.x>c.chartArea.right-110;
       g.textAlign=left?'right':'left';g.fillText(data.quality[i].name,p.x+(left?-10:10),p.y-8)});

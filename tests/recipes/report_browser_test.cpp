@@ -1,0 +1,138 @@
+// The report as a person sees it: opened in headless Chromium, without a network, in light and
+// dark. Every plot must hold data and have drawn something, and the picture must not be blank.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "recipes/report/run_report.h"
+#include "tests/kernels/temporary_directory.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+Measurement measured(const std::string& name, int64_t bytes, double perplexity, double kl) {
+  Measurement out;
+  out.name = name;
+  out.bytes = bytes;
+  out.bits_per_weight = static_cast<double>(bytes) / 1e5;
+  out.text.emplace();
+  out.text->perplexity = perplexity;
+  out.text->perplexity_ci95 = {perplexity - 0.1, perplexity + 0.1};
+  if (kl > 0) out.text->kl = kl;
+  return out;
+}
+
+RunReport full_report() {
+  RunReport report;
+  report.verb = "train";
+  report.model = "stories";
+  report.output = "w4";
+  report.recipe_name = "w4a16-qat";
+  report.recipe = "name: w4a16-qat\n";
+  report.evaluation = "held-out text";
+  report.before = measured("float", 5'000'000, 5.0, 0);
+  report.after = measured("w4a16-qat", 1'600'000, 5.3, 0.05);
+  report.others = {measured("w8a16", 2'700'000, 5.01, 0.0005)};
+  for (int i = 0; i < 12; ++i) {
+    LedgerEntry entry;
+    entry.tensor = "model.layers." + std::to_string(i) + ".mlp.down_proj.weight";
+    entry.scheme = "int4/g32@f16";
+    entry.method = "gptq";
+    entry.parameters = 1000;
+    entry.bits = 4.5;
+    entry.error = 0.004 + 0.0003 * i;
+    entry.output_error = 0.002;
+    report.ledger.entries.push_back(entry);
+    report.loss.push_back({10 * (i + 1), 2.0 * std::exp(-0.1 * i), 0.001});
+  }
+  return report;
+}
+
+// Appended to a copy of the page: once everything is drawn, says for every canvas how many
+// points its chart holds and how many of its pixels are not transparent.
+constexpr const char* kProbe = R"(
+<script>addEventListener("load",()=>setTimeout(()=>{
+  const found=[...document.querySelectorAll("canvas")].map(canvas=>{
+    const chart=Chart.getChart(canvas);
+    const points=chart?chart.data.datasets.reduce((n,set)=>n+set.data.filter(p=>
+      Number.isFinite(typeof p==="object"&&p?p.y:p)).length,0):0;
+    const image=canvas.getContext("2d").getImageData(0,0,canvas.width,canvas.height).data;
+    let drawn=0;for(let i=3;i<image.length;i+=4)if(image[i])++drawn;
+    return{id:canvas.id,points,drawn};
+  });
+  const at=document.createElement("pre");at.id="probe";
+  at.textContent="PROBE"+JSON.stringify(found)+"END";document.body.append(at);
+},1200));</script>)";
+
+std::string shell(const std::string& command) {
+  std::string out;
+  FILE* pipe = popen((command + " 2> /dev/null").c_str(), "r");
+  if (pipe == nullptr) return out;
+  char buffer[4096];
+  for (size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) out.append(buffer, n);
+  pclose(pipe);
+  return out;
+}
+
+std::string chromium(const std::filesystem::path& profile, bool dark) {
+  return "timeout 100 chromium --headless --no-sandbox --disable-gpu --disable-quic "
+         "--no-first-run --disable-background-networking --disable-component-update "
+         "--disable-sync --hide-scrollbars --window-size=1000,2400 "
+         "--virtual-time-budget=4000 --host-resolver-rules='MAP * ~NOTFOUND' "
+         "--user-data-dir=" +
+         profile.string() + (dark ? " --blink-settings=preferredColorScheme=0 " : " ");
+}
+
+class ReportInABrowser : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (shell("command -v chromium").empty())
+      GTEST_SKIP() << "needs chromium, which is not installed";
+  }
+  std::string write(const RunReport& report) {
+    const auto page = directory_.path() / "report.html";
+    std::ofstream(page) << report_html(report) << kProbe;
+    return "file://" + page.string();
+  }
+  TemporaryDirectory directory_;
+};
+
+TEST_F(ReportInABrowser, EveryPlotHasData) {
+  const std::string page = write(full_report());
+  const std::string dom =
+      shell(chromium(directory_.path() / "profile", false) + "--dump-dom " + page);
+  const size_t begin = dom.rfind("PROBE[");
+  ASSERT_NE(begin, std::string::npos) << dom.substr(0, 500);
+  const std::string found = dom.substr(begin + 5, dom.find("END", begin) - begin - 5);
+  const Json plots = Json::parse(found, nullptr, false);
+  ASSERT_TRUE(plots.is_array()) << found;
+  EXPECT_GE(plots.size(), 3u) << found;  // error per layer, loss, size against quality
+  for (const Json& plot : plots) {
+    EXPECT_GE(plot["points"].get<int>(), 3) << plot;
+    EXPECT_GE(plot["drawn"].get<int>(), 500) << plot;
+  }
+}
+
+TEST_F(ReportInABrowser, ItsPictureIsNotBlank) {
+  const std::string page = write(full_report());
+  uintmax_t sizes[2] = {0, 0};
+  for (const bool dark : {false, true}) {
+    const auto picture = directory_.path() / (dark ? "dark.png" : "light.png");
+    shell(chromium(directory_.path() / "profile", dark) +
+          "--screenshot=" + picture.string() + " " + page);
+    ASSERT_TRUE(std::filesystem::exists(picture));
+    sizes[dark] = std::filesystem::file_size(picture);
+    // 1000 x 2400 pixels of one colour are 10 kB as PNG; a page of text and plots is more.
+    EXPECT_GT(sizes[dark], 40'000u);
+  }
+  EXPECT_NE(sizes[0], sizes[1]) << "dark and light look the same";
+}
+
+}  // namespace
+}  // namespace nibble
