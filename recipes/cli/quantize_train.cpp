@@ -135,6 +135,9 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "comes before anything heavy starts.");
   common_options(line);
   line.text("calibration", "TEXT|DATASET", "what methods like gptq learn from");
+  line.text(
+      "save-calibration", "FILE",
+      "keep the token ids that were used (safetensors), to run another tool on them");
   line.flag("overwrite", "replace DIR if it is there");
   line.example(
       "nibble quantize recipes/examples/stories --recipe w4a16-rtn --set group=32 "
@@ -148,6 +151,7 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request, make_request(line, "calibration"));
   if (line.has("dry-run")) return dry_run(request, line.wants_json());
+  request.save_calibration = line.path("save-calibration");
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_quantize(request));
   request.progress = nullptr;  // ends its line before the table
   print(report, line.wants_json());

@@ -191,4 +191,31 @@ Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* t
   return data;
 }
 
+Status save_token_sequences(const std::filesystem::path& path,
+                            const std::vector<std::vector<int32_t>>& sequences,
+                            bool overwrite) {
+  std::error_code ignored;
+  if (!overwrite && std::filesystem::exists(path, ignored)) {
+    return error(StatusCode::already_exists, "[text] ", path.string(),
+                 ": a new file is required; found one; give another name");
+  }
+  size_t longest = 0;
+  for (const std::vector<int32_t>& ids : sequences)
+    longest = std::max(longest, ids.size());
+  if (longest == 0) {
+    return error(StatusCode::invalid_argument, "[text] ", path.string(),
+                 ": at least one token is required; found none");
+  }
+  std::vector<int32_t> rows(sequences.size() * longest, -1);
+  for (size_t i = 0; i < sequences.size(); ++i)
+    std::copy(sequences[i].begin(), sequences[i].end(),
+              rows.begin() + static_cast<std::ptrdiff_t>(i * longest));
+  return write_safetensors_atomically(
+      path,
+      {{"input_ids", make_tensor({static_cast<int64_t>(sequences.size()),
+                                  static_cast<int64_t>(longest)},
+                                 rows)}},
+      {{"made_by", "nibble"}});
+}
+
 }  // namespace nibble

@@ -36,6 +36,13 @@ struct TextData {
 Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* tokenizer,
                            int64_t vocabulary, const TextOptions& options);
 
+// The safetensors file that load_text reads back to the same sequences, so that another tool
+// can be run on the same tokens: input_ids I32 [sequences, longest], -1 after a shorter one's
+// end. already_exists unless overwrite. Written under a temporary name and renamed.
+Status save_token_sequences(const std::filesystem::path& path,
+                            const std::vector<std::vector<int32_t>>& sequences,
+                            bool overwrite);
+
 // The lines of a UTF-8 text file, without the blanks at their ends.
 Result<std::vector<std::string>> read_text_lines(const std::filesystem::path& path);
 

@@ -4,6 +4,7 @@
 
 #include "kernels/base/parallel.h"
 #include "ptq/calibrate.h"
+#include "recipes/data/text.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
@@ -42,6 +43,16 @@ Result<RunReport> quantize(const PipelineRequest& request) {
       held_out_data(request, *model, data, split.sequences, recipe.calibration_length));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*model, data, split);
+  if (!request.save_calibration.empty()) {
+    if (calibration.sequences.empty()) {
+      return error(StatusCode::invalid_argument,
+                   "[quantize] --save-calibration: a recipe that calibrates on text is "
+                   "required; found ",
+                   recipe.name, "; leave it out");
+    }
+    NIBBLE_RETURN_IF_ERROR(save_token_sequences(
+        request.save_calibration, calibration.sequences, request.overwrite));
+  }
   report.calibration = calibration.description;
 
   const Calibrated calibrated = calibrate(planned, plan, calibration, request.progress);
@@ -53,7 +64,8 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations && held.count() > 0) {
-    report.notes.push_back(check_exact(*artifact, held.images, recipe.evaluation_exact_images));
+    report.notes.push_back(
+        check_exact(*artifact, held.images, recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
   NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));

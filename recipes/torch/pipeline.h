@@ -30,6 +30,7 @@ struct PipelineRequest {
   std::filesystem::path
       evaluation;  // held-out text or images; "" = what `data` leaves over
   std::filesystem::path output;
+  std::filesystem::path save_calibration;  // quantize: the token ids used, for other tools
   std::vector<std::filesystem::path> compare;  // earlier artifacts, for the report's plot
   bool overwrite = false;
   bool resume = false;

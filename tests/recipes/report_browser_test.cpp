@@ -1,5 +1,6 @@
-// The report as a person sees it: opened in headless Chromium, without a network, in light and
-// dark. Every plot must hold data and have drawn something, and the picture must not be blank.
+// The report as a person sees it: opened in headless Chromium, without a network, in
+// light and dark. Every plot must hold data and have drawn something, and the picture
+// must not be blank.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,7 +17,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-Measurement measured(const std::string& name, int64_t bytes, double perplexity, double kl) {
+Measurement measured(const std::string& name, int64_t bytes, double perplexity,
+                     double kl) {
   Measurement out;
   out.name = name;
   out.bytes = bytes;
@@ -54,8 +56,8 @@ RunReport full_report() {
   return report;
 }
 
-// Appended to a copy of the page: once everything is drawn, says for every canvas how many
-// points its chart holds and how many of its pixels are not transparent.
+// Appended to a copy of the page: once everything is drawn, says for every canvas how
+// many points its chart holds and how many of its pixels are not transparent.
 constexpr const char* kProbe = R"(
 <script>addEventListener("load",()=>setTimeout(()=>{
   const found=[...document.querySelectorAll("canvas")].map(canvas=>{
@@ -128,7 +130,8 @@ TEST_F(ReportInABrowser, ItsPictureIsNotBlank) {
           "--screenshot=" + picture.string() + " " + page);
     ASSERT_TRUE(std::filesystem::exists(picture));
     sizes[dark] = std::filesystem::file_size(picture);
-    // 1000 x 2400 pixels of one colour are 10 kB as PNG; a page of text and plots is more.
+    // 1000 x 2400 pixels of one colour are 10 kB as PNG; a page of text and plots is
+    // more.
     EXPECT_GT(sizes[dark], 40'000u);
   }
   EXPECT_NE(sizes[0], sizes[1]) << "dark and light look the same";

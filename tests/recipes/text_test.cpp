@@ -111,6 +111,21 @@ TEST_F(Text, IdsOfSafetensors) {
   EXPECT_THAT(data->sequences, ElementsAre(Ids{5, 6}));
 }
 
+TEST_F(Text, SavedSequencesReadBack) {
+  const std::vector<Ids> sequences = {{5, 6, 7}, {8, 9}, {3, 0, 4, 1}};
+  const auto path = folder_ / "saved.safetensors";
+  std::filesystem::remove(path);
+  ASSERT_TRUE(save_token_sequences(path, sequences, false).ok());
+  const auto back = load_text(path, nullptr, 10, {.length = 16});
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(back->sequences, sequences);
+  const Status twice = save_token_sequences(path, sequences, false);
+  EXPECT_EQ(twice.code(), StatusCode::already_exists);
+  EXPECT_TRUE(save_token_sequences(path, {{1, 2}}, true).ok());
+  EXPECT_EQ(save_token_sequences(folder_ / "none.safetensors", {}, false).code(),
+            StatusCode::invalid_argument);
+}
+
 TEST_F(Text, Errors) {
   const ByteTokenizer tokenizer(true), without(false);
   const auto message = [](const Result<TextData>& data, StatusCode code) {
