@@ -85,4 +85,10 @@ Result<JsonFile> JsonFile::parse(std::string name, std::string_view text) {
   return file;
 }
 
+std::string json_escaped(std::string_view text) {
+  const std::string quoted =
+      json(text).dump(-1, ' ', false, json::error_handler_t::replace);
+  return quoted.substr(1, quoted.size() - 2);
+}
+
 }  // namespace nibble

@@ -57,6 +57,9 @@ class JsonFile {
   std::shared_ptr<const void> value_;
 };
 
+// As the inside of a JSON string.
+std::string json_escaped(std::string_view text);
+
 // "[tokenizer] tokenizer.json WHERE: ...; the file is damaged", data_loss.
 template <class... Parts>
 Status damaged_json(std::string_view where, const Parts&... parts) {

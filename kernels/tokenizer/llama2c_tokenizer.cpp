@@ -107,8 +107,9 @@ class Llama2cTokenizer final : public Tokenizer {
 
 }  // namespace
 
-Result<std::unique_ptr<Tokenizer>> make_llama2c_tokenizer(const Bytes& file) {
-  const std::string_view text = file.text();
+Result<std::unique_ptr<Tokenizer>> make_llama2c_tokenizer(
+    const std::map<std::string, Bytes>& files) {
+  const std::string_view text = files.at("tokenizer.bin").text();
   size_t at = 0;
   const auto read = [&](auto* value) {
     if (text.size() - at < sizeof(*value)) return false;

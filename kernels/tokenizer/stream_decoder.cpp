@@ -1,6 +1,7 @@
 #include "kernels/tokenizer/stream_decoder.h"
 
 #include <string_view>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -50,13 +51,16 @@ std::string StreamDecoder::give(bool all) {
     out = tokenizer_->decode(std::span<const int32_t>(window_).subspan(settled_));
   }
   shown_ = text.substr(0, end);
-  // Settled ids leave when newer ones have given text: special ids alone are no context.
-  if (end == text.size()) {
-    window_.erase(window_.begin(),
-                  window_.begin() + static_cast<std::ptrdiff_t>(settled_));
-    settled_ = window_.size();
-    shown_ = tokenizer_->decode(window_);
+  if (end < text.size()) return out;
+  // All is settled. The older ids can leave when the newer ones give text by themselves;
+  // special ids, or a space that is dropped at the start, are no context.
+  const std::vector<int32_t> newer(
+      window_.begin() + static_cast<std::ptrdiff_t>(settled_), window_.end());
+  if (std::string alone = tokenizer_->decode(newer); !alone.empty()) {
+    window_ = newer;
+    shown_ = std::move(alone);
   }
+  settled_ = window_.size();
   return out;
 }
 

@@ -2,7 +2,9 @@
 //
 // Kinds: tokenizer.json (models BPE, WordPiece, Unigram and WordLevel with their
 // normalizers, pre-tokenizers, post-processors and decoders: models.h and its neighbours
-// say which), llama2.c tokenizer.bin. An unknown component of tokenizer.json is
+// say which), SentencePiece tokenizer.model (BPE and Unigram), llama2.c tokenizer.bin,
+// GPT-2's vocab.json with merges.txt, BERT's vocab.txt, and the vocabulary of a GGUF
+// (gguf_vocabulary.h). An unknown component of tokenizer.json is
 // `unsupported`, naming it; its truncation and padding sections concern batches and are
 // not applied. Safe to call from any thread.
 #pragma once
@@ -45,9 +47,9 @@ class Tokenizer {
 };
 
 // files: name -> contents, as Artifact::tokenizer (tokenizer.json, tokenizer_config.json,
-// generation_config.json, tokenizer.bin). vocabulary: the model's rows; a tokenizer that
-// has more ids is refused (out_of_range, "wrong tokenizer"). not_found: no known file
-// among them.
+// generation_config.json, tokenizer.model ...). vocabulary: the model's rows; a tokenizer
+// that has more ids is refused (out_of_range, "wrong tokenizer"). not_found: no known
+// file among them.
 Result<std::unique_ptr<Tokenizer>> make_tokenizer(
     const std::map<std::string, Bytes>& files, int64_t vocabulary);
 

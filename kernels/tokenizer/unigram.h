@@ -25,7 +25,7 @@ struct UnigramPart {
   int32_t id = -1;  // -1: one unknown character
 };
 
-// score(id, length in bytes) -> double. parts: in order; they cover the text.
+// score(id, length in bytes) -> Real. parts: in order; they cover the text.
 template <class Real, class Score>
 void best_segmentation(std::string_view text, const Trie& trie, Real unknown_score,
                        const Score& score, std::vector<UnigramPart>& parts) {
@@ -35,17 +35,17 @@ void best_segmentation(std::string_view text, const Trie& trie, Real unknown_sco
     int64_t begin = -1;  // -1: not reached
   };
   std::vector<Node> nodes(text.size() + 1);
-  const auto offer = [&](size_t begin, size_t end, int32_t id, double sum) {
+  const auto offer = [&](size_t begin, size_t end, int32_t id, Real sum) {
     Node& node = nodes[end];
-    if (node.begin < 0 || sum > static_cast<double>(node.best))
-      node = {static_cast<Real>(sum), id, static_cast<int64_t>(begin)};
+    if (node.begin < 0 || sum > node.best)
+      node = {sum, id, static_cast<int64_t>(begin)};
   };
   for (size_t at = 0; at < text.size();) {
     const size_t character = static_cast<size_t>(character_at(text, at).length);
     const Real here = nodes[at].best;
     bool single = false;
     trie.prefixes(text, at, [&](size_t length, int32_t id) {
-      offer(at, at + length, id, score(id, length) + static_cast<double>(here));
+      offer(at, at + length, id, score(id, length) + here);
       single |= length == character;
     });
     if (!single) offer(at, at + character, -1, unknown_score + here);

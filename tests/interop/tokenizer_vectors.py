@@ -362,6 +362,79 @@ def found(output, folders):
         save(output, "found_" + name, Tokenizer.from_file(file))
 
 
+def save_sentence_piece(output, name, model_bytes):
+    folder = os.path.join(output, name)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as f:
+        f.write(model_bytes)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+    r = random.Random(5)
+    random_ids = [[r.randrange(sp.get_piece_size()) for _ in range(r.randrange(1, 12))] for _ in range(200)]
+    plain = [sp.encode(t) for t in TEXTS]
+    with open(os.path.join(folder, "vectors.json"), "w", encoding="utf-8") as f:
+        json.dump({"texts": TEXTS, "plain": plain, "special": [sp.encode(t, add_bos=sp.bos_id() >= 0) for t in TEXTS],
+                   "decoded": [sp.decode(ids) for ids in plain],
+                   "random_ids": random_ids, "random_decoded": [sp.decode(ids) for ids in random_ids]}, f)
+
+
+def sentence_pieces(output, folders):
+    """Small models of both kinds with every option, and the real ones of the folders."""
+    import io
+    from sentencepiece import sentencepiece_model_pb2
+    lines = corpus()
+
+    def train(name, **options):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, vocab_size=1200, hard_vocab_limit=False,
+            num_threads=1, minloglevel=2, **options)
+        save_sentence_piece(output, name, model.getvalue())
+        return model.getvalue()
+
+    user = dict(user_defined_symbols=["<mask>", "don't", "\u2581the"], control_symbols=["<|end|>"])
+    first = train("bpe_llama", model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                  remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True)
+    train("bpe_plain", model_type="bpe", **user)
+    last = train("unigram_plain", model_type="unigram")
+    train("unigram_user", model_type="unigram", normalization_rule_name="nmt_nfkc_cf", **user)
+    train("unigram_bytes", model_type="unigram", byte_fallback=True, add_dummy_prefix=False, normalization_rule_name="nfkc",
+          bos_id=-1)
+    train("unigram_suffix", model_type="unigram", treat_whitespace_as_suffix=True)
+    train("bpe_across", model_type="bpe", split_by_whitespace=False, normalization_rule_name="nfkc_cf")
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    for name, model in (("bpe_unused", first), ("unigram_unused", last)):
+        proto.ParseFromString(model)
+        for piece in proto.pieces[300::7]:
+            if piece.type == 1 and len(piece.piece) > 1:
+                piece.type = 5
+        save_sentence_piece(output, name, proto.SerializeToString())
+    for folder in folders:
+        for root, _, names in os.walk(folder):
+            for file in names:
+                if file.endswith("tokenizer.model"):
+                    with open(os.path.join(root, file), "rb") as f:
+                        save_sentence_piece(output, "found_" + file.removesuffix(".model"), f.read())
+
+    # The character map that such a model carries, as a step of a tokenizer.json.
+    proto.ParseFromString(last)
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    import base64
+    save(output, "normalizer_precompiled", spelling(normalizer={
+        "type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}))
+    save(output, "unigram_json", Tokenizer.from_str(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()},
+            {"type": "Strip", "strip_left": False, "strip_right": True},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "post_processor": None,
+        "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": proto.trainer_spec.unk_id, "byte_fallback": False,
+                  "vocab": [[piece.piece, piece.score] for piece in proto.pieces]}})))
+
+
 def main():
     global TEXTS
     TEXTS = strings(1)
@@ -370,6 +443,8 @@ def main():
         components(output)
         trained(output)
         found(output, sys.argv[3:])
+    else:
+        sentence_pieces(output, sys.argv[3:])
 
 
 main()

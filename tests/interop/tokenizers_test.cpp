@@ -130,5 +130,7 @@ void compare_all(const std::string& package, size_t least) {
 
 TEST(TokenizersPackage, EveryComponentAndModel) { compare_all("tokenizers", 110); }
 
+TEST(SentencePiecePackage, EveryKindOfModel) { compare_all("sentencepiece", 11); }
+
 }  // namespace
 }  // namespace nibble
