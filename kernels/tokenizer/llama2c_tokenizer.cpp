@@ -6,6 +6,7 @@
 
 #include "kernels/tokenizer/bpe_merge.h"
 #include "kernels/tokenizer/kinds.h"
+#include "kernels/tokenizer/word_cache.h"
 
 namespace nibble {
 namespace {
@@ -31,6 +32,7 @@ class Llama2cTokenizer final : public Tokenizer {
     for (size_t i = 0; i < pieces_.size(); ++i)
       ids_.emplace(pieces_[i],
                    static_cast<int32_t>(i));  // the first of equal pieces wins
+    words_are_apart_ = words_are_apart();
   }
 
   Result<std::vector<int32_t>> encode(std::string_view text) const override {
@@ -41,27 +43,25 @@ class Llama2cTokenizer final : public Tokenizer {
 
   Result<std::vector<int32_t>> encode_without_special(
       std::string_view text) const override {
-    std::vector<int32_t> symbols;
-    if (text.empty()) return symbols;
-    push_character(" ", symbols);
-    for (size_t at = 0; at < text.size();) {
-      size_t length =
-          1;  // a byte and the continuation bytes after it, at most four together
-      while (length < 4 && at + length < text.size() &&
-             (static_cast<uint8_t>(text[at + length]) & 0xc0) == 0x80)
-        ++length;
-      push_character(text.substr(at, length), symbols);
-      at += length;
+    std::vector<int32_t> ids;
+    if (text.empty()) return ids;
+    const std::string spaced = " " + std::string(text);
+    const std::string_view all = spaced;
+    WordCache cache;
+    for (size_t at = 0; at < all.size();) {
+      size_t end = all.size();
+      if (words_are_apart_) {
+        end = std::min(all.find_first_not_of(' ', at), all.size());
+        end = std::min(all.find(' ', end), all.size());
+      }
+      NIBBLE_RETURN_IF_ERROR(
+          cache.append(all.substr(at, end - at), ids, [&](std::string_view word) {
+            merge_word(word, ids);
+            return ok_status();
+          }));
+      at = end;
     }
-    std::string joined;
-    merge_symbols(symbols, [&](int32_t left, int32_t right) {
-      joined = pieces_[static_cast<size_t>(left)];
-      joined += pieces_[static_cast<size_t>(right)];
-      const auto found = ids_.find(joined);
-      if (found == ids_.end()) return Merge{};
-      return Merge{ranks_[static_cast<size_t>(found->second)], found->second};
-    });
-    return symbols;
+    return ids;
   }
 
   std::string decode(std::span<const int32_t> ids) const override {
@@ -90,6 +90,39 @@ class Llama2cTokenizer final : public Tokenizer {
   std::vector<int32_t> eos() const override { return {kEos, kBos}; }
 
  private:
+  // Whether no piece holds a space after another character: merges then never cross the
+  // places where a word begins, and each word can be merged alone.
+  bool words_are_apart() const {
+    for (const std::string& piece : pieces_) {
+      const size_t first = piece.find_first_not_of(' ');
+      if (first != std::string::npos && piece.find(' ', first) != std::string::npos)
+        return false;
+    }
+    return true;
+  }
+
+  void merge_word(std::string_view text, std::vector<int32_t>& ids) const {
+    std::vector<int32_t> symbols;
+    for (size_t at = 0; at < text.size();) {
+      size_t length =
+          1;  // a byte and the continuation bytes after it, at most four together
+      while (length < 4 && at + length < text.size() &&
+             (static_cast<uint8_t>(text[at + length]) & 0xc0) == 0x80)
+        ++length;
+      push_character(text.substr(at, length), symbols);
+      at += length;
+    }
+    std::string joined;
+    merge_symbols(symbols, [&](int32_t left, int32_t right) {
+      joined = pieces_[static_cast<size_t>(left)];
+      joined += pieces_[static_cast<size_t>(right)];
+      const auto found = ids_.find(joined);
+      if (found == ids_.end()) return Merge{};
+      return Merge{ranks_[static_cast<size_t>(found->second)], found->second};
+    });
+    ids.insert(ids.end(), symbols.begin(), symbols.end());
+  }
+
   void push_character(std::string_view character, std::vector<int32_t>& symbols) const {
     const auto found = ids_.find(std::string(character));
     if (found != ids_.end()) {
@@ -103,6 +136,7 @@ class Llama2cTokenizer final : public Tokenizer {
   std::vector<std::string> pieces_;
   std::vector<int32_t> ranks_;
   std::unordered_map<std::string, int32_t> ids_;
+  bool words_are_apart_ = false;
 };
 
 }  // namespace

@@ -1,12 +1,16 @@
 // nibble generate: text from a language model, as it is made.
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "kernels/base/cancel.h"
+#include "kernels/base/file.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
+#include "kernels/tokenizer/stream_decoder.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
@@ -18,40 +22,64 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The length of text without what the next token may still change: an unfinished UTF-8
-// character at its end, as bytes or as the replacement characters that decode puts for
-// them.
-size_t settled_length(std::string_view text) {
-  constexpr std::string_view kReplacement = "\xef\xbf\xbd";
-  while (text.size() >= 3 && text.substr(text.size() - 3) == kReplacement)
-    text.remove_suffix(3);
-  size_t back = 0;
-  while (back < 4 && back < text.size()) {
-    const unsigned char c = static_cast<unsigned char>(text[text.size() - 1 - back]);
-    ++back;
-    if ((c & 0xc0) == 0x80) continue;  // a continuation byte: look at what it continues
-    const size_t needs = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 1;
-    return needs > back ? text.size() - back : text.size();
-  }
-  return text.size();
-}
-
-// Prints what is new of a text that grows at its end.
+// Prints what grows token by token: text, or without a tokenizer the ids.
 class Stream {
  public:
-  explicit Stream(bool on) : on_(on) {}
-  void show(const std::string& text, bool last) {
-    const size_t end = last ? text.size() : settled_length(text);
-    if (!on_ || end <= shown_) return;
-    std::cout.write(text.data() + shown_, static_cast<std::streamsize>(end - shown_));
-    std::cout.flush();
-    shown_ = end;
+  Stream(const Tokenizer* tokenizer, bool on) : on_(on) {
+    if (tokenizer != nullptr) decoder_.emplace(*tokenizer);
+  }
+  void add(std::span<const int32_t> ids) {
+    for (int32_t id : ids) print(decoder_ ? decoder_->push(id) : cat(id, " "));
+  }
+  void finish() {
+    if (decoder_) print(decoder_->finish());
   }
 
  private:
+  void print(const std::string& text) const {
+    if (on_ && !text.empty()) std::cout << text << std::flush;
+  }
   bool on_;
-  size_t shown_ = 0;
+  std::optional<StreamDecoder> decoder_;
 };
+
+// "1,2,3" as token ids below `vocabulary`.
+Result<std::vector<int32_t>> prompt_ids(const std::string& text, int64_t vocabulary) {
+  std::vector<int32_t> ids;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find(',', at), text.size());
+    int32_t id = -1;
+    const char* first = text.data() + at;
+    while (first < text.data() + end && *first == ' ') ++first;
+    const auto [last, failed] = std::from_chars(first, text.data() + end, id);
+    if (failed != std::errc() || last != text.data() + end || id < 0 ||
+        id >= vocabulary) {
+      return error(StatusCode::invalid_argument,
+                   "[generate] --prompt-ids: token ids from 0 to ", vocabulary - 1,
+                   " with commas between are required; found \"",
+                   text.substr(at, end - at), "\"; write them as 1,15,8");
+    }
+    ids.push_back(id);
+    at = end + 1;
+  }
+  return ids;
+}
+
+// The ids of --prompt, --prompt-file or --prompt-ids.
+Result<std::vector<int32_t>> read_prompt(const CommandLine& line,
+                                         const Tokenizer* tokenizer, int64_t vocabulary) {
+  const int given = line.has("prompt") + line.has("prompt-file") + line.has("prompt-ids");
+  if (given != 1) {
+    return error(StatusCode::invalid_argument,
+                 "[generate] --prompt, --prompt-file, --prompt-ids: one of them is "
+                 "required; found ",
+                 given, "; give --prompt \"\" to start from nothing");
+  }
+  if (line.has("prompt-ids")) return prompt_ids(line.text("prompt-ids"), vocabulary);
+  if (line.has("prompt")) return tokenizer->encode(line.text("prompt"));
+  NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(line.path("prompt-file")));
+  return tokenizer->encode(file.text());
+}
 
 struct Generated {
   std::vector<int32_t> ids;  // the prompt's first
@@ -60,7 +88,7 @@ struct Generated {
   std::string stopped;
 };
 
-Result<Generated> generate(Executor& model, const Tokenizer& tokenizer,
+Result<Generated> generate(Executor& model, const std::vector<int32_t>& ends,
                            std::vector<int32_t> ids, int64_t tokens, Sampler sampler,
                            Stream& stream) {
   const Program& program = model.artifact().program;
@@ -71,8 +99,7 @@ Result<Generated> generate(Executor& model, const Tokenizer& tokenizer,
       std::unique_ptr<KvCache> cache,
       model.make_cache(static_cast<int64_t>(ids.size()) + std::min(tokens, room)));
   std::vector<float> logits(static_cast<size_t>(program.vocabulary));
-  const std::vector<int32_t> ends = tokenizer.eos();
-  stream.show(tokenizer.decode(ids), false);
+  stream.add(ids);
 
   using Clock = std::chrono::steady_clock;
   Clock::time_point start = Clock::now();
@@ -91,14 +118,14 @@ Result<Generated> generate(Executor& model, const Tokenizer& tokenizer,
       break;
     }
     ids.push_back(next);
-    stream.show(tokenizer.decode(ids), false);
+    stream.add(std::span<const int32_t>(&next, 1));
     if (static_cast<int64_t>(ids.size()) >= program.context_length) {
       result.stopped = "the model's context";
       break;
     }
   }
   result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  stream.show(tokenizer.decode(ids), true);
+  stream.finish();
   result.ids = std::move(ids);
   return result;
 }
@@ -107,10 +134,14 @@ Result<Generated> generate(Executor& model, const Tokenizer& tokenizer,
 
 Status run_generate_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
-      "generate MODEL --prompt TEXT [--tokens N] [--seed N] [--greedy]",
+      "generate MODEL (--prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3) "
+      "[--tokens N] [--seed N] [--greedy]",
       "Continues a text; it appears as it is made. The same seed gives the same text.");
   line.positional("MODEL");
-  line.text("prompt", "TEXT", "what to continue; may be empty", true);
+  line.text("prompt", "TEXT", "what to continue; may be empty");
+  line.text("prompt-file", "FILE", "a text file to continue");
+  line.text("prompt-ids", "IDS",
+            "token ids with commas between, taken as they are: no BOS is added");
   line.integer("tokens", "at most so many new tokens", 128, 1);
   line.integer("seed", "of the random choices", 1, 0);
   line.flag("greedy", "always the likeliest token");
@@ -123,11 +154,11 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   line.model_options();
   line.json();
   line.example(
-      "nibble generate recipes/examples/stories --prompt \"One day\" --tokens 60 --seed 3",
+      "nibble generate recipes/examples/stories --prompt \"One day\" --tokens 60 --seed "
+      "3",
       "a story; another seed tells another");
-  line.example(
-      "nibble generate build/w4 --prompt \"One day\" --greedy --compute int8",
-      "always the likeliest token, activations in INT8");
+  line.example("nibble generate build/w4 --prompt \"One day\" --greedy --compute int8",
+               "always the likeliest token, activations in INT8");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   const double temperature = line.has("greedy") ? 0 : line.number("temperature");
@@ -147,10 +178,12 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
                  ": a language model is required; found ", loaded.program.architecture,
                  "; use evaluate --dataset for image models");
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                          tokenizer_of(loaded));
+  std::unique_ptr<Tokenizer> tokenizer;  // not needed from ids to ids
+  if (!line.has("prompt-ids") || !loaded.tokenizer.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(tokenizer, tokenizer_of(loaded));
+  }
   NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                          tokenizer->encode(line.text("prompt")));
+                          read_prompt(line, tokenizer.get(), loaded.program.vocabulary));
   const int64_t context = loaded.program.context_length;
   if (ids.empty() || static_cast<int64_t>(ids.size()) >= context) {
     return error(StatusCode::invalid_argument, "[generate] --prompt: 1 to ", context - 1,
@@ -161,12 +194,13 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
       Executor model,
       Executor::create(std::make_shared<const Artifact>(std::move(loaded)),
                        ExecutorOptions{.compute = compute}));
-  Stream stream(!line.wants_json());
+  Stream stream(tokenizer.get(), !line.wants_json());
   Sampler sampler(static_cast<uint64_t>(line.integer("seed")),
                   static_cast<float>(temperature), static_cast<float>(top_p));
-  NIBBLE_ASSIGN_OR_RETURN(const Generated result,
-                          generate(model, *tokenizer, std::move(ids),
-                                   line.integer("tokens"), sampler, stream));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const Generated result,
+      generate(model, tokenizer ? tokenizer->eos() : std::vector<int32_t>(),
+               std::move(ids), line.integer("tokens"), sampler, stream));
 
   const size_t made = result.ids.size() - result.prompt;
   const double rate =
@@ -174,8 +208,8 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   if (line.wants_json()) {
     const Json json = {
         {"model", line.text("MODEL")},
-        {"prompt", line.text("prompt")},
-        {"text", tokenizer->decode(result.ids)},
+        {"prompt", line.has("prompt") ? Json(line.text("prompt")) : Json()},
+        {"text", tokenizer ? Json(tokenizer->decode(result.ids)) : Json()},
         {"prompt_ids",
          std::vector<int32_t>(
              result.ids.begin(),

@@ -16,9 +16,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTokenizerFiles[] = {
-    "tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
-    "generation_config.json", "tokenizer.model",       "tokenizer.bin"};
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "generation_config.json",
+                                           "tokenizer.model",
+                                           "tokenizer.bin",
+                                           "vocab.json",
+                                           "merges.txt",
+                                           "vocab.txt"};
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -76,8 +82,13 @@ Status add_source(Artifact& artifact, const fs::path& path) {
 }
 
 Status collect_tokenizer_files(Artifact& artifact, const fs::path& directory) {
+  const bool whole = is_there(directory / "tokenizer.json");
   for (const char* name : kTokenizerFiles) {
     if (!is_there(directory / name)) continue;
+    // tokenizer.json says all that these say.
+    const std::string_view file = name;
+    if (whole && (file == "vocab.json" || file == "merges.txt" || file == "vocab.txt"))
+      continue;
     NIBBLE_ASSIGN_OR_RETURN(artifact.tokenizer[name], map_file(directory / name));
     NIBBLE_RETURN_IF_ERROR(add_source(artifact, directory / name));
   }
@@ -94,7 +105,7 @@ Status add_tokenizer(Artifact& artifact, const fs::path& path) {
     return error(
         StatusCode::not_found, "[models] ", path.string(),
         ": --tokenizer needs a tokenizer file or a directory with one; found none of "
-        "tokenizer.json, tokenizer.model, tokenizer.bin");
+        "tokenizer.json, tokenizer.model, tokenizer.bin, vocab.json, vocab.txt");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
   const std::string_view text = file.text();

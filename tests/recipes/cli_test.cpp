@@ -91,6 +91,13 @@ TEST_F(Cli, WrongRequestsAreOneLineAndCode2) {
             "usage: nibble inspect MODEL");
   EXPECT_THAT(line({"inspect", "a", "b"}, 2),
               HasSubstr("1 argument(s) allowed; found more"));
+  EXPECT_EQ(
+      line({"generate", at("model"), "--prompt-ids", "1,-2"}, 2),
+      "nibble: [generate] --prompt-ids: token ids from 0 to 299 with commas between "
+      "are required; found \"-2\"; write them as 1,15,8");
+  EXPECT_EQ(line({"generate", at("model"), "--prompt", "a", "--prompt-ids", "1"}, 2),
+            "nibble: [generate] --prompt, --prompt-file, --prompt-ids: one of them is "
+            "required; found 2; give --prompt \"\" to start from nothing");
   EXPECT_THAT(line({"generate", at("model"), "--prompt", "x", "--tok", "3"}, 2),
               HasSubstr("[generate] command line: unrecognised option '--tok'"));
   EXPECT_EQ(
@@ -164,6 +171,18 @@ TEST_F(Cli, EvaluatesAndGeneratesAFloatModel) {
   EXPECT_THAT(greedy["text"].get<std::string>(), ::testing::StartsWith("Once upon"));
   const Outcome streamed = run(with(generate, {"--greedy"}));
   EXPECT_EQ(streamed.out, greedy["text"].get<std::string>() + "\n");
+  // The same prompt from a file and as ids.
+  std::ofstream(at("prompt.txt")) << "Once upon";
+  const std::vector<std::string> rest = {"--tokens", "20", "--greedy", "--json"};
+  EXPECT_EQ(parsed(run(with({"generate", at("model"), "--prompt-file", at("prompt.txt")},
+                            rest)))["ids"],
+            greedy["ids"]);
+  std::string ids;
+  for (const Json& id : greedy["prompt_ids"]) ids += (ids.empty() ? "" : ",") + id.dump();
+  const Json by_ids =
+      parsed(run(with({"generate", at("model"), "--prompt-ids", ids}, rest)));
+  EXPECT_EQ(by_ids["ids"], greedy["ids"]);
+  EXPECT_EQ(by_ids["text"], greedy["text"]);
   const Json seed3 = parsed(run(with(generate, {"--seed", "3", "--json"})));
   EXPECT_EQ(parsed(run(with(generate, {"--seed", "3", "--json"})))["ids"], seed3["ids"]);
   EXPECT_NE(parsed(run(with(generate, {"--seed", "4", "--json"})))["ids"], seed3["ids"]);
