@@ -93,7 +93,12 @@ std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan&
       const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
       at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
       std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
-      samples.push_back({{input, tensor}});
+      ValueStream::Values sample = {{input, tensor}};
+      // An encoder's token types: 0, one sequence alone.
+      for (size_t j = 1; j < model.program.inputs.size(); ++j) {
+        sample[model.program.inputs[j].name] = at::zeros_like(tensor);
+      }
+      samples.push_back(std::move(sample));
     }
     return samples;
   }

@@ -36,7 +36,7 @@ void check_activation(const std::string& where, const ActivationScheme& activati
 // so.
 std::string float_reason(const Node& node, const std::string& role) {
   if (role == "bias" && node.op != "batch_norm") return "bias";
-  if (node.op == "rms_norm") return "norm";
+  if (node.op == "rms_norm" || node.op == "layer_norm") return "norm";
   if (node.op == "batch_norm") return "batch norm";
   return "";
 }
@@ -150,9 +150,11 @@ class Freezer {
   }
 
   void write_ledger() {
-    // The model's own entries tell where folded tensors went.
+    // The model's own entries tell where folded tensors went, and what was left out.
     for (const LedgerEntry& entry : calibrated_.model->ledger.entries) {
-      if (entry.method == "folded") ledger_.emplace(entry.tensor, entry);
+      if (entry.method == "folded" || entry.method == "ignored") {
+        ledger_.emplace(entry.tensor, entry);
+      }
     }
     result_.ledger.entries.clear();
     for (auto& [name, entry] : ledger_)

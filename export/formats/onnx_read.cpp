@@ -1,5 +1,5 @@
 // Reads an ONNX directory's parameters back: codes and scales from what DequantizeLinear
-// reads.
+// reads, or MatMulInteger and the product that follows it.
 //
 // Shares nothing with the writer but onnx.proto: what a weight means is found by
 // following the graph (the operator that reads the dequantized value says which axis is
@@ -38,6 +38,8 @@ struct Reader {
   Result<std::vector<float>> scales(const onnx::TensorProto& tensor) const;
   Result<std::vector<uint8_t>> codes(const onnx::TensorProto& tensor) const;
   Result<CodedMatrix> coded(const onnx::NodeProto& dequantize) const;
+  Result<const onnx::TensorProto*> integer_scale(const onnx::NodeProto& product) const;
+  Result<CodedMatrix> integer_coded(const onnx::NodeProto& product) const;
 };
 
 Result<int64_t> count_of(const onnx::TensorProto& tensor) {
@@ -266,6 +268,56 @@ Result<CodedMatrix> Reader::coded(const onnx::NodeProto& node) const {
   return q;
 }
 
+// MatMulInteger -> Cast to float -> Mul with a constant: that is the weight's scale.
+Result<const onnx::TensorProto*> Reader::integer_scale(
+    const onnx::NodeProto& product) const {
+  const auto next = [&](const onnx::NodeProto* node,
+                        const char* op) -> const onnx::NodeProto* {
+    const auto found = node == nullptr || node->output_size() == 0
+                           ? consumers.end()
+                           : consumers.find(node->output(0));
+    const bool fits = found != consumers.end() && found->second->op_type() == op;
+    return fits ? found->second : nullptr;
+  };
+  const onnx::NodeProto* scaled = next(next(&product, "Cast"), "Mul");
+  const auto scale = scaled == nullptr || scaled->input_size() < 2
+                         ? initializers.end()
+                         : initializers.find(scaled->input(1));
+  if (scale == initializers.end()) {
+    return damaged(product.input(1),
+                   "codes of a MatMulInteger need a constant scale after it; found none");
+  }
+  return scale->second;
+}
+
+// Codes [cols, rows] and a scale a row, or one.
+Result<CodedMatrix> Reader::integer_coded(const onnx::NodeProto& product) const {
+  const onnx::TensorProto& tensor = *initializers.at(product.input(1));
+  NIBBLE_ASSIGN_OR_RETURN(const onnx::TensorProto* scale, integer_scale(product));
+  if (tensor.dims_size() != 2 || scale->dims_size() > 1) {
+    return damaged(tensor.name(), "a MatMulInteger's weight has two dimensions and its "
+                   "scale one; found ", tensor.dims_size(), " and ", scale->dims_size());
+  }
+  CodedMatrix q;
+  q.scheme.code = code_elements().at(tensor.data_type());
+  q.rows = tensor.dims(1);
+  q.cols = tensor.dims(0);
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<uint8_t> stored, codes(tensor));
+  q.codes = transpose(stored, q.cols, q.rows);
+  ScaleLevel level;
+  level.element = Element::f32;
+  level.block.kind = scale->dims_size() == 0 ? Block::Kind::tensor : Block::Kind::row;
+  q.scheme.scales = {level};
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, scales(*scale));
+  const LevelShape shape = level_shape(level.block, q.rows, q.cols);
+  if (static_cast<int64_t>(values.size()) != shape.rows * shape.cols) {
+    return damaged(tensor.name(), "needs ", shape.rows * shape.cols, " scales; found ",
+                   values.size());
+  }
+  q.scales.push_back(CodedLevel{shape.rows, shape.cols, std::move(values), 0});
+  return q;
+}
+
 Result<std::string> read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
@@ -294,23 +346,35 @@ Result<Decoded> read_onnx(const std::filesystem::path& directory) {
     reader.initializers[tensor.name()] = &tensor;
   }
   std::map<std::string, const onnx::NodeProto*> dequantized;  // codes -> DequantizeLinear
+  std::map<std::string, const onnx::NodeProto*> products;     // codes -> MatMulInteger
   std::set<std::string> levels;                               // scales and zero points
   for (const auto& node : model.graph().node()) {
     for (const std::string& input : node.input()) reader.consumers.emplace(input, &node);
+    if (node.op_type() == "MatMulInteger" && node.input_size() > 1) {
+      products[node.input(1)] = &node;
+    }
     if (node.op_type() != "DequantizeLinear" || node.input_size() < 2) continue;
     dequantized[node.input(0)] = &node;
     for (int i = 1; i < node.input_size(); ++i) levels.insert(node.input(i));
+  }
+  for (const auto& [codes, node] : products) {
+    if (!reader.initializers.count(codes)) continue;  // a product of two values
+    NIBBLE_ASSIGN_OR_RETURN(const onnx::TensorProto* scale, reader.integer_scale(*node));
+    levels.insert(scale->name());
   }
   for (const auto& tensor : model.graph().initializer()) {
     if (tensor.name().rfind('/', 0) == 0 || levels.count(tensor.name())) continue;
     const std::string name = tensor.name().substr(0, tensor.name().find('@'));
     if (code_elements().count(tensor.data_type())) {
       const auto node = dequantized.find(tensor.name());
-      if (node == dequantized.end()) {
-        return Reader::damaged(name,
-                               "codes must go through DequantizeLinear; found none");
+      const auto product = products.find(tensor.name());
+      if (node == dequantized.end() && product == products.end()) {
+        return Reader::damaged(
+            name, "codes must go through DequantizeLinear or MatMulInteger; found none");
       }
-      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, reader.coded(*node->second));
+      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, node != dequantized.end()
+                                                 ? reader.coded(*node->second)
+                                                 : reader.integer_coded(*product->second));
       const auto [first, fresh] = decoded.coded.emplace(name, q);
       if (!fresh && !(first->second.codes == q.codes)) {
         return Reader::damaged(name,

@@ -39,6 +39,17 @@ Status lower_embedding(OnnxLowering& lowering, const Node& node) {
 
 Status lower_linear(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
+  if (lowering.reads_dynamic(node)) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string product, lowering.dynamic_product(node));
+    if (node.parameter("bias").empty()) {
+      graph.add("Identity", {product}, lowering.output(node));
+      return ok_status();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const std::string bias,
+                            lowering.float_parameter(node.parameter("bias")));
+    graph.add("Add", {product, bias}, lowering.output(node));
+    return ok_status();
+  }
   NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
                           lowering.weight(node, Orientation::columns_first));
   const std::string x = lowering.input(node);
@@ -139,7 +150,10 @@ Status lower_attention(OnnxLowering& lowering, const Node& node) {
   graph.add("MatMul", {q, part("keys_transposed")}, part("products"));
   graph.add("Mul", {part("products"), graph.number(static_cast<float>(scale))},
             part("scores"));
-  graph.add("Add", {part("scores"), lowering.causal_mask(node.integer("window", 0))},
+  graph.add("Add",
+            {part("scores"), node.integer("causal", 1) != 0
+                                 ? lowering.causal_mask(node.integer("window", 0))
+                                 : lowering.padding_mask()},
             part("masked"));
   graph.add("Softmax", {part("masked")}, part("probabilities"), kLastAxis);
   graph.add("MatMul", {part("probabilities"), v}, part("mixed"));

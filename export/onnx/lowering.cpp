@@ -20,7 +20,7 @@ bool keeps_shape(const OnnxWeight& weight) {
          (weight.scale_shape.empty() || weight.scale_shape[0] == weight.shape[0]);
 }
 
-bool integer_weight(const QuantScheme& scheme) {
+bool integer_codes(const QuantScheme& scheme) {
   return scheme.offset == OffsetKind::none && scheme.scales.size() == 1 &&
          element_info(scheme.code).kind == ElementKind::integer &&
          (scheme.scales[0].block.kind == Block::Kind::row ||
@@ -185,7 +185,7 @@ Result<std::string> OnnxLowering::bias(const Node& node) {
   const auto packed = artifact_.packed.find(node.parameter("weight"));
   const std::optional<float> s_x = input_scale(node);
   if (!s_x || packed == artifact_.packed.end() ||
-      !integer_weight(packed->second.scheme) || artifact_.program.is_language_model()) {
+      !integer_codes(packed->second.scheme) || artifact_.program.is_language_model()) {
     return float_parameter(name);
   }
   const std::string base = graph_.has_initializer(name) ? name + "@" + node.name : name;
@@ -292,7 +292,10 @@ OnnxLowering::Past OnnxLowering::past(const std::string& state) const {
 
 Status OnnxLowering::add_inputs() {
   const Program& program = artifact_.program;
-  if (program.is_language_model()) {
+  if (program.is_encoder()) {
+    // The executor batches without padding; here a mask says which tokens are there.
+    add_encoder_inputs();
+  } else if (program.is_language_model()) {
     names_[program.inputs.front().name] = "input_ids";
     names_[program.outputs.front().name] = "logits";
     graph_.add_input("input_ids", OnnxType::int64, {"batch", "sequence"});
@@ -318,7 +321,7 @@ Status OnnxLowering::add_inputs() {
 
 Status OnnxLowering::add_outputs() {
   const Program& program = artifact_.program;
-  if (!program.is_language_model()) {
+  if (!program.is_language_model() || program.is_encoder()) {
     for (const ProgramValue& output : program.outputs) {
       graph_.add_output(names_.at(output.name), OnnxType::float32, output.shape);
     }
@@ -353,7 +356,7 @@ Status OnnxLowering::run() {
 Status can_lower(const Artifact& artifact) {
   const Program& program = artifact.program;
   NIBBLE_RETURN_IF_ERROR(check_program(program));
-  if (program.is_language_model() &&
+  if (program.is_language_model() && !program.is_encoder() &&
       (program.inputs.size() != 1 || program.outputs.size() != 1)) {
     return error(StatusCode::unsupported, "[onnx] ", program.architecture,
                  ": a language model must have one input and one output; found ",
@@ -368,6 +371,11 @@ Status can_lower(const Artifact& artifact) {
                    " has no ONNX form; export to the nibble format");
     }
     const std::string state = node.text("state", "");
+    if (node.op == "attention" && program.is_encoder() && node.integer("causal", 1) != 0) {
+      return error(StatusCode::unsupported, "[onnx] ", node.name,
+                   ": every attention of an encoder must see all tokens (causal = 0); "
+                   "found a causal one; export to the nibble format");
+    }
     if (node.op == "attention" && state.empty() != program.states.empty()) {
       return error(StatusCode::unsupported, "[onnx] ", node.name,
                    ": every attention must keep a cache, or none; found both; "
@@ -387,8 +395,10 @@ Status can_lower(const Artifact& artifact) {
     const auto layer = artifact.layers.find(tensor);
     if (layer == artifact.layers.end()) continue;
     if (layer->second.input) {
+      const ActivationScheme& input = *layer->second.input;
       NIBBLE_RETURN_IF_ERROR(
-          check_onnx_activation(*layer->second.input, cat("the input of ", node.name)));
+          input.dynamic ? check_onnx_dynamic(input, node)
+                        : check_onnx_activation(input, cat("the input of ", node.name)));
     }
     const LayerExtras& extras = layer->second.extras;
     if (!extras.low_rank_a.empty() || !extras.low_rank_b.empty()) {

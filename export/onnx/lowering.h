@@ -9,6 +9,10 @@
 // A language model gets input_ids [batch, sequence], past_key_values.{i}.key/value
 // [batch, kv_heads, past_sequence, head_dim] -> logits, present.{i}.key/value; a token's
 // position is the past's length plus its index, and there is no padding.
+//
+// An encoder gets input_ids, attention_mask (1: a token, 0: padding) and token_type_ids,
+// [batch, sequence] each -> the program's output. Padding is at the end of a row, is not
+// attended to and not pooled; last_hidden_state there means nothing.
 #pragma once
 
 #include <map>
@@ -50,10 +54,19 @@ class OnnxLowering {
   // A layer's bias: int32 codes at s_x * s_w where both are static, else float.
   Result<std::string> bias(const Node& node);
 
+  // --- linear layers with dynamic activations (lower_dynamic.cpp)
+  bool reads_dynamic(const Node& node) const;
+  // x w^T with x's tokens in codes, before the bias.
+  Result<std::string> dynamic_product(const Node& node);
+
   // --- language models
   std::string positions();  // [sequence]
   std::string causal_mask(
       int64_t window);  // [sequence, total], 0 or -inf; window 0: none
+  // --- encoders
+  std::string padding_mask();  // [batch, 1, 1, sequence], 0 or the lowest float
+  std::string token_mask();    // [batch, sequence, 1], 1 or 0
+
   // [sequence, head_dim / 2] each, gathered from tables of the context's length.
   struct Rotation {
     std::string cos, sin;
@@ -67,8 +80,14 @@ class OnnxLowering {
 
  private:
   Status add_inputs();
+  void add_encoder_inputs();
   Status add_outputs();
   void quantize_value(const std::string& value);
+  struct TokenCodes {
+    std::string codes, scale;  // f32 [.., features] and [.., 1]
+  };
+  TokenCodes token_codes(const std::string& x);
+  Result<std::string> integer_weight(const Node& node);
   std::string fake_quantize(const std::string& x, const ActivationScheme& activation,
                             const std::string& codes, const std::string& output);
   // The scale of a layer's integer input; nothing when it reads floats.
@@ -90,6 +109,9 @@ const std::vector<OnnxOp>& all_onnx_ops();
 #define NIBBLE_ONNX_OP(op) Status lower_##op(OnnxLowering& lowering, const Node& node);
 #include "export/onnx/onnx_ops.inc"
 #undef NIBBLE_ONNX_OP
+
+// unsupported: other dynamic activations than a linear layer's int8n/r@f32.
+Status check_onnx_dynamic(const ActivationScheme& activation, const Node& node);
 
 // unsupported: the first thing of the artifact that has no ONNX form, named.
 Status can_lower(const Artifact& artifact);

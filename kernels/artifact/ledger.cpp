@@ -43,7 +43,8 @@ Status check_ledger(const Ledger& ledger, const Program& program) {
                    ": entries must be sorted by tensor, each once; found it after ",
                    ledger.entries[i - 1].tensor);
     }
-    const bool folded = entry.method == "folded";
+    // What became of a tensor that the program does not name.
+    const bool folded = entry.method == "folded" || entry.method == "ignored";
     if (!named.count(entry.tensor) && !folded) {
       return error(
           StatusCode::failed_precondition, "[ledger] ", entry.tensor,

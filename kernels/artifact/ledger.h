@@ -16,8 +16,9 @@ namespace nibble {
 struct LedgerEntry {
   std::string tensor;  // "model.layers.0.self_attn.q_proj.weight"
   std::string scheme;  // the scheme's text, "f32" for what stays float
-  std::string method;  // "rtn", "gptq", "lsq", "float", "folded"
-  std::string reason;  // why it is float or folded; empty for a quantized layer
+  std::string method;  // "rtn", "gptq", "lsq", "float", "folded"; "ignored": of the
+                       // checkpoint, not of the model (a head that no node reads)
+  std::string reason;  // why it is float, folded or ignored; empty for a quantized layer
   std::string kernel;  // which kernel serves it on the machine that made it
   int64_t parameters = 0;
   double bits = 0;           // stored bits, scales and offsets counted

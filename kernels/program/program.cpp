@@ -121,6 +121,12 @@ const Node* Program::find(std::string_view node_name) const {
   return nullptr;
 }
 
+bool Program::is_encoder() const {
+  return vocabulary > 0 && std::any_of(nodes.begin(), nodes.end(), [](const Node& node) {
+           return node.op == "attention" && node.integer("causal", 1) == 0;
+         });
+}
+
 int Program::block_count() const {
   int count = 0;
   for (const Node& node : nodes) {

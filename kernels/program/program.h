@@ -79,7 +79,10 @@ struct Program {
   // The node that makes a value, or nullptr (a program input); the nodes that read it.
   const Node* producer(std::string_view value) const;
   std::vector<const Node*> consumers(std::string_view value) const;
+  // Reads tokens: a decoder, or an encoder, whose tokens attend in both directions and
+  // which makes hidden states or an embedding of the sequence in place of logits.
   bool is_language_model() const { return vocabulary > 0; }
+  bool is_encoder() const;
 };
 
 // Structure: ops and roles known (ops.inc), every input made before it is read, names

@@ -128,11 +128,14 @@ class Walk {
   }
 
   Result<Shape> embedding(const Node& node) {
-    const int64_t rows = program_.vocabulary > 0 ? program_.vocabulary : kUnknownSize;
+    // Positions have a table of their own; so do token types, which say its rows.
+    const int64_t vocabulary =
+        program_.vocabulary > 0 && node.op == "embedding" ? program_.vocabulary : kUnknownSize;
+    const int64_t rows = node.integer("rows", vocabulary);
     NIBBLE_ASSIGN_OR_RETURN(
         const Shape weight,
         parameter(node, "weight", {rows, node.integer("features", kUnknownSize)},
-                  "features"));
+                  "features and rows"));
     Shape output = input(node, 0);
     output.push_back(weight[1]);
     return output;
@@ -269,6 +272,16 @@ class Walk {
     return input(node, 0);
   }
 
+  // [.., T, D] -> [.., D]
+  Result<Shape> pool(const Node& node) {
+    Shape x = input(node, 0);
+    if (x.size() < 2) {
+      return fail(node, cat(node.op, " reads [.., tokens, features]"), shape_text(x));
+    }
+    x.erase(x.end() - 2);
+    return x;
+  }
+
   Result<Shape> two_equal(const Node& node) {
     const Shape a = input(node, 0), b = input(node, 1);
     if (!same_shape(a, b)) {
@@ -294,15 +307,19 @@ class Walk {
   }
 
   Result<Shape> output_shape(const Node& node) {
-    if (node.op == "embedding") return embedding(node);
+    if (node.op == "embedding" || node.op == "position_embedding") return embedding(node);
     if (node.op == "linear") return linear(node);
     if (node.op == "conv2d") return conv2d(node);
-    if (node.op == "rms_norm") return norm(node, 0);
+    if (node.op == "rms_norm" || node.op == "layer_norm") return norm(node, 0);
     if (node.op == "batch_norm") return norm(node, 1);
     if (node.op == "rope") return rope(node);
     if (node.op == "attention") return attention(node);
     if (node.op == "silu_mul" || node.op == "add") return two_equal(node);
-    if (node.op == "relu" || node.op == "leaky_relu") return input(node, 0);
+    if (node.op == "relu" || node.op == "leaky_relu" || node.op == "gelu" ||
+        node.op == "l2_normalize") {
+      return input(node, 0);
+    }
+    if (node.op == "mean_pool" || node.op == "first_token") return pool(node);
     if (node.op == "shortcut_pad") return shortcut_pad(node);
     const Shape x = input(node, 0);
     if (node.op == "global_average_pool") {

@@ -14,8 +14,10 @@
 #include "kernels/ops/silu_mul/silu_mul.h"
 #include "kernels/program/rope_attributes.h"
 #include "kernels/program/shape.h"
+#include "kernels/runtime/encoder_path.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
+#include "kernels/runtime/node_weights.h"
 
 namespace nibble {
 namespace {
@@ -35,41 +37,6 @@ void in_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64
   });
 }
 
-Result<LinearWeight> weight_of(const Artifact& artifact, const Node& node) {
-  const std::string& name = node.parameter("weight");
-  if (const auto layer = artifact.layers.find(name); layer != artifact.layers.end()) {
-    const LayerExtras& extras = layer->second.extras;
-    for (const std::string* extra :
-         {&extras.permutation, &extras.low_rank_a, &extras.low_rank_b}) {
-      if (extra->empty()) continue;
-      return failure(StatusCode::unsupported, name,
-                     "a weight without permutation or low-rank parts was required; found ",
-                     *extra, "; quantize with static groups and without low-rank parts");
-    }
-  }
-  if (const auto packed = artifact.packed.find(name); packed != artifact.packed.end()) {
-    return linear_weight(packed->second);
-  }
-  const auto tensor = artifact.tensors.find(name);
-  if (tensor == artifact.tensors.end()) {
-    return failure(StatusCode::not_found, node.name, "tensor ", name,
-                   " was required; the artifact has none by this name");
-  }
-  return linear_weight(tensor->second);
-}
-
-Result<std::vector<float>> floats_of(const Artifact& artifact, const Node& node,
-                                     const std::string& role) {
-  const std::string& name = node.parameter(role);
-  if (name.empty()) return std::vector<float>{};
-  const auto tensor = artifact.tensors.find(name);
-  if (tensor == artifact.tensors.end()) {
-    return failure(StatusCode::not_found, node.name, "tensor ", name,
-                   " was required; the artifact has none by this name");
-  }
-  return to_float(tensor->second);
-}
-
 // One node, ready to run. Values live in slots that are used again once nobody reads them.
 struct Step {
   const Node* node = nullptr;
@@ -87,13 +54,12 @@ struct Step {
   size_t rope = 0;
 };
 
-// What the artifact itself asks of a linear layer's input: the layer's own scheme, or the
-// value's; null for float.
-const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) {
-  const auto layer = artifact.layers.find(node.parameter("weight"));
-  if (layer != artifact.layers.end() && layer->second.input) return &*layer->second.input;
-  const auto value = artifact.activations.find(node.inputs[0]);
-  return value != artifact.activations.end() ? &value->second : nullptr;
+Status require_decoder(const Program& program) {
+  if (program.is_language_model() && !program.is_encoder()) return ok_status();
+  return failure(StatusCode::invalid_argument, program.architecture,
+                 "a language model was required; this one ",
+                 program.is_encoder() ? "is an encoder, which makes no logits; use encode"
+                                      : "reads images");
 }
 
 }  // namespace
@@ -107,6 +73,7 @@ struct Executor::Implementation {
   std::vector<int64_t> slot_features;  // the widest value a slot holds
   std::map<std::string, std::string> kernels;
   std::unique_ptr<IntegerPath> integer;
+  std::unique_ptr<EncoderPath> encoder;
   std::function<void(const TapValue&)> tap;
   int64_t rows = 0;  // that the slots have room for
   int input_slot = -1;
@@ -117,51 +84,23 @@ struct Executor::Implementation {
   // --- preparation
 
   Status prepare_linear_step(const Node& node, Step& step) {
-    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(*artifact, node));
-    NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
-    const LinearKernel* kernel = nullptr;
-    const ActivationScheme* input = asked_input(*artifact, node);
-    if (input != nullptr) {
-      // A static input scheme belongs to the integer path of nets whose values are all codes.
-      if (artifact->program.is_language_model() && !input->dynamic) {
-        return failure(StatusCode::unsupported, node.name,
-                       "float or dynamic int8n/r@f32 inputs were required; found a static ",
-                       to_string(input->scheme), "; change the recipe");
-      }
-      if (input->dynamic && to_string(input->scheme) != "int8n/r@f32") {
-        return failure(StatusCode::unsupported, node.name,
-                       "dynamic inputs must be int8n/r@f32; found ", to_string(input->scheme),
-                       "; change the recipe");
-      }
-    }
-    const bool must = input != nullptr && input->dynamic;
-    if (options.compute == Compute::dynamic_int8 || must) {
-      kernel = select_linear(weight.scheme, LinearActivation::s8);
-    }
-    // The option takes int8 where it can be had; what the artifact asks for is its meaning.
-    if (kernel == nullptr && must) {
-      return failure(StatusCode::unsupported, node.name,
-                     "int8 inputs need integer weights with scales along rows; found ",
-                     to_string(weight.scheme), "; change the recipe");
-    }
-    if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
-    if (kernel == nullptr) {
-      return failure(StatusCode::unsupported, node.name, "no kernel runs ",
-                     to_string(weight.scheme));
-    }
-    NIBBLE_ASSIGN_OR_RETURN(step.linear, prepare_linear(*kernel, weight));
-    kernels[node.parameter("weight")] = kernel->name;
+    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
+    NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
+    NIBBLE_ASSIGN_OR_RETURN(step.linear,
+                            prepare_node_linear(*artifact, node, weight,
+                                                options.compute == Compute::dynamic_int8,
+                                                &kernels));
     return ok_status();
   }
 
   Status prepare_step(const Node& node, Step& step) {
     if (node.op == "embedding") {
-      NIBBLE_ASSIGN_OR_RETURN(step.table, weight_of(*artifact, node));
+      NIBBLE_ASSIGN_OR_RETURN(step.table, node_weight(*artifact, node));
       kernels.emplace(node.parameter("weight"), kEmbeddingKernel);
     } else if (node.op == "linear") {
       NIBBLE_RETURN_IF_ERROR(prepare_linear_step(node, step));
     } else if (node.op == "rms_norm") {
-      NIBBLE_ASSIGN_OR_RETURN(step.weight, floats_of(*artifact, node, "weight"));
+      NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(*artifact, node, "weight"));
     } else if (node.op == "rope") {
       const RopeShape shape = rope_shape(node);
       step.rope = ropes.size();
@@ -183,8 +122,8 @@ struct Executor::Implementation {
                        "' was required; the program has none by this name");
       }
     } else if (node.op == "conv2d") {
-      NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(*artifact, node));
-      NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
+      NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
+      NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
       const std::vector<int64_t>& w =
           weight.is_plain() ? weight.plain.shape : weight.packed.shape;
       const auto stride = node.integers("stride", {1, 1});
@@ -204,11 +143,11 @@ struct Executor::Implementation {
       kernels[node.parameter("weight")] = conv2d_kernel_name(conv);
       step.conv = std::make_unique<PreparedConv2d>(std::move(conv));
     } else if (node.op == "batch_norm") {
-      NIBBLE_ASSIGN_OR_RETURN(step.weight, floats_of(*artifact, node, "weight"));
-      NIBBLE_ASSIGN_OR_RETURN(step.bias, floats_of(*artifact, node, "bias"));
-      NIBBLE_ASSIGN_OR_RETURN(step.shift, floats_of(*artifact, node, "running_mean"));
+      NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(*artifact, node, "weight"));
+      NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
+      NIBBLE_ASSIGN_OR_RETURN(step.shift, node_floats(*artifact, node, "running_mean"));
       NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> variance,
-                              floats_of(*artifact, node, "running_var"));
+                              node_floats(*artifact, node, "running_var"));
       const double epsilon = node.number("epsilon", 1e-5);
       for (size_t c = 0; c < variance.size(); ++c) {
         const double factor = step.weight[c] / std::sqrt(variance[c] + epsilon);
@@ -234,6 +173,12 @@ struct Executor::Implementation {
   Status prepare() {
     const Program& program = artifact->program;
     NIBBLE_RETURN_IF_ERROR(check_program(program));
+    if (program.is_encoder()) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          encoder, EncoderPath::create(artifact, options.compute == Compute::dynamic_int8,
+                                       &kernels));
+      return ok_status();
+    }
     if (program.nodes.empty() || program.inputs.size() != 1 || program.outputs.size() != 1 ||
         program.nodes.back().outputs[0] != program.outputs[0].name) {
       return failure(StatusCode::unsupported, program.architecture,
@@ -517,10 +462,7 @@ std::map<std::string, std::string> Executor::kernels() const { return implementa
 
 Result<std::unique_ptr<KvCache>> Executor::make_cache(int64_t capacity) const {
   const Program& program = implementation_->artifact->program;
-  if (!program.is_language_model()) {
-    return failure(StatusCode::invalid_argument, program.architecture,
-                   "a language model was required; this one reads images");
-  }
+  NIBBLE_RETURN_IF_ERROR(require_decoder(program));
   if (capacity < 1 || capacity > program.context_length) {
     return failure(StatusCode::out_of_range, "cache", "1 to ", program.context_length,
                    " positions (the model's context) were required; found ", capacity);
@@ -532,10 +474,7 @@ Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
                          MatrixView<float> logits) {
   const Program& program = implementation_->artifact->program;
   const int64_t n = static_cast<int64_t>(tokens.size());
-  if (!program.is_language_model()) {
-    return failure(StatusCode::invalid_argument, program.architecture,
-                   "a language model was required; this one reads images");
-  }
+  NIBBLE_RETURN_IF_ERROR(require_decoder(program));
   if (n == 0) return failure(StatusCode::invalid_argument, "tokens", "at least one was required");
   if ((logits.rows != n && logits.rows != 1) || logits.cols != program.vocabulary) {
     return failure(StatusCode::invalid_argument, "logits", "[", n, " or 1, ", program.vocabulary,
@@ -561,6 +500,24 @@ Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
     }
   }
   return implementation_->run_tokens(tokens, cache, logits);
+}
+
+int64_t Executor::embedding_features() const {
+  return implementation_->encoder ? implementation_->encoder->features() : 0;
+}
+
+int64_t Executor::embedding_rows(std::span<const int64_t> lengths) const {
+  return implementation_->encoder ? implementation_->encoder->rows(lengths) : 0;
+}
+
+Status Executor::encode(std::span<const int32_t> tokens, std::span<const int64_t> lengths,
+                        std::span<const int32_t> types, MatrixView<float> output) {
+  if (!implementation_->encoder) {
+    return failure(StatusCode::invalid_argument,
+                   implementation_->artifact->program.architecture,
+                   "an encoder was required; this model makes logits");
+  }
+  return implementation_->encoder->run(tokens, lengths, types, implementation_->tap, output);
 }
 
 Status Executor::forward_images(std::span<const float> images, std::span<const int64_t> shape,

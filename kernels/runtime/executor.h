@@ -58,6 +58,18 @@ class Executor {
   // out_of_range: a token id outside the vocabulary, or the context is exceeded.
   Status forward(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits);
 
+  // --- encoders
+  // A batch of sequences, one after the other in `tokens`, lengths[i] tokens each. types: a
+  // token type a token, or empty for 0. output: [embedding_rows(lengths),
+  // embedding_features()], a row a sequence where the program pools, else a row a token.
+  // A sequence's rows do not depend on the others of its batch where the linear layers read
+  // int8; float ones may sum in another order (ops/linear/linear.h).
+  // out_of_range: an id or type outside its table, a sequence longer than the context.
+  Status encode(std::span<const int32_t> tokens, std::span<const int64_t> lengths,
+                std::span<const int32_t> types, MatrixView<float> output);
+  int64_t embedding_features() const;  // 0: not an encoder
+  int64_t embedding_rows(std::span<const int64_t> lengths) const;
+
   // --- images: [count, channels, height, width] floats, preprocessed -> logits [count, classes]
   Status forward_images(std::span<const float> images, std::span<const int64_t> shape,
                         MatrixView<float> logits);

@@ -292,6 +292,10 @@ torch::Tensor ProgramModuleImpl::forward(const torch::Tensor& input) {
   Pass pass;
   const std::string& first = program_.inputs[0].name;
   pass.values[first] = input_as_read(first, input);
+  // Token types: 0, one sequence alone.
+  for (size_t i = 1; i < program_.inputs.size(); ++i) {
+    pass.values[program_.inputs[i].name] = at::zeros_like(input);
+  }
   for (size_t i = 0; i < program_.nodes.size(); ++i) {
     run_node(program_.nodes[i], pass);
     for (const std::string& name : dies_[i]) pass.values.erase(name);

@@ -1,8 +1,9 @@
 // A Program as a torch::nn::Module: parameters and buffers under the checkpoint's names,
 // one forward for calibration and training, with places for fake quantizers and taps.
 //
-// forward: ids int64 [batch, sequence] -> logits [batch, sequence, vocabulary], or images
-// f32 [batch, channels, height, width] -> logits [batch, classes]. f32 parameters.
+// forward: ids int64 [batch, sequence] -> logits [batch, sequence, vocabulary] or an
+// encoder's states or embeddings (token types 0; sequences of one length, no padding), or
+// images f32 [batch, channels, height, width] -> logits [batch, classes]. f32 parameters.
 //
 // What a layer reads: the value, through the value's fake quantizer, then through the
 // layer's own input quantizer. Its weight goes through the weight's. Norms are never

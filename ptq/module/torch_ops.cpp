@@ -17,6 +17,15 @@ Tensor run_embedding(const TorchOpCall& call) {
   return at::embedding(call.parameter("weight"), call.inputs[0]);
 }
 
+// Row t for position t, the same for every sequence of the batch.
+Tensor run_position_embedding(const TorchOpCall& call) {
+  const Tensor& ids = call.inputs[0];
+  const Tensor rows = call.parameter("weight").narrow(0, 0, ids.size(-1));
+  std::vector<int64_t> shape = ids.sizes().vec();
+  shape.push_back(rows.size(1));
+  return rows.expand(shape);
+}
+
 Tensor run_linear(const TorchOpCall& call) {
   return at::linear(call.inputs[0], call.parameter("weight"), call.parameter("bias"));
 }
@@ -27,6 +36,12 @@ Tensor run_rms_norm(const TorchOpCall& call) {
   return rms_norm(x.reshape({-1, head_dim}), call.parameter("weight"),
                   call.node.number("epsilon", 1e-5))
       .reshape(x.sizes());
+}
+
+Tensor run_layer_norm(const TorchOpCall& call) {
+  const Tensor weight = call.parameter("weight");
+  return at::layer_norm(call.inputs[0], weight.sizes(), weight, call.parameter("bias"),
+                        call.node.number("epsilon", 1e-5));
 }
 
 Tensor run_rope(const TorchOpCall& call) {
@@ -55,13 +70,18 @@ Tensor run_attention(const TorchOpCall& call) {
   }
   Tensor y = at::scaled_dot_product_attention(
       split(q, heads), split(call.inputs[1], kv_heads), split(call.inputs[2], kv_heads),
-      mask, /*dropout_p=*/0.0, /*is_causal=*/!windowed, scale,
+      mask, /*dropout_p=*/0.0,
+      /*is_causal=*/!windowed && node.integer("causal", 1) != 0, scale,
       /*enable_gqa=*/heads != kv_heads);
   return y.transpose(1, 2).reshape(q.sizes());
 }
 
 Tensor run_silu_mul(const TorchOpCall& call) {
   return at::silu(call.inputs[0]) * call.inputs[1];
+}
+
+Tensor run_gelu(const TorchOpCall& call) {
+  return at::gelu(call.inputs[0], call.node.integer("tanh", 0) != 0 ? "tanh" : "none");
 }
 
 Tensor run_add(const TorchOpCall& call) { return call.inputs[0] + call.inputs[1]; }
@@ -100,6 +120,15 @@ Tensor run_global_average_pool(const TorchOpCall& call) {
 }
 
 Tensor run_flatten(const TorchOpCall& call) { return call.inputs[0].flatten(1); }
+
+Tensor run_mean_pool(const TorchOpCall& call) { return call.inputs[0].mean(-2); }
+
+Tensor run_first_token(const TorchOpCall& call) { return call.inputs[0].select(-2, 0); }
+
+Tensor run_l2_normalize(const TorchOpCall& call) {
+  const Tensor& x = call.inputs[0];
+  return x / at::linalg_vector_norm(x, 2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
+}
 
 }  // namespace
 

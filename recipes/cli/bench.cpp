@@ -4,6 +4,7 @@
 
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/model_data.h"
 #include "recipes/eval/speed.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
@@ -28,6 +29,7 @@ Json to_json(const std::string& path, const Measurement& size, const Speed& spee
   add("decode_tokens_per_second", speed.decode);
   add("prefill_tokens_per_second", speed.prefill);
   add("images_per_second", speed.images);
+  add("sentences_per_second", speed.sentences);
   return json;
 }
 
@@ -42,14 +44,17 @@ std::string rate_text(const Rate& rate) {
 Status run_bench_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
       "bench MODEL [--reference MODEL]",
-      "Tokens a second one at a time (decode) and in one call (prefill), or images a "
-      "second in batches of 32.\nMedian and quartiles of repeats; two models take "
+      "Tokens a second one at a time (decode) and in one call (prefill), images a second in "
+      "batches of 32,\nor sentences of 32 tokens a second, one after another (encoders). Median and quartiles of repeats; two models take "
       "turns, so that both see the same machine.");
   line.positional("MODEL");
   line.text("reference", "MODEL", "time this one too, in turns");
   line.integer("repeats", "timings of each", 9, 1);
   line.integer("tokens", "decoded in one timing", 32, 1);
   line.integer("prefill", "tokens of one prefill, at most the context", 256, 1);
+  line.text("text", "FILE", "encoders: time this text's sentences, or ids (safetensors)");
+  line.integer("limit", "encoders: at most so many sentences; 0: all", 0, 0);
+  line.integer("batch", "encoders: sentences a call", 1, 1);
   line.text("compute", "float|int8",
             "activations of weight-only layers (default: float)");
   line.model_options();
@@ -85,9 +90,23 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
     models.push_back(std::move(model));
   }
   for (Executor& model : models) pointers.push_back(&model);
-  const SpeedOptions options{.repeats = line.integer("repeats"),
-                             .decode_tokens = line.integer("tokens"),
-                             .prefill_tokens = line.integer("prefill")};
+  SpeedOptions options{.repeats = line.integer("repeats"),
+                       .decode_tokens = line.integer("tokens"),
+                       .prefill_tokens = line.integer("prefill"),
+                       .batch = line.integer("batch")};
+  if (line.has("text")) {
+    const Artifact& first = models.front().artifact();
+    if (!first.program.is_encoder()) {
+      return error(StatusCode::invalid_argument, "[bench] --text: an encoder is required; "
+                   "found ", first.program.architecture, "; leave --text out");
+    }
+    TextOptions text;
+    text.length = 0;  // the context
+    text.limit = line.integer("limit");
+    NIBBLE_ASSIGN_OR_RETURN(TextData data,
+                            load_sentences_for(first, line.path("text"), text));
+    options.sentences = std::move(data.sequences);
+  }
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds,
                           measure_speed(pointers, options));
 
@@ -100,7 +119,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   }
   std::vector<std::vector<std::string>> rows = {{"model", "size", "bits",
                                                  "decode tokens/s", "prefill tokens/s",
-                                                 "images/s", "kernels"}};
+                                                 "images/s", "sentences/s", "kernels"}};
   for (size_t i = 0; i < speeds.size(); ++i) {
     std::string kernels;
     for (const auto& [name, layers] : speeds[i].kernels) {
@@ -108,7 +127,8 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
     }
     rows.push_back({sizes[i].name, bytes_text(sizes[i].bytes),
                     number_text(sizes[i].bits_per_weight, 4), rate_text(speeds[i].decode),
-                    rate_text(speeds[i].prefill), rate_text(speeds[i].images), kernels});
+                    rate_text(speeds[i].prefill), rate_text(speeds[i].images),
+                    rate_text(speeds[i].sentences), kernels});
   }
   std::cout << table_text(rows) << "on  " << speeds[0].cpu << "\n";
   return ok_status();

@@ -5,6 +5,7 @@
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
@@ -76,6 +77,38 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   return ok_status();
 }
 
+Status evaluate_on_sentences(const CommandLine& line, Models& models, Json& json,
+                             Measurement& measurement) {
+  const Artifact& artifact = models.model->artifact();
+  if (!models.reference) {
+    return error(StatusCode::invalid_argument, "[evaluate] ", line.text("MODEL"),
+                 ": an encoder's embeddings are compared with a reference's; found none; "
+                 "give --reference, the float model");
+  }
+  TextOptions options;
+  options.length = line.integer("sequence-length");
+  options.per_line = line.has("per-line");
+  options.min_chars = line.integer("min-chars");
+  options.limit = line.integer("limit");
+  NIBBLE_ASSIGN_OR_RETURN(const TextData data,
+                          load_sentences_for(artifact, line.path("text"), options));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const EmbeddingQuality quality,
+      evaluate_embeddings(*models.model, *models.reference, data.sequences,
+                          make_counter("evaluate", "sentences")));
+  json["cosine"] = quality.mean_cosine;
+  json["cosine_ci95"] = {quality.mean_ci95.low, quality.mean_ci95.high};
+  json["lowest_cosine"] = quality.lowest_cosine;
+  json["lowest_sentence"] = quality.lowest;
+  json["sentences"] = quality.sentences;
+  json["tokens"] = quality.tokens;
+  json["data"] = data.description;
+  if (line.has("per-sequence")) json["sentence_cosine"] = quality.cosines;
+  measurement.embeddings = quality;
+  print(json, measurement, data.description, line.wants_json());
+  return ok_status();
+}
+
 Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
                           Measurement& measurement) {
   NIBBLE_ASSIGN_OR_RETURN(const ImageSet images,
@@ -103,7 +136,8 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
       "reference, the KL divergence\nKL(reference || this) in nats a token and how "
       "often both choose the same.\n\nText is cut into windows of --sequence-length "
       "tokens; a safetensors file with int32 input_ids\n[sequences, length] is taken "
-      "row by row.");
+      "row by row. Of an encoder: the cosine between the embeddings of the text's "
+      "sentences\n(cut after . ! ? and at line ends) and the reference's.");
   line.positional("MODEL");
   line.text("text", "FILE", "UTF-8 text, or safetensors with input_ids");
   line.text("dataset", "DIR", "a CIFAR or MNIST folder; its test images are used");
@@ -111,7 +145,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048",
                0, 0);
   line.flag("per-line", "take each line of the text alone");
-  line.integer("min-chars", "with --per-line: leave shorter lines out", 0, 0);
+  line.integer("min-chars", "leave shorter lines (--per-line) or sentences out", 0, 0);
   line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.integer("limit", "at most so many sequences or images; 0: all", 0, 0);
   line.text("compute", "float|int8",
@@ -162,6 +196,9 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                {"bits_per_weight", measurement.bits_per_weight}};
   if (measurement.quantized_bits_per_weight > 0) {
     json["quantized_bits_per_weight"] = measurement.quantized_bits_per_weight;
+  }
+  if (line.has("text") && models.model->artifact().program.is_encoder()) {
+    return evaluate_on_sentences(line, models, json, measurement);
   }
   if (line.has("text")) return evaluate_on_text(line, models, json, measurement);
   return evaluate_on_images(line, models, json, measurement);

@@ -173,6 +173,11 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
 
   NIBBLE_ASSIGN_OR_RETURN(Artifact loaded,
                           load_model(line.path("MODEL"), line.load_options()));
+  if (loaded.program.is_encoder()) {
+    return error(StatusCode::invalid_argument, "[generate] ", line.text("MODEL"),
+                 ": a language model is required; found ", loaded.program.architecture,
+                 ", an encoder, which continues no text; use embed");
+  }
   if (!loaded.program.is_language_model()) {
     return error(StatusCode::invalid_argument, "[generate] ", line.text("MODEL"),
                  ": a language model is required; found ", loaded.program.architecture,

@@ -7,6 +7,8 @@
 #include "kernels/base/cpu.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
+#include "kernels/ops/gelu/gelu.h"
+#include "kernels/ops/layer_norm/layer_norm.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
@@ -116,6 +118,8 @@ Result<Rows> kernels_list() {
   add_kernels("attention", attention_kernels(), rows);
   add_kernels("quantize_rows", quantize_rows_kernels(), rows);
   add_kernels("rms_norm", rms_norm_kernels(), rows);
+  add_kernels("layer_norm", layer_norm_kernels(), rows);
+  add_kernels("gelu", gelu_kernels(), rows);
   add_kernels("silu_mul", silu_mul_kernels(), rows);
   return rows;
 }

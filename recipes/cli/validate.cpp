@@ -11,6 +11,7 @@
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/embeddings.h"
 #include "recipes/eval/evaluate.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/report/text_table.h"
@@ -91,6 +92,38 @@ Result<Check> compare_text(const CommandLine& line, Executor& model, Executor& r
                     number_text(agreement * 100, 4), " %, on ", data));
 }
 
+// Random ids where no text is given: an encoder writes none itself. As near as --min-agreement.
+Result<Check> compare_sentences(const CommandLine& line, Executor& model,
+                                Executor& reference, const Limits& limits) {
+  const Program& program = model.artifact().program;
+  std::vector<std::vector<int32_t>> sentences;
+  std::string data = cat(kSampleSequences, " sequences of random ids");
+  if (line.has("text")) {
+    TextOptions options;
+    options.length = 0;  // the context
+    options.limit = 64;
+    NIBBLE_ASSIGN_OR_RETURN(
+        TextData text, load_sentences_for(model.artifact(), line.path("text"), options));
+    sentences = std::move(text.sequences);
+    data = text.description;
+  } else {
+    SplitMix64 random(kSampleSeed);
+    for (int64_t s = 0; s < kSampleSequences; ++s) {
+      sentences.emplace_back();
+      for (int64_t t = 0; t < std::min(kSampleLength, program.context_length); ++t) {
+        sentences.back().push_back(
+            static_cast<int32_t>(random.below(static_cast<uint64_t>(program.vocabulary))));
+      }
+    }
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      const EmbeddingQuality quality,
+      evaluate_embeddings(model, reference, sentences, make_counter("outputs", "sentences")));
+  return judged(quality.lowest_cosine, std::nullopt, limits,
+                cat("embeddings' cosine ", number_text(quality.mean_cosine, 6), ", lowest ",
+                    number_text(quality.lowest_cosine, 6), ", on ", data));
+}
+
 Result<Check> compare_images(const CommandLine& line, Executor& model,
                              Executor& reference, const Limits& limits) {
   if (!line.has("dataset")) {
@@ -126,6 +159,9 @@ Result<Check> compare_outputs(const CommandLine& line, const Limits& limits) {
   const bool text = artifact.program.is_language_model();
   NIBBLE_ASSIGN_OR_RETURN(Executor model, open(std::move(artifact)));
   NIBBLE_ASSIGN_OR_RETURN(Executor reference, open(std::move(float_model)));
+  if (model.artifact().program.is_encoder()) {
+    return compare_sentences(line, model, reference, limits);
+  }
   return text ? compare_text(line, model, reference, limits)
               : compare_images(line, model, reference, limits);
 }
@@ -156,7 +192,7 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
             "compare on this text (default: text that the reference writes)");
   line.text("dataset", "DIR", "compare on these images");
   line.number("max-kl", "the outputs check fails above this, nats a token", 0.5);
-  line.number("min-agreement", "and below this share of equal best tokens or classes",
+  line.number("min-agreement", "and below this share of equal best tokens or classes, or cosine of embeddings",
               0.6);
   line.model_options();
   line.json();

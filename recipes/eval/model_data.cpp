@@ -28,8 +28,13 @@ Result<std::unique_ptr<Tokenizer>> tokenizer_of(const Artifact& model) {
       ": a tokenizer is required; found none beside the model; give --tokenizer FILE");
 }
 
-Result<TextData> load_text_for(const Artifact& model, const std::filesystem::path& path,
-                               TextOptions options) {
+namespace {
+
+// What load_text and load_sentences need: checked options, and the model's tokenizer unless
+// the file holds ids.
+Result<std::unique_ptr<Tokenizer>> prepare_text(const Artifact& model,
+                                                const std::filesystem::path& path,
+                                                TextOptions& options) {
   NIBBLE_RETURN_IF_ERROR(require_language_model(model, path));
   const int64_t context = model.program.context_length;
   if (options.length == 0) options.length = default_sequence_length(model);
@@ -39,11 +44,26 @@ Result<TextData> load_text_for(const Artifact& model, const std::filesystem::pat
                  " tokens, are required; found a length of ", options.length,
                  "; make it shorter");
   }
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (path.extension() != ".safetensors") {
-    NIBBLE_ASSIGN_OR_RETURN(tokenizer, tokenizer_of(model));
-  }
+  if (path.extension() == ".safetensors") return std::unique_ptr<Tokenizer>();
+  return tokenizer_of(model);
+}
+
+}  // namespace
+
+Result<TextData> load_text_for(const Artifact& model, const std::filesystem::path& path,
+                               TextOptions options) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                          prepare_text(model, path, options));
   return load_text(path, tokenizer.get(), model.program.vocabulary, options);
+}
+
+Result<TextData> load_sentences_for(const Artifact& model,
+                                    const std::filesystem::path& path,
+                                    TextOptions options) {
+  options.length = options.length == 0 ? model.program.context_length : options.length;
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                          prepare_text(model, path, options));
+  return load_sentences(path, tokenizer.get(), model.program.vocabulary, options);
 }
 
 Result<ImageSet> load_images_for(const Artifact& model,

@@ -11,6 +11,7 @@
 
 #include "kernels/artifact/artifact.h"
 #include "recipes/data/images.h"
+#include "recipes/data/sentences.h"
 #include "recipes/data/text.h"
 
 namespace nibble {
@@ -19,6 +20,11 @@ namespace nibble {
 // out_of_range.
 Result<TextData> load_text_for(const Artifact& model, const std::filesystem::path& path,
                                TextOptions options);
+// The sentences of a text for an encoder (recipes/data/sentences.h); options.length 0: the
+// model's context.
+Result<TextData> load_sentences_for(const Artifact& model,
+                                    const std::filesystem::path& path,
+                                    TextOptions options);
 int64_t default_sequence_length(const Artifact& model);
 
 // limit 0: all. The first `limit` otherwise.

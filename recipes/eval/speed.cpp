@@ -16,6 +16,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kPrompt = 16;    // tokens before the timed decode
+constexpr int64_t kSentence = 32;  // tokens
+constexpr size_t kSentences = 32;
 constexpr uint64_t kSeed = 20261;  // any: the values do not change the work
 
 double seconds_since(Clock::time_point start) {
@@ -83,6 +85,39 @@ Result<std::pair<double, double>> time_text(Executor& model,
                    static_cast<double>(decode) / decode_seconds);
 }
 
+// Sentences a second: all of them, `batch` a call. What a call needs is made before the
+// clock starts.
+Result<double> time_sentences(Executor& model, const SpeedOptions& options) {
+  const Program& program = model.artifact().program;
+  std::vector<std::vector<int32_t>> sentences = options.sentences;
+  if (sentences.empty()) {
+    const int64_t length = std::min(kSentence, program.context_length);
+    sentences.assign(kSentences, random_ids(length, program.vocabulary));
+  }
+  struct Call {
+    std::vector<int32_t> ids;
+    std::vector<int64_t> lengths;
+  };
+  std::vector<Call> calls;
+  int64_t most = 0;
+  for (size_t i = 0; i < sentences.size(); ++i) {
+    if (i % static_cast<size_t>(options.batch) == 0) calls.emplace_back();
+    Call& call = calls.back();
+    call.ids.insert(call.ids.end(), sentences[i].begin(), sentences[i].end());
+    call.lengths.push_back(static_cast<int64_t>(sentences[i].size()));
+    most = std::max(most, model.embedding_rows(call.lengths));
+  }
+  const int64_t width = model.embedding_features();
+  std::vector<float> embeddings(static_cast<size_t>(most * width));
+  const Clock::time_point start = Clock::now();
+  for (const Call& call : calls) {
+    const int64_t rows = model.embedding_rows(call.lengths);
+    NIBBLE_RETURN_IF_ERROR(model.encode(call.ids, call.lengths, {},
+                                        MatrixView<float>(embeddings.data(), rows, width)));
+  }
+  return static_cast<double>(sentences.size()) / seconds_since(start);
+}
+
 // [channels, height, width] of the program's image input.
 Result<std::vector<int64_t>> image_shape(const Program& program) {
   std::vector<int64_t> shape;
@@ -137,12 +172,15 @@ Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
                                          const SpeedOptions& options) {
   std::vector<Speed> speeds(models.size());
   std::vector<std::vector<double>> decode(models.size()), prefill(models.size()),
-      images(models.size());
+      images(models.size()), sentences(models.size());
   // Repeat 0 warms caches and pages up and is not counted.
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
     for (size_t i = 0; i < models.size(); ++i) {
       NIBBLE_RETURN_IF_ERROR(check_cancelled("speed"));
-      if (models[i]->artifact().program.is_language_model()) {
+      if (models[i]->artifact().program.is_encoder()) {
+        NIBBLE_ASSIGN_OR_RETURN(const double rate, time_sentences(*models[i], options));
+        if (repeat > 0) sentences[i].push_back(rate);
+      } else if (models[i]->artifact().program.is_language_model()) {
         NIBBLE_ASSIGN_OR_RETURN(const auto rates, time_text(*models[i], options));
         if (repeat == 0) continue;
         prefill[i].push_back(rates.first);
@@ -157,6 +195,7 @@ Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
     speeds[i].decode = rate_of(decode[i]);
     speeds[i].prefill = rate_of(prefill[i]);
     speeds[i].images = rate_of(images[i]);
+    speeds[i].sentences = rate_of(sentences[i]);
     for (const auto& [layer, kernel] : models[i]->kernels()) ++speeds[i].kernels[kernel];
     speeds[i].cpu = cpu_text();
   }

@@ -1,7 +1,7 @@
 // How fast a model runs here: tokens or images a second, median of interleaved repeats.
 //
 // decode: one token at a time after a prompt of 16; prefill: one call of min(256,
-// context) tokens; images: batches of 32. Each figure is the median of `repeats` timings,
+// context) tokens; images: batches of 32; sentences: one call each, or a batch a call. Each figure is the median of `repeats` timings,
 // with the quartiles; two models are timed in turns, so that a slow minute of the machine
 // hits both.
 #pragma once
@@ -20,7 +20,7 @@ struct Rate {
   int64_t repeats = 0;
 };
 struct Speed {
-  Rate decode, prefill, images;            // repeats 0: does not apply to this model
+  Rate decode, prefill, images, sentences;  // repeats 0: does not apply to this model
   std::map<std::string, int64_t> kernels;  // kernel row -> layers that it serves
   std::string cpu;                         // "model name, avx512vnni, 2 threads"
 };
@@ -30,6 +30,9 @@ struct SpeedOptions {
   int64_t decode_tokens = 32;    // timed in one repeat
   int64_t prefill_tokens = 256;  // at most the context
   int64_t image_batch = 32;
+  // Encoders: one repeat encodes these, `batch` at a time; none: 32 of 32 random ids.
+  std::vector<std::vector<int32_t>> sentences;
+  int64_t batch = 1;
 };
 
 // One result a model, in their order. Token ids and pixels come from a fixed seed.

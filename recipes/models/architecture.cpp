@@ -1,6 +1,18 @@
 #include "recipes/models/architecture.h"
 
 namespace nibble {
+namespace {
+
+// Models of an architecture with heads for pretraining, which the architecture ignores by
+// name.
+struct SameModel {
+  const char* name;
+  const char* architecture;
+};
+constexpr SameModel kSame[] = {{"BertForPreTraining", "BertModel"},
+                               {"BertForMaskedLM", "BertModel"}};
+
+}  // namespace
 
 const std::vector<ModelArchitecture>& all_architectures() {
   static const std::vector<ModelArchitecture> architectures = {
@@ -19,6 +31,9 @@ const std::vector<ModelArchitecture>& all_architectures() {
 
 Result<const ModelArchitecture*> find_architecture(const std::string& name) {
   std::string known;
+  for (const SameModel& same : kSame) {
+    if (name == same.name) return find_architecture(same.architecture);
+  }
   for (const ModelArchitecture& row : all_architectures()) {
     if (name == row.name || name == row.model_type) return &row;
     known += cat(known.empty() ? "" : ", ", row.name);

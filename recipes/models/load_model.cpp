@@ -8,6 +8,7 @@
 #include "kernels/base/sha256.h"
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
+#include "recipes/models/encoder_config.h"
 #include "recipes/models/initialise.h"
 #include "recipes/models/llama2c.h"
 
@@ -185,6 +186,14 @@ Status drop_unused(Artifact& artifact, const ModelArchitecture& architecture) {
     if (named.count(at->first)) {
       ++at;
     } else if (architecture.ignores(at->first, artifact.program)) {
+      artifact.ledger.entries.push_back(
+          {.tensor = at->first,
+           .scheme = "none",
+           .method = "ignored",
+           .reason = cat("no node of ", architecture.name, " reads it; ",
+                         at->second.numel(), " values left out"),
+           .kernel = "",
+           .note = ""});
       at = artifact.tensors.erase(at);
     } else {
       return error(StatusCode::invalid_argument, "[models] ", at->first, ": ",
@@ -203,6 +212,10 @@ Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& 
                           choose_architecture(artifact, options, path));
   if (artifact.config_json.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(artifact.config_json, architecture->config(artifact.tensors));
+  }
+  if (std::string_view(architecture->model_type) == "bert") {
+    NIBBLE_ASSIGN_OR_RETURN(artifact.config_json,
+                            with_tensor_prefix(artifact.config_json, artifact.tensors));
   }
   NIBBLE_ASSIGN_OR_RETURN(artifact.program, architecture->program(artifact.config_json));
   if (artifact.tensors.empty() && options.initialise) {
@@ -257,6 +270,10 @@ Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options
         find_architecture(architecture_in(artifact.config_json)).status());
   }
   NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / "config.json"));
+  if (is_sentence_transformer(path)) {
+    NIBBLE_ASSIGN_OR_RETURN(artifact.config_json,
+                            with_sentence_transformers(artifact.config_json, path));
+  }
   if (has_weights) {
     std::vector<std::string> sources;
     NIBBLE_ASSIGN_OR_RETURN(artifact.tensors, read_sharded_safetensors(path, &sources));

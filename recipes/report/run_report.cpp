@@ -81,6 +81,12 @@ Json measurement_json(const Measurement& m) {
     if (m.images->argmax_agreement)
       json["argmax_agreement"] = *m.images->argmax_agreement;
   }
+  if (m.embeddings) {
+    json["cosine"] = m.embeddings->mean_cosine;
+    json["cosine_ci95"] = interval_json(m.embeddings->mean_ci95);
+    json["lowest_cosine"] = m.embeddings->lowest_cosine;
+    json["sentences"] = m.embeddings->sentences;
+  }
   return json;
 }
 
@@ -148,6 +154,15 @@ std::vector<std::vector<std::string>> measurement_rows(
     return m.images && m.images->argmax_agreement ? percent(*m.images->argmax_agreement)
                                                   : std::string();
   });
+  rows.add("cosine with float", [](const Measurement& m) {
+    if (!m.embeddings) return std::string();
+    const Interval& ci = m.embeddings->mean_ci95;
+    return with_interval(number_text(m.embeddings->mean_cosine, 6),
+                         number_text(ci.low, 6), number_text(ci.high, 6));
+  });
+  rows.add("  lowest of a sentence", [](const Measurement& m) {
+    return m.embeddings ? number_text(m.embeddings->lowest_cosine, 6) : std::string();
+  });
   return rows.rows();
 }
 
@@ -167,6 +182,7 @@ std::string print_report(const RunReport& report) {
   speed_row("decode here", &Speed::decode, "tokens/s");
   speed_row("prefill here", &Speed::prefill, "tokens/s");
   speed_row("here", &Speed::images, "images/s");
+  speed_row("embeds here", &Speed::sentences, "sentences/s");
   for (const std::vector<std::string>& row : speeds.rows()) table.push_back(row);
 
   std::string text = table_text(table);
@@ -195,6 +211,8 @@ std::string report_json(const RunReport& report) {
       json["prefill_tokens_per_second"] = rate_json(m.speed->prefill);
     if (m.speed->images.repeats > 0)
       json["images_per_second"] = rate_json(m.speed->images);
+    if (m.speed->sentences.repeats > 0)
+      json["sentences_per_second"] = rate_json(m.speed->sentences);
     json["kernels"] = m.speed->kernels;
     json["cpu"] = m.speed->cpu;
     return json;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/artifact/artifact.h"
+#include "recipes/eval/embeddings.h"
 #include "recipes/eval/evaluate.h"
 #include "recipes/eval/speed.h"
 
@@ -21,6 +22,7 @@ struct Measurement {
   double quantized_bits_per_weight = 0;  // over the quantized layers; 0: none
   std::optional<TextQuality> text;
   std::optional<ImageQuality> images;
+  std::optional<EmbeddingQuality> embeddings;  // of this model beside the float one's
   std::optional<Speed> speed;
 };
 

@@ -4,6 +4,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
+#include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/recipe/nearest_name.h"
 
@@ -40,6 +41,14 @@ Result<Executor> make_executor(const PipelineRequest& request,
 
 Status measure_quality(const PipelineRequest& request, Executor* before, Executor& after,
                        const RunData& data, RunReport& report) {
+  if (data.is_text() && after.embedding_features() > 0) {
+    if (before == nullptr) return ok_status();  // nothing to compare embeddings with
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.after.embeddings,
+        evaluate_embeddings(after, *before, data.sequences,
+                            counter(request, "evaluate", "sentences")));
+    return ok_status();
+  }
   if (data.is_text()) {
     if (before != nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(
@@ -121,7 +130,9 @@ Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& mo
   options.per_line = request.recipe.data_per_line && !ids;
   options.min_chars = request.recipe.data_min_chars;
   options.append_eos = request.recipe.data_append_eos && !ids;
-  NIBBLE_ASSIGN_OR_RETURN(TextData text, load_text_for(model, path, options));
+  NIBBLE_ASSIGN_OR_RETURN(TextData text, model.program.is_encoder()
+                                             ? load_sentences_for(model, path, options)
+                                             : load_text_for(model, path, options));
   data.sequences = std::move(text.sequences);
   data.description = std::move(text.description);
   return data;

@@ -381,18 +381,53 @@ INSTANTIATE_TEST_SUITE_P(
                 "the rows "
                 "of 48 columns; found int4/f64@f32; use groups along the row (gN)"}));
 
-TEST(Onnx, RefusesDynamicActivationsAndOtherOpsets) {
+ActivationScheme dynamic_input(const char* scheme) {
+  ActivationScheme input;
+  input.scheme = take(parse_scheme(scheme));
+  input.dynamic = true;
+  return input;
+}
+
+// Per-token codes in standard operators, then an integer product.
+TEST(Onnx, DynamicActivationsOfInt8RowsAreAMatMulInteger) {
   Artifact artifact = sample::quantized(sample::llama({}, 15), "int8n/r@f32");
-  ActivationScheme dynamic;
-  dynamic.scheme = take(parse_scheme("int8n/r@f32"));
-  dynamic.dynamic = true;
-  artifact.layers.at("model.layers.0.mlp.up_proj.weight").input = dynamic;
+  const std::string layer = "model.layers.0.mlp.up_proj", tensor = layer + ".weight";
+  for (const char* name : {"up_proj", "gate_proj"}) {
+    artifact.layers.at(cat("model.layers.0.mlp.", name, ".weight")).input =
+        dynamic_input("int8n/r@f32");
+  }
+  const auto model = exported(artifact);
+  const auto& product = model->producer(layer + "/sum");
+  EXPECT_EQ(product.op_type(), "MatMulInteger");
+  EXPECT_EQ(product.input(1), tensor);
+  EXPECT_THAT(model->initializers.at(tensor)->dims(), ::testing::ElementsAre(48, 80));
+  EXPECT_THAT(model->initializers.at(tensor + ".scale")->dims(),
+              ::testing::ElementsAre(80));
+  // up_proj and gate_proj read one value: it is quantized once.
+  EXPECT_EQ(model->producer("model.layers.0.mlp.gate_proj/sum").input(0),
+            product.input(0));
+}
+
+TEST(Onnx, DynamicActivationsOfOtherWeightsAreAFloatProductOfCodes) {
+  Artifact artifact = sample::quantized(sample::llama({}, 15), "int4/g32@f16");
+  const std::string layer = "model.layers.0.mlp.up_proj";
+  artifact.layers.at(layer + ".weight").input = dynamic_input("int8n/r@f32");
+  const auto model = exported(artifact);
+  const auto& product = model->producer(layer + "/product");
+  EXPECT_EQ(product.op_type(), "MatMul");
+  EXPECT_EQ(product.input(0), layer + "/input");
+  EXPECT_EQ(product.input(1), layer + ".weight.dequantized");
+}
+
+TEST(Onnx, RefusesOtherDynamicActivationsAndOtherOpsets) {
+  Artifact artifact = sample::quantized(sample::llama({}, 15), "int8n/r@f32");
+  artifact.layers.at("model.layers.0.mlp.up_proj.weight").input =
+      dynamic_input("int4/r@f32");
   const Exporter* onnx = take(find_exporter("onnx"));
   EXPECT_EQ(onnx->can_express(artifact, {}).message(),
-            "[onnx] the input of model.layers.0.mlp.up_proj: activations must have "
-            "static scales "
-            "(QuantizeLinear); found int8n/r@f32; calibrate static scales, or leave the "
-            "activations float");
+            "[onnx] the input of model.layers.0.mlp.up_proj: dynamic activations must be "
+            "int8n/r@f32, of a linear layer; found int4/r@f32 of a linear; calibrate "
+            "static scales, or leave the activations float");
   ExportOptions options;
   options.opset = 13;
   EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
@@ -462,7 +497,7 @@ INSTANTIATE_TEST_SUITE_P(
                    if (node.op_type() == "DequantizeLinear") node.set_op_type("Identity");
                  }
                },
-               "codes must go through DequantizeLinear; found none"}),
+               "codes must go through DequantizeLinear or MatMulInteger; found none"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Onnx, AFileThatIsNoModelIsRefused) {

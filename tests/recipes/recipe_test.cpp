@@ -88,7 +88,7 @@ Program convolutional_net() {
 TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
   const std::vector<std::string> names = builtin_recipes();
   EXPECT_THAT(names,
-              ::testing::UnorderedElementsAre("float", "w8a16", "w4a16-rtn", "w4a16-gptq",
+              ::testing::UnorderedElementsAre("float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
                                               "w8a8-static", "w4a16-qat", "w4a4-qat"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});

@@ -25,7 +25,7 @@ void attend_few(const AttentionKernel& kernel, const AttentionShape& shape,
     const int64_t h = i % shape.heads;
     const int64_t kv = h / (shape.heads / shape.kv_heads) * shape.head_dim;
     const int64_t begin = shape.first_seen(first + t);
-    const int64_t n = first + t + 1 - begin;
+    const int64_t n = shape.end_seen(first + t, k.rows) - begin;
     static thread_local Scratch<float> scratch;
     float* a = scratch.get(static_cast<size_t>(n + lanes + shape.head_dim));
     float* scaled = a + n + lanes;
@@ -90,7 +90,8 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
     const int64_t count = std::min<int64_t>(isa.tile, q.rows - t);
     const int mr = isa.next_tile(count);
     const int64_t kv = h / (shape.heads / shape.kv_heads);
-    const int64_t limit = first + t + count;  // keys that the last row sees
+    // Keys that the last row sees.
+    const int64_t limit = shape.causal ? first + t + count : k.rows;
     const int64_t stride = (limit + width - 1) / width * width;
     static thread_local Scratch<float> scratch;
     float* scores =
@@ -118,7 +119,7 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
       for (int64_t m = 0; m < rows; ++m) {
         float* row = scores + m * stride;
         const int64_t begin = shape.first_seen(first + t + done + m) - base;
-        const int64_t n = first + t + done + m + 1 - base;
+        const int64_t n = shape.end_seen(first + t + done + m, k.rows) - base;
         for (int64_t j = 0; j < begin; ++j) row[j] = kMasked;
         for (int64_t j = n; j < stride; ++j) row[j] = kMasked;
         sums[m] = kernel.isa->softmax(row, n);

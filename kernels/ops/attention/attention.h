@@ -1,7 +1,8 @@
-// Causal attention of grouped query heads over a cache of keys and values.
+// Attention of grouped query heads over keys and values: causal, over a cache, or of all
+// the tokens of a sequence to each other.
 //
-// For query row t (position p = length - tokens + t) of head h, with g = h / (heads /
-// kv_heads):
+// For query row t (position p = length - tokens + t; not causal: p = length - 1) of head
+// h, with g = h / (heads / kv_heads):
 //   a[j] = scale * sum_d q[t, h, d] * k[j, g, d]                j = first .. p
 //   y[t, h, :] = sum_j softmax(a)[j] * v[j, g, :]
 // first = 0, or with a window max(0, p + 1 - window): the last `window` positions.
@@ -29,11 +30,13 @@ struct AttentionShape {
   int64_t head_dim = 0;
   float scale = 0;
   int64_t window = 0;  // 0: every position before
+  bool causal = true;  // false: every position, and no window
 
-  // The first position that the one at p sees.
+  // The first position that the one at p sees, and the one after the last.
   int64_t first_seen(int64_t p) const {
     return window > 0 && p + 1 > window ? p + 1 - window : 0;
   }
+  int64_t end_seen(int64_t p, int64_t length) const { return causal ? p + 1 : length; }
 };
 
 void attention_reference(const AttentionShape& shape, MatrixView<const float> q,

@@ -18,7 +18,8 @@ void attention_reference(const AttentionShape& shape, MatrixView<const float> q,
     const int64_t kv = h / (shape.heads / shape.kv_heads) * d_count;
     const float* query = q.row(t) + h * d_count;
     const int64_t begin = shape.first_seen(first + t);
-    std::vector<double> a(static_cast<size_t>(first + t + 1 - begin));
+    std::vector<double> a(
+        static_cast<size_t>(shape.end_seen(first + t, k.rows) - begin));
     for (size_t j = 0; j < a.size(); ++j) {
       const float* key = k.row(begin + static_cast<int64_t>(j)) + kv;
       for (int64_t d = 0; d < d_count; ++d)

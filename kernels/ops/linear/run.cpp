@@ -54,8 +54,10 @@ struct Tile {
   int64_t at;     // rows of tiles before it, padded
 };
 
-std::vector<Tile> tiles_of(const PanelIsa& isa, int64_t n) {
-  std::vector<Tile> tiles;
+// The calling thread's until it asks again: one linear layer runs at a time on a thread.
+const std::vector<Tile>& tiles_of(const PanelIsa& isa, int64_t n) {
+  static thread_local std::vector<Tile> tiles;
+  tiles.clear();
   for (int64_t first = 0, at = 0; first < n;) {
     const int mr = isa.next_tile(n - first);
     tiles.push_back({first, std::min<int64_t>(mr, n - first), mr, at});
@@ -71,7 +73,7 @@ template <class MakeBlock>
 void run_tiles(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
                MatrixView<float> y, int64_t task_tiles, const MakeBlock& block) {
   const PanelIsa& isa = *w.kernel->panel;
-  const std::vector<Tile> tiles = tiles_of(isa, x.rows);
+  const std::vector<Tile>& tiles = tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   static thread_local Scratch<float> packed_scratch;
   float* packed =
@@ -238,8 +240,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   const LinearIsa& linear = *w.kernel->isa;
   const PanelCodes codes = panel_codes(w);
   const PaddedGroups layout(w);
-  const std::vector<Tile> tiles =
-      x.rows == 1 ? std::vector<Tile>{{0, 1, 1, 0}} : tiles_of(isa, x.rows);
+  static const std::vector<Tile> one_token = {{0, 1, 1, 0}};
+  const std::vector<Tile>& tiles = x.rows == 1 ? one_token : tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   const int64_t padded_rows = tiles.back().at + tiles.back().mr;
   const int64_t steps = w.padded_cols / 4;
@@ -274,11 +276,19 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   });
 
   const int64_t width = 2 * w.lanes;
-  const auto store = [&](float* acc, const Tile& tile, int64_t pair) {
+  // acc s_x + bias, each step rounded: the definition is unfused.
+  const auto store = [&](const float* acc, const Tile& tile, int64_t pair) {
+    const int64_t n = pair * width, columns = std::min(width, y.cols - n);
     for (int64_t m = 0; m < tile.count; ++m) {
-      for (int64_t j = 0; j < width; ++j) acc[m * width + j] *= scales[tile.first + m];
+      const float scale = scales[tile.first + m];
+      const float* in = acc + m * width;
+      float* out = y.row(tile.first + m) + n;
+      if (bias == nullptr) {
+        for (int64_t j = 0; j < columns; ++j) out[j] = in[j] * scale;
+      } else {
+        for (int64_t j = 0; j < columns; ++j) out[j] = in[j] * scale + bias[n + j];
+      }
     }
-    store_tile(acc, width, tile.first, tile.count, pair * width, bias, y);
   };
   if (x.rows == 1) {
     const auto direct = w.bits == 4 ? linear.direct_s8_int4 : linear.direct_s8_int8;

@@ -1,0 +1,92 @@
+#include "kernels/runtime/node_weights.h"
+
+namespace nibble {
+namespace {
+
+template <class... Parts>
+Status failure(StatusCode code, const std::string& where, const Parts&... parts) {
+  return error(code, "[runtime] ", where, ": ", parts...);
+}
+
+}  // namespace
+
+Result<LinearWeight> node_weight(const Artifact& artifact, const Node& node) {
+  const std::string& name = node.parameter("weight");
+  if (const auto layer = artifact.layers.find(name); layer != artifact.layers.end()) {
+    const LayerExtras& extras = layer->second.extras;
+    for (const std::string* extra :
+         {&extras.permutation, &extras.low_rank_a, &extras.low_rank_b}) {
+      if (extra->empty()) continue;
+      return failure(
+          StatusCode::unsupported, name,
+          "a weight without permutation or low-rank parts was required; found ", *extra,
+          "; quantize with static groups and without low-rank parts");
+    }
+  }
+  if (const auto packed = artifact.packed.find(name); packed != artifact.packed.end()) {
+    return linear_weight(packed->second);
+  }
+  const auto tensor = artifact.tensors.find(name);
+  if (tensor == artifact.tensors.end()) {
+    return failure(StatusCode::not_found, node.name, "tensor ", name,
+                   " was required; the artifact has none by this name");
+  }
+  return linear_weight(tensor->second);
+}
+
+Result<std::vector<float>> node_floats(const Artifact& artifact, const Node& node,
+                                       const std::string& role) {
+  const std::string& name = node.parameter(role);
+  if (name.empty()) return std::vector<float>{};
+  const auto tensor = artifact.tensors.find(name);
+  if (tensor == artifact.tensors.end()) {
+    return failure(StatusCode::not_found, node.name, "tensor ", name,
+                   " was required; the artifact has none by this name");
+  }
+  return to_float(tensor->second);
+}
+
+const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) {
+  const auto layer = artifact.layers.find(node.parameter("weight"));
+  if (layer != artifact.layers.end() && layer->second.input) return &*layer->second.input;
+  const auto value = artifact.activations.find(node.inputs[0]);
+  return value != artifact.activations.end() ? &value->second : nullptr;
+}
+
+Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
+                                           const LinearWeight& weight, bool int8,
+                                           std::map<std::string, std::string>* kernels) {
+  const LinearKernel* kernel = nullptr;
+  const ActivationScheme* input = asked_input(artifact, node);
+  if (input != nullptr) {
+    // A static input scheme belongs to the integer path of nets whose values are all
+    // codes.
+    if (artifact.program.is_language_model() && !input->dynamic) {
+      return failure(StatusCode::unsupported, node.name,
+                     "float or dynamic int8n/r@f32 inputs were required; found a static ",
+                     to_string(input->scheme), "; change the recipe");
+    }
+    if (input->dynamic && to_string(input->scheme) != "int8n/r@f32") {
+      return failure(StatusCode::unsupported, node.name,
+                     "dynamic inputs must be int8n/r@f32; found ",
+                     to_string(input->scheme), "; change the recipe");
+    }
+  }
+  const bool must = input != nullptr && input->dynamic;
+  if (int8 || must) kernel = select_linear(weight.scheme, LinearActivation::s8);
+  // The option takes int8 where it can be had; what the artifact asks for is its meaning.
+  if (kernel == nullptr && must) {
+    return failure(StatusCode::unsupported, node.name,
+                   "int8 inputs need integer weights with scales along rows; found ",
+                   to_string(weight.scheme), "; change the recipe");
+  }
+  if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
+  if (kernel == nullptr) {
+    return failure(StatusCode::unsupported, node.name, "no kernel runs ",
+                   to_string(weight.scheme));
+  }
+  if (kernels != nullptr) (*kernels)[node.parameter("weight")] = kernel->name;
+  return prepare_linear(*kernel, weight);
+}
+
+}  // namespace nibble

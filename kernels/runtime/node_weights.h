@@ -1,0 +1,36 @@
+// What a node brings to the executor: its parameters, and a linear layer ready to run.
+//
+// A linear layer's row of ops/linear follows from the weight's scheme and from what reads
+// it: float activations, or dynamic int8n/r@f32 ones, which the artifact asks for (the
+// layer's input scheme; it must be had) or the caller (compute; taken where it can be).
+//
+// not_found: a tensor that the artifact lacks. unsupported: a permutation or low-rank
+// part, a static or another dynamic input of a language model, a scheme that no row runs;
+// the message names the node or tensor. Allocates. Safe to call from any thread.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/artifact/artifact.h"
+#include "kernels/ops/linear/linear.h"
+
+namespace nibble {
+
+// The tensor of role "weight", plain or packed.
+Result<LinearWeight> node_weight(const Artifact& artifact, const Node& node);
+// A float parameter; empty when the node has none of this role.
+Result<std::vector<float>> node_floats(const Artifact& artifact, const Node& node,
+                                       const std::string& role);
+// What the artifact itself asks of a linear layer's input: the layer's own scheme, or the
+// value's; null for float.
+const ActivationScheme* asked_input(const Artifact& artifact, const Node& node);
+
+// int8: dynamic int8 activations where the weight allows them. kernels receives the row's
+// name under the tensor's.
+Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
+                                           const LinearWeight& weight, bool int8,
+                                           std::map<std::string, std::string>* kernels);
+
+}  // namespace nibble

@@ -1,0 +1,178 @@
+// Encoders against transformers, and their ONNX graphs in ONNX Runtime against the runtime.
+#include <numeric>
+
+#include "export/exporter.h"
+#include "kernels/runtime/executor.h"
+#include "recipes/models/load_model.h"
+#include "tests/interop/bert_reference.h"
+
+namespace nibble {
+namespace {
+
+using bert::Reference;
+using bert::relative_difference;
+using bert::Sequences;
+using sample::take;
+
+constexpr double kFloat = 1e-4;    // of the largest value; 1e-6 is what was measured
+// The two runtimes sum norms and softmax in their own order, so that with dynamic int8
+// activations some values round to the next code, and each such code moves others: results
+// are apart by a part of what the codes lose, not by rounding alone.
+constexpr double kCodes = 0.05;           // of the largest state
+// 1e-3 was measured: a fifth of what the codes lose.
+constexpr double kCosineDistance = 3e-3;  // of embeddings
+
+class Bert : public bert::Encoders {
+ protected:
+  // Each sequence alone (batch false), or all in one call.
+  std::vector<float> ours(const Artifact& artifact, const Sequences& ids, bool batch) {
+    Executor executor =
+        take(Executor::create(std::make_shared<const Artifact>(artifact), {}));
+    std::vector<float> result;
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> lengths;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      tokens.insert(tokens.end(), ids[i].begin(), ids[i].end());
+      lengths.push_back(static_cast<int64_t>(ids[i].size()));
+      if (batch && i + 1 < ids.size()) continue;
+      const int64_t rows = executor.embedding_rows(lengths);
+      const int64_t width = executor.embedding_features();
+      std::vector<float> values(static_cast<size_t>(rows * width));
+      const Status status = executor.encode(tokens, lengths, {},
+                                            MatrixView<float>(values.data(), rows, width));
+      EXPECT_TRUE(status.ok()) << status.message();
+      result.insert(result.end(), values.begin(), values.end());
+      tokens.clear();
+      lengths.clear();
+    }
+    return result;
+  }
+
+  // What ONNX Runtime makes of an artifact's graph: all sequences as one padded batch, and
+  // each alone.
+  struct Theirs {
+    std::vector<float> padded, alone;
+  };
+  // One Python process for all: importing takes it longer than running.
+  std::vector<Theirs> theirs(const std::vector<Artifact>& artifacts, const Sequences& ids) {
+    const Exporter* onnx = take(find_exporter("onnx"));
+    std::ofstream lines(file("ids"));
+    for (const auto& sequence : ids) {
+      for (size_t i = 0; i < sequence.size(); ++i) lines << (i ? "," : "") << sequence[i];
+      lines << "\n";
+    }
+    lines.close();
+    std::string arguments = cat("onnx ", file("ids"));
+    for (size_t i = 0; i < artifacts.size(); ++i) {
+      const std::string folder = file("onnx") + std::to_string(i);
+      const Status status = onnx->write(artifacts[i], folder, ExportOptions{});
+      EXPECT_TRUE(status.ok()) << status.message();
+      arguments += " " + folder;
+    }
+    const bert::Ran ran = bert::run_python(arguments);
+    EXPECT_EQ(ran.status, 0) << ran.output;
+    std::vector<Theirs> result;
+    for (size_t i = 0; i < artifacts.size(); ++i) {
+      const auto both = bert::read_floats(file("onnx") + std::to_string(i) + "/out.f32");
+      const auto middle = both.begin() + static_cast<std::ptrdiff_t>(both.size() / 2);
+      result.push_back({{both.begin(), middle}, {middle, both.end()}});
+    }
+    return result;
+  }
+
+  void compare(const Theirs& theirs, const std::vector<float>& mine, double tolerance) {
+    const double padded = relative_difference(theirs.padded, mine);
+    const double alone = relative_difference(theirs.alone, mine);
+    std::printf("ONNX Runtime differs by %.2g (padded batch), %.2g (alone)\n", padded, alone);
+    EXPECT_LT(padded, tolerance);
+    EXPECT_LT(alone, tolerance);
+  }
+
+  // Of embeddings of length 1.
+  static std::vector<double> cosines(const std::vector<float>& a,
+                                     const std::vector<float>& b) {
+    std::vector<double> result(a.size() / 384);
+    for (size_t i = 0; i < result.size() * 384; ++i) {
+      result[i / 384] += static_cast<double>(a[i]) * b[i];
+    }
+    return result;
+  }
+
+  static Artifact w8a8(Artifact artifact) {
+    artifact = sample::quantized(std::move(artifact), "int8n/r@f32");
+    for (const Node& node : artifact.program.nodes) {
+      if (node.op != "linear") continue;
+      ActivationScheme input;
+      input.scheme = take(parse_scheme("int8n/r@f32"));
+      input.dynamic = true;
+      artifact.layers.at(node.parameter("weight")).input = input;
+    }
+    return artifact;
+  }
+};
+
+TEST_F(Bert, TinyOnesGiveWhatTransformersGives) {
+  std::map<std::string, Reference> references;
+  if (!tiny(references)) GTEST_SKIP() << skipped_;
+  std::vector<Artifact> artifacts;
+  for (const auto& [kind, reference] : references) {
+    SCOPED_TRACE(kind);
+    const Artifact artifact = take(load_model(reference.model, {}));
+    EXPECT_EQ(artifact.program.outputs[0].name, "last_hidden_state");
+    for (const bool batch : {false, true}) {
+      const std::vector<float> mine = ours(artifact, reference.ids, batch);
+      const double difference = relative_difference(mine, reference.values);
+      std::printf("transformers differs by %.2g\n", difference);
+      EXPECT_LT(difference, kFloat) << (batch ? "batch" : "alone");
+    }
+    // The pooler's two tensors; of the model with heads, theirs too.
+    for (const LedgerEntry& entry : artifact.ledger.entries) {
+      EXPECT_EQ(entry.method, "ignored") << entry.tensor;
+      EXPECT_FALSE(entry.reason.empty()) << entry.tensor;
+    }
+    EXPECT_GE(artifact.ledger.entries.size(), kind == "heads" ? 5u : 2u);
+    artifacts.push_back(artifact);
+  }
+  artifacts.push_back(w8a8(artifacts[0]));
+  const Sequences ids = bert::tiny_ids();
+  const std::vector<Theirs> runs = theirs(artifacts, ids);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const bool dynamic = i + 1 == runs.size();
+    compare(runs[i], ours(artifacts[i], ids, true), dynamic ? kCodes : kFloat);
+  }
+}
+
+TEST_F(Bert, MiniLMGivesTheEmbeddingsThatTransformersGives) {
+  Reference reference;
+  if (!minilm(reference)) GTEST_SKIP() << skipped_;
+  const Artifact artifact = take(load_model(reference.model, {}));
+  ASSERT_EQ(reference.values.size(), reference.ids.size() * 384);
+  EXPECT_EQ(artifact.program.outputs[0].name, "sentence_embedding");
+  EXPECT_EQ(artifact.program.context_length, 256);  // sentence_bert_config.json's
+  for (const bool batch : {false, true}) {
+    const double difference =
+        relative_difference(ours(artifact, reference.ids, batch), reference.values);
+    std::printf("transformers differs by %.2g\n", difference);
+    EXPECT_LT(difference, kFloat);
+  }
+  const Artifact integer = w8a8(artifact);
+  const std::vector<float> mine = ours(integer, reference.ids, false);
+  EXPECT_EQ(mine, ours(integer, reference.ids, true));  // no sentence sees another
+  const std::vector<double> near = cosines(mine, reference.values);
+  EXPECT_GT(std::accumulate(near.begin(), near.end(), 0.0) / 6, 0.99);
+  for (const double cosine : near) {
+    EXPECT_GT(cosine, 0.97);
+    EXPECT_LT(cosine, 0.99999);  // or nothing was quantized
+  }
+  const std::vector<Theirs> runs = theirs({artifact, integer}, reference.ids);
+  compare(runs[0], ours(artifact, reference.ids, true), kFloat);
+  for (const auto* values : {&runs[1].padded, &runs[1].alone}) {
+    for (const double cosine : cosines(*values, mine)) {
+      std::printf("1 - cosine with ONNX Runtime %.2g\n", 1 - cosine);
+      EXPECT_LT(1 - cosine, kCosineDistance);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
