@@ -38,25 +38,28 @@ run inspect $model
 lines=(--set data.per_line=true --set data.append_eos=true)
 held_out=(--evaluation $out/heldout.txt)
 
-step "Quantize: 8 bits, 4 bits round to nearest, 4 bits GPTQ"
+step "Quantize: 8 bits, 4 bits round to nearest, 4 bits GPTQ; and 2 bits, which costs something"
 run quantize $model --recipe w8a16 "${lines[@]}" "${held_out[@]}" --output $out/w8a16
 run quantize $model --recipe w4a16-rtn --set group=32 "${lines[@]}" "${held_out[@]}" --output $out/w4a16-rtn
 run quantize $model --recipe w4a16-gptq --set group=32 "${lines[@]}" "${held_out[@]}" \
   --calibration $out/train.txt --output $out/w4a16-gptq
+two_bits=(--set bits=2 --set group=32)
+run quantize $model --recipe w4a16-rtn --set name=w2a16-rtn "${two_bits[@]}" "${lines[@]}" "${held_out[@]}" \
+  --output $out/w2a16-rtn
 
-step "Fine-tune with 4-bit weights in the loop"
-run train $model --recipe w4a16-qat --set group=32 --set train.steps=40 "${lines[@]}" "${held_out[@]}" \
-  --data $out/train.txt --compare $out/w8a16 --compare $out/w4a16-rtn --compare $out/w4a16-gptq \
-  --output $out/w4a16-qat
+step "Fine-tune with 2-bit weights in the loop: what training wins back"
+run train $model --recipe w4a16-qat --set name=w2a16-qat "${two_bits[@]}" --set train.steps=60 \
+  "${lines[@]}" "${held_out[@]}" --data $out/train.txt --compare $out/w8a16 --compare $out/w4a16-rtn \
+  --compare $out/w4a16-gptq --compare $out/w2a16-rtn --output $out/w2a16-qat
 
 step "Export, validate, evaluate"
-run export $out/w4a16-qat --to onnx --output $out/onnx
-for name in w8a16 w4a16-rtn w4a16-gptq w4a16-qat; do
+run export $out/w4a16-gptq --to onnx --output $out/onnx
+for name in w8a16 w4a16-rtn w4a16-gptq w2a16-qat; do
   run validate $out/$name --reference $model --text $out/heldout.txt
 done
-run evaluate $out/w4a16-qat --text $out/heldout.txt --per-line --append-eos --reference $model
+run evaluate $out/w4a16-gptq --text $out/heldout.txt --per-line --append-eos --reference $model
 
 step "Generate"
-run generate $out/w4a16-qat --prompt "" --tokens 120 --seed 1
+run generate $out/w4a16-gptq --prompt "" --tokens 120 --seed 1
 
-printf '\nDone in %d s after the build. Report: %s\n' $((SECONDS - begin)) "$out/w4a16-qat/report.html"
+printf '\nDone in %d s after the build. Report: %s\n' $((SECONDS - begin)) "$out/w2a16-qat/report.html"
