@@ -31,7 +31,7 @@ namespace nibble {
 struct RopeShape {
   int64_t head_dim = 0;
   double theta = 10000.0;
-  std::string scaling;  // "" none, "linear", "llama3"
+  std::string scaling = "";  // "" none, "linear", "llama3"
   double factor = 1.0;
   double low_frequency_factor = 1.0, high_frequency_factor = 4.0;  // llama3
   int64_t original_context = 0;                                    // llama3
