@@ -55,7 +55,7 @@ run train $model --recipe w4a16-qat --set name=w2a16-qat "${two_bits[@]}" --set 
 step "Export, validate, evaluate"
 run export $out/w4a16-gptq --to onnx --output $out/onnx
 for name in w8a16 w4a16-rtn w4a16-gptq w2a16-qat; do
-  run validate $out/$name --reference $model --text $out/heldout.txt
+  run validate $out/$name --reference $model --text $out/heldout.txt --per-line --append-eos
 done
 run evaluate $out/w4a16-gptq --text $out/heldout.txt --per-line --append-eos --reference $model
 

@@ -75,6 +75,8 @@ Result<Check> compare_text(const CommandLine& line, Executor& model, Executor& r
     TextOptions options;
     options.length = std::min<int64_t>(default_sequence_length(model.artifact()), 512);
     options.limit = 64;
+    options.per_line = line.has("per-line");
+    options.append_eos = line.has("append-eos");
     NIBBLE_ASSIGN_OR_RETURN(TextData text,
                             load_text_for(model.artifact(), line.path("text"), options));
     sequences = std::move(text.sequences);
@@ -190,6 +192,8 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
   line.text("reference", "MODEL", "the float model; its outputs are compared");
   line.text("text", "FILE",
             "compare on this text (default: text that the reference writes)");
+  line.flag("per-line", "take each line of the text alone");
+  line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.text("dataset", "DIR", "compare on these images");
   line.number("max-kl", "the outputs check fails above this, nats a token", 0.5);
   line.number("min-agreement", "and below this share of equal best tokens or classes, or cosine of embeddings",
