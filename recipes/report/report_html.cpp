@@ -168,8 +168,11 @@ if(data.loss)plot('loss',{type:'line',
 if(data.quality){
   const names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle=css('--ink');
     g.font='12px system-ui, "DejaVu Sans", sans-serif';
-    c.getDatasetMeta(0).data.forEach((p,i)=>{const left=p.x>c.chartArea.right-110;
-      g.textAlign=left?'right':'left';g.fillText(data.quality[i].name,p.x+(left?-10:10),p.y-8)});
+    const taken=[];  // boxes of names: a later one moves up until it is free
+    c.getDatasetMeta(0).data.forEach((p,i)=>{const name=data.quality[i].name,w=g.measureText(name).width;
+      const left=p.x+w+10>c.chartArea.right,x=left?p.x-10-w:p.x+10;let y=p.y-8;
+      while(taken.some(t=>x<t.x+t.w+6&&t.x<x+w+6&&Math.abs(y-t.y)<14))y-=14;
+      taken.push({x,y,w});g.fillText(name,x,y)});
     g.restore()}};
   plot('quality',{type:'scatter',plugins:[names],
     data:{datasets:[{data:data.quality,backgroundColor:data.quality.map((p,i)=>i==data.mark?orange:blue),
