@@ -480,7 +480,7 @@ TEST(Architectures, AreFoundByNameOrType) {
   EXPECT_EQ(
       find_architecture("Mamba").status().message(),
       "[models] the architecture must be one of LlamaForCausalLM, MistralForCausalLM, "
-      "Qwen2ForCausalLM, Qwen3ForCausalLM, ResNetCIFAR, MLP; found Mamba");
+      "Qwen2ForCausalLM, Qwen3ForCausalLM, BertModel, ResNetCIFAR, MLP; found Mamba");
 }
 
 }  // namespace
