@@ -6,9 +6,11 @@
 #include <set>
 
 #include "kernels/base/cancel.h"
+#include "kernels/program/layers.h"
 #include "ptq/calibration/value_stream.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
+#include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
 #include "ptq/observers/observer.h"
 #include "ptq/one_thread.h"
@@ -185,6 +187,17 @@ class LayerSolver {
     }
     size_t done = 0;
     for (size_t i = 0; i < program.nodes.size(); ++i) {
+      if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
+        for (int64_t first = 0; first < stream.size(); first += kRound) {
+          throw_if_error(check_cancelled("calibrate"));
+          const int64_t last = std::min(stream.size(), first + kRound);
+          stream.run(done, i, first, last);
+          if (float_stream) float_stream->run(done, i, first, last);
+        }
+        done = i;
+        solve_experts(program.nodes[i], stream, float_stream ? &*float_stream : nullptr);
+        continue;
+      }
       const std::vector<const LayerPlan*> layers = unsolved_readers(i);
       if (layers.empty()) continue;
       const std::string& value = program.nodes[i].inputs.at(0);
@@ -226,6 +239,126 @@ class LayerSolver {
       if (layer != nullptr && !again) layers.push_back(layer);
     }
     return layers;
+  }
+
+  std::vector<Layer> unsolved_experts(const Node& moe) const {
+    std::vector<Layer> layers;
+    for (Layer& layer : layers_of(moe)) {
+      const LayerPlan* plan = plan_.find(layer.tensor);
+      const bool wanted = plan != nullptr && needs_inputs(*plan);
+      if (wanted && !result_.weights.count(layer.tensor)) {
+        layers.push_back(std::move(layer));
+      }
+    }
+    return layers;
+  }
+
+  // What one expert read: its tokens' rows of a round, of the model as it is quantized so
+  // far and (where the float model is followed) of the float one.
+  struct ExpertRows {
+    at::Tensor inputs, float_inputs;
+  };
+
+  // Experts one after another, each on the tokens that were routed to it: gate and up on
+  // the node's input, then down on what these two (solved) make of it.
+  void solve_experts(const Node& moe, const ValueStream& stream,
+                     const ValueStream* float_stream) {
+    std::vector<at::Tensor> chosen;  // a sample each
+    for (int64_t sample = 0; sample < stream.size(); ++sample) {
+      chosen.push_back(route(moe, stream.value(sample, moe.inputs[1])).chosen);
+    }
+    const std::vector<Layer> layers = layers_of(moe);
+    for (size_t i = 0; i < layers.size(); i += 3) {
+      const auto expert = static_cast<int64_t>(i / 3);
+      std::vector<ExpertRows> rounds;
+      int64_t tokens = 0;
+      for (int64_t first = 0; first < stream.size(); first += kRound) {
+        const int64_t last = std::min(stream.size(), first + kRound);
+        std::vector<at::Tensor> rows, float_rows;
+        for (int64_t sample = first; sample < last; ++sample) {
+          const at::Tensor mine =
+              tokens_of(chosen[static_cast<size_t>(sample)], expert).tokens;
+          const auto taken = [&](const ValueStream& from) {
+            const at::Tensor& x = from.value(sample, moe.inputs[0]);
+            return x.reshape({-1, x.size(-1)}).index_select(0, mine);
+          };
+          rows.push_back(taken(stream));
+          if (float_stream != nullptr) float_rows.push_back(taken(*float_stream));
+        }
+        rounds.push_back({at::cat(rows), {}});
+        if (float_stream != nullptr) rounds.back().float_inputs = at::cat(float_rows);
+        tokens += rounds.back().inputs.size(0);
+      }
+      solve_expert({layers.begin() + static_cast<std::ptrdiff_t>(i),
+                    layers.begin() + static_cast<std::ptrdiff_t>(i + 3)},
+                   cat(moe.name, ".", expert), rounds, tokens);
+    }
+  }
+
+  void solve_expert(const std::vector<Layer>& layers, const std::string& name,
+                    std::vector<ExpertRows>& rounds, int64_t tokens) {
+    const int64_t minimum = plan_.minimum_tokens_per_expert;
+    std::vector<const LayerPlan*> first, last;
+    for (const Layer& layer : layers) {
+      const LayerPlan* plan = plan_.find(layer.tensor);
+      if (plan == nullptr || !needs_inputs(*plan) ||
+          result_.weights.count(layer.tensor)) {
+        continue;
+      }
+      (layer.role.ends_with(".down_proj") ? last : first).push_back(plan);
+    }
+    if (first.empty() && last.empty()) return;
+    if (tokens < minimum) {
+      throw failure(StatusCode::failed_precondition, name, ": an expert needs ", minimum,
+                    " calibration tokens (calibration.minimum_tokens_per_expert); found ",
+                    tokens, "; give more or other calibration data, or set it to 0, ",
+                    "which rounds such experts to nearest");
+    }
+    if (minimum == 0 && tokens < Plan::kFewTokens) {
+      for (const auto* plans : {&first, &last}) {
+        if (!plans->empty()) round_to_nearest(*plans, tokens);
+      }
+      return;
+    }
+    const auto solve_on = [&](const std::vector<const LayerPlan*>& plans) {
+      Hessian inputs(rounds[0].inputs.size(1));
+      for (const ExpertRows& round : rounds) {
+        if (round.inputs.size(0) == 0) continue;
+        inputs.accumulate(round.inputs, round.float_inputs);
+      }
+      solve(plans, &inputs);
+    };
+    if (!first.empty()) solve_on(first);
+    if (last.empty()) return;
+    const bool prefix = plan_.gptq.quantized_prefix;
+    const auto hidden = [&](const at::Tensor& x, bool quantized) {
+      return at::silu(at::linear(x, parameter(layers[0].tensor, quantized))) *
+             at::linear(x, parameter(layers[1].tensor, quantized));
+    };
+    for (ExpertRows& round : rounds) {
+      round.inputs = hidden(round.inputs, prefix);
+      if (round.float_inputs.defined()) {
+        round.float_inputs = hidden(round.float_inputs, false);
+      }
+    }
+    solve_on(last);
+  }
+
+  // The fallback of experts that too few tokens reached, if the recipe allows it.
+  void round_to_nearest(const std::vector<const LayerPlan*>& layers, int64_t tokens) {
+    for (const LayerPlan* layer : layers) {
+      for (LayerPlan& mine : result_.plan.layers) {
+        if (mine.tensor == layer->tensor) mine.method = "rtn";
+      }
+    }
+    solve(layers, nullptr);
+    for (const LayerPlan* layer : layers) {
+      Calibrated::Account& account = result_.accounts[layer->tensor];
+      account.tokens = tokens;
+      account.note =
+          cat("rounded to nearest: ", tokens,
+              " calibration tokens reached this expert, fewer than ", Plan::kFewTokens);
+    }
   }
 
   static at::Tensor gather(const ValueStream& stream, const std::string& value,

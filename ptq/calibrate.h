@@ -8,6 +8,10 @@
 // block's weights are in memory only while it runs. Deterministic at any thread count:
 // samples run in parallel with one intra-op thread each, and what is summed is summed in
 // a fixed order.
+//
+// A moe node's experts are solved on the tokens that are routed to them, by the router's
+// choice in the model as it is quantized so far; fewer tokens than
+// plan.minimum_tokens_per_expert are failed_precondition, naming the expert.
 #pragma once
 
 #include <map>

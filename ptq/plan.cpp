@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/program/edits/fold_batch_norm.h"
+#include "kernels/program/layers.h"
 
 namespace nibble {
 namespace {
@@ -37,11 +38,6 @@ Status refuse(const Parts&... parts) {
   return error(StatusCode::invalid_argument, "[plan] ", parts...);
 }
 
-bool is_layer(const Node& node) {
-  const OpInfo* info = find_op(node.op);
-  return info != nullptr && info->is_layer;
-}
-
 // Static activations ship as one scale a tensor on symmetric integer codes
 // (layer_scheme.h).
 Status check_activation(const std::string& where, const ActivationScheme& activation) {
@@ -64,7 +60,8 @@ Status check_activation(const std::string& where, const ActivationScheme& activa
   return ok_status();
 }
 
-Status check_method(const LayerPlan& layer, const Plan& plan, const Program& program) {
+Status check_method(const LayerPlan& layer, const Plan& plan,
+                    const std::vector<Layer>& layers) {
   if (layer.method == "float") {
     if (!layer.scheme.weight.is_float()) {
       return refuse(layer.node, ": method float keeps a layer as it is; found scheme ",
@@ -95,12 +92,11 @@ Status check_method(const LayerPlan& layer, const Plan& plan, const Program& pro
                   to_string(layer.scheme.weight));
   }
   if (!method->needs_inputs) return ok_status();
-  for (const Node& node : program.nodes) {
-    if (is_layer(node) && node.parameter("weight") == layer.tensor &&
-        node.op != "linear") {
+  for (const Layer& reader : layers) {
+    const std::string& op = reader.node->op;
+    if (reader.tensor == layer.tensor && op != "linear" && op != "moe") {
       return refuse(layer.node, ": method ", layer.method, " solves linear layers; ",
-                    node.name, " reads ", layer.tensor, " as ", node.op,
-                    "; use rtn for it");
+                    reader.name, " reads ", layer.tensor, " as ", op, "; use rtn for it");
     }
   }
   if (plan.gptq.act_order && !plan.gptq.static_groups) {
@@ -138,6 +134,10 @@ Status check_options(const Plan& plan) {
     return refuse(
         "gptq: damping must be positive and damping_attempts at least 1; found ",
         gptq.damping, " and ", gptq.damping_attempts);
+  }
+  if (plan.minimum_tokens_per_expert < 0) {
+    return refuse("calibration: minimum_tokens_per_expert must be at least 0; found ",
+                  plan.minimum_tokens_per_expert);
   }
   if (plan.calibration_sequences < 1 || plan.calibration_length < 1) {
     return refuse("calibration: sequences and length must be at least 1; found ",
@@ -189,28 +189,33 @@ const LayerPlan* Plan::find(const std::string& tensor) const {
 Status check_plan(const Plan& plan, const Program& program) {
   NIBBLE_RETURN_IF_ERROR(check_options(plan));
   std::set<std::string> planned;
+  const std::vector<Layer> layers = layers_of(program);
+  std::map<std::string, const Layer*> by_name;
+  for (const Layer& layer : layers) by_name[layer.name] = &layer;
   for (const LayerPlan& layer : plan.layers) {
-    const Node* node = program.find(layer.node);
-    if (node == nullptr || !is_layer(*node) ||
-        node->parameter("weight") != layer.tensor) {
+    const auto found = by_name.find(layer.node);
+    if (found == by_name.end() || found->second->tensor != layer.tensor) {
       return refuse(layer.node, ": the program has no such layer with weight ",
                     layer.tensor);
     }
     if (!planned.insert(layer.tensor).second) {
       return refuse(layer.node, ": ", layer.tensor, " is planned twice");
     }
-    NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, program));
+    NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, layers));
     NIBBLE_RETURN_IF_ERROR(check_rule(layer.node, layer.rule));
     if (layer.scheme.input) {
+      if (found->second->node->op == "moe") {
+        return refuse(layer.node, " input: experts read floats; found ",
+                      to_string(layer.scheme.input->scheme), "; leave it out");
+      }
       NIBBLE_RETURN_IF_ERROR(
           check_activation(layer.node + " input", *layer.scheme.input));
     }
   }
-  for (const Node& node : program.nodes) {
-    if (is_layer(node) && !planned.count(node.parameter("weight"))) {
-      return refuse(node.name, ": every layer needs a row; ", node.parameter("weight"),
-                    " has none; give it a method, or float with a reason");
-    }
+  for (const Layer& layer : layers) {
+    if (planned.count(layer.tensor)) continue;
+    return refuse(layer.name, ": every layer needs a row; ", layer.tensor,
+                  " has none; give it a method, or float with a reason");
   }
   for (const auto& [value, activation] : plan.activations) {
     bool known = program.producer(value) != nullptr;

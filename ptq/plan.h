@@ -23,7 +23,7 @@ struct GptqOptions {
 };
 
 struct LayerPlan {
-  std::string node;    // the program node's name
+  std::string node;    // the layer's name: its node's, or an expert's module path
   std::string tensor;  // its weight's name
   LayerScheme scheme;  // weight scheme; input scheme (static: scale found by calibration)
   std::string method;  // a row of ptq/methods/methods.inc ("rtn", "gptq"), or "float"
@@ -41,6 +41,11 @@ struct Plan {
   GptqOptions gptq;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;   // tokens a sequence
+  // A method that looks at inputs needs this many of an expert's tokens, or it fails and
+  // names the expert. 0: experts of fewer than kFewTokens are rounded to nearest instead, and
+  // the ledger says so.
+  static constexpr int64_t kFewTokens = 32;
+  int64_t minimum_tokens_per_expert = kFewTokens;
   const LayerPlan* find(const std::string& tensor) const;
 };
 

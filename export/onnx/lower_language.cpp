@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "export/onnx/lowering.h"
+#include "kernels/program/layers.h"
 
 namespace nibble {
 namespace {
@@ -161,6 +162,70 @@ Status lower_attention(OnnxLowering& lowering, const Node& node) {
             {{"perm", std::vector<int64_t>{0, 2, 1, 3}}});
   graph.add("Reshape", {part("mixed_transposed"), graph.integers({0, 0, -1})},
             lowering.output(node));
+  return ok_status();
+}
+
+// Each expert gathers the tokens that it got, runs, and puts what it adds back in place.
+Status lower_moe(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  const auto part = [&](const std::string& name) { return node.name + "/" + name; };
+  const auto add = [&](const char* op, const std::vector<std::string>& inputs,
+                       const std::string& name, const OnnxAttributes& attributes = {}) {
+    return graph.add(op, inputs, part(name), attributes);
+  };
+  const int64_t experts = node.integer("experts", 0);
+  const std::string x = lowering.input(node, 0), logits = lowering.input(node, 1);
+  add("Shape", {x}, "shape");
+  add("Shape", {x}, "features", {{"start", int64_t{-1}}});
+  add("Concat", {graph.integers({-1}), part("features")}, "flat", {{"axis", int64_t{0}}});
+  add("Reshape", {x, part("flat")}, "x");
+  add("Reshape", {logits, graph.integers({-1, experts})}, "logits");
+  // TopK: of equal values the lower index first.
+  graph.add("TopK",
+            {part("logits"), graph.integers({node.integer("experts_per_token", 1)})},
+            {part("best"), part("chosen")}, kLastAxis);
+  add("Softmax", {part("logits")}, "probabilities", kLastAxis);
+  std::string weights =
+      add("GatherElements", {part("probabilities"), part("chosen")}, "taken", kLastAxis);
+  if (node.integer("normalize", 0) != 0) {
+    add("ReduceSum", {weights, graph.integers({-1})}, "sum", {{"keepdims", int64_t{1}}});
+    weights = add("Div", {weights, part("sum")}, "normalized");
+  }
+  std::string y = add("Mul", {part("x"), graph.number(0)}, "none");
+  const std::vector<Layer> layers = layers_of(node);  // gate, up, down of each expert
+  for (size_t i = 0; i < layers.size(); i += 3) {
+    const auto e = static_cast<int64_t>(i / 3);
+    const std::string mine = cat(e, "/");
+    std::string parameters[3];
+    for (size_t j = 0; j < 3; ++j) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          parameters[j],
+          lowering.weight(node, Orientation::columns_first, layers[i + j].role));
+    }
+    add("Equal", {part("chosen"), graph.integer(e)}, mine + "is_chosen");
+    add("Where", {part(mine + "is_chosen"), weights, graph.number(0)}, mine + "weights");
+    add("ReduceSum", {part(mine + "weights"), graph.integers({1})}, mine + "weight",
+        {{"keepdims", int64_t{0}}});
+    add("NonZero", {part(mine + "weight")}, mine + "rows");  // [1, n]
+    add("Transpose", {part(mine + "rows")}, mine + "places",
+        {{"perm", std::vector<int64_t>{1, 0}}});
+    add("Squeeze", {part(mine + "rows"), graph.integers({0})}, mine + "tokens");
+    add("Gather", {part("x"), part(mine + "tokens")}, mine + "x", {{"axis", int64_t{0}}});
+    add("MatMul", {part(mine + "x"), parameters[0]}, mine + "gate");
+    add("MatMul", {part(mine + "x"), parameters[1]}, mine + "up");
+    add("Sigmoid", {part(mine + "gate")}, mine + "sigmoid");
+    add("Mul", {part(mine + "gate"), part(mine + "sigmoid")}, mine + "silu");
+    add("Mul", {part(mine + "silu"), part(mine + "up")}, mine + "hidden");
+    add("MatMul", {part(mine + "hidden"), parameters[2]}, mine + "down");
+    add("Gather", {part(mine + "weight"), part(mine + "tokens")}, mine + "counts",
+        {{"axis", int64_t{0}}});
+    add("Unsqueeze", {part(mine + "counts"), graph.integers({1})}, mine + "column");
+    add("Mul", {part(mine + "down"), part(mine + "column")}, mine + "adds");
+    add("Gather", {y, part(mine + "tokens")}, mine + "before", {{"axis", int64_t{0}}});
+    add("Add", {part(mine + "before"), part(mine + "adds")}, mine + "after");
+    y = add("ScatterND", {y, part(mine + "places"), part(mine + "after")}, mine + "y");
+  }
+  graph.add("Reshape", {y, part("shape")}, lowering.output(node));
   return ok_status();
 }
 

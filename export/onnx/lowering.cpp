@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/packing/packed_tensor.h"
+#include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
 #include "kernels/runtime/integer_node.h"
 
@@ -136,8 +137,9 @@ Result<std::string> OnnxLowering::float_parameter(const std::string& name) {
   return narrow ? name + ".f32" : name;
 }
 
-Result<std::string> OnnxLowering::weight(const Node& node, Orientation orientation) {
-  const std::string& tensor = node.parameter("weight");
+Result<std::string> OnnxLowering::weight(const Node& node, Orientation orientation,
+                                         const std::string& role) {
+  const std::string& tensor = node.parameter(role);
   const bool columns_first = orientation == Orientation::columns_first;
   const auto packed = artifact_.packed.find(tensor);
   if (packed == artifact_.packed.end()) {
@@ -353,6 +355,29 @@ Status OnnxLowering::run() {
   return add_outputs();
 }
 
+namespace {
+
+Status can_lower_layer(const Artifact& artifact, const Node& node,
+                       const std::string& tensor, const PackedTensor& packed) {
+  NIBBLE_RETURN_IF_ERROR(
+      onnx_blocks(packed.scheme, packed.rows, packed.cols, tensor).status());
+  const auto layer = artifact.layers.find(tensor);
+  if (layer == artifact.layers.end()) return ok_status();
+  if (layer->second.input) {
+    const ActivationScheme& input = *layer->second.input;
+    NIBBLE_RETURN_IF_ERROR(
+        input.dynamic ? check_onnx_dynamic(input, node)
+                      : check_onnx_activation(input, cat("the input of ", node.name)));
+  }
+  const LayerExtras& extras = layer->second.extras;
+  if (extras.low_rank_a.empty() && extras.low_rank_b.empty()) return ok_status();
+  return error(StatusCode::unsupported, "[onnx] ", tensor,
+               ": a layer must be its codes and scales alone; found a low-rank part ",
+               extras.low_rank_a, "; merge it, or export to the nibble format");
+}
+
+}  // namespace
+
 Status can_lower(const Artifact& artifact) {
   const Program& program = artifact.program;
   NIBBLE_RETURN_IF_ERROR(check_program(program));
@@ -381,30 +406,17 @@ Status can_lower(const Artifact& artifact) {
                    ": every attention must keep a cache, or none; found both; "
                    "export to the nibble format");
     }
-    const std::string& tensor = node.parameter("weight");
-    const auto packed = artifact.packed.find(tensor);
-    if (packed == artifact.packed.end()) continue;
-    if (!find_op(node.op)->is_layer) {
-      return error(StatusCode::unsupported, "[onnx] ", tensor, ": the weight of ",
-                   node.op, " must be float; found ", to_string(packed->second.scheme),
-                   "; keep it float");
-    }
-    NIBBLE_ASSIGN_OR_RETURN([[maybe_unused]] const OnnxBlocks blocks,
-                            onnx_blocks(packed->second.scheme, packed->second.rows,
-                                        packed->second.cols, tensor));
-    const auto layer = artifact.layers.find(tensor);
-    if (layer == artifact.layers.end()) continue;
-    if (layer->second.input) {
-      const ActivationScheme& input = *layer->second.input;
-      NIBBLE_RETURN_IF_ERROR(
-          input.dynamic ? check_onnx_dynamic(input, node)
-                        : check_onnx_activation(input, cat("the input of ", node.name)));
-    }
-    const LayerExtras& extras = layer->second.extras;
-    if (!extras.low_rank_a.empty() || !extras.low_rank_b.empty()) {
-      return error(StatusCode::unsupported, "[onnx] ", tensor,
-                   ": a layer must be its codes and scales alone; found a low-rank part ",
-                   extras.low_rank_a, "; merge it, or export to the nibble format");
+    const std::vector<Layer> layers = layers_of(node);
+    for (const auto& [role, tensor] : node.parameters) {
+      const auto packed = artifact.packed.find(tensor);
+      if (packed == artifact.packed.end() || (!layers.empty() && role == "bias"))
+        continue;
+      if (layers.empty()) {
+        return error(StatusCode::unsupported, "[onnx] ", tensor, ": the ", role, " of ",
+                     node.op, " must be float; found ", to_string(packed->second.scheme),
+                     "; keep it float");
+      }
+      NIBBLE_RETURN_IF_ERROR(can_lower_layer(artifact, node, tensor, packed->second));
     }
   }
   for (const auto& [value, activation] : artifact.activations) {

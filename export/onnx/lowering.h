@@ -50,7 +50,8 @@ class OnnxLowering {
   Result<std::string> float_parameter(const std::string& tensor);
   // A layer's weight as f32, dequantized where it is quantized. Linear asks for
   // columns_first.
-  Result<std::string> weight(const Node& node, Orientation orientation);
+  Result<std::string> weight(const Node& node, Orientation orientation,
+                             const std::string& role = "weight");
   // A layer's bias: int32 codes at s_x * s_w where both are static, else float.
   Result<std::string> bias(const Node& node);
 

@@ -7,6 +7,7 @@
 #include "kernels/base/splitmix64.h"
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/linear/linear.h"
+#include "kernels/program/layers.h"
 
 namespace nibble {
 namespace {
@@ -185,10 +186,11 @@ Result<LinearWeight> weight_of(const Artifact& artifact, const std::string& tens
 Result<KernelCheck> check_layer_kernels(const Artifact& artifact) {
   KernelCheck result;
   std::set<std::string> seen;
-  for (const Node& node : artifact.program.nodes) {
-    const std::string& tensor = node.parameter("weight");
+  for (const Layer& layer : layers_of(artifact.program)) {
+    const Node& node = *layer.node;
+    const std::string& tensor = layer.tensor;
     const bool conv = node.op == "conv2d";
-    if ((!conv && node.op != "linear") || !seen.insert(tensor).second) continue;
+    if (node.op == "embedding" || !seen.insert(tensor).second) continue;
     NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(artifact, tensor));
     std::vector<float> bias;
     const auto found = artifact.tensors.find(node.parameter("bias"));
@@ -202,17 +204,17 @@ Result<KernelCheck> check_layer_kernels(const Artifact& artifact) {
                                                    : artifact.tensors.at(tensor).shape);
     if (conv) {
       NIBBLE_RETURN_IF_ERROR(
-          check_float_conv(node.name, shape, weight, bias_data, &result));
+          check_float_conv(layer.name, shape, weight, bias_data, &result));
     } else {
       for (const auto activation : {LinearActivation::f32, LinearActivation::s8}) {
         NIBBLE_RETURN_IF_ERROR(
-            check_linear(node.name, weight, bias_data, activation, &result));
+            check_linear(layer.name, weight, bias_data, activation, &result));
       }
     }
     if (packed != artifact.packed.end() && !artifact.program.is_language_model() &&
         integer_codes(packed->second.scheme)) {
       NIBBLE_RETURN_IF_ERROR(
-          check_integer_conv(node.name, shape, packed->second, &result));
+          check_integer_conv(layer.name, shape, packed->second, &result));
     }
   }
   return result;

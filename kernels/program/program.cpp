@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "kernels/program/layers.h"
+
 namespace nibble {
 namespace {
 
@@ -41,7 +43,21 @@ Status check_node(const Node& node, const std::set<std::string>& made,
                    " needs the parameter `", role, "`; found none");
     }
   }
+  const std::vector<Layer> layers = layers_of(node);
+  if (node.op == "moe" && (layers.empty() || layers.size() != node.parameters.size())) {
+    return error(StatusCode::invalid_argument, "[program] ", node.name,
+                 ": moe needs the attribute `experts` and the parameters <e>.gate_proj, "
+                 "<e>.up_proj and <e>.down_proj of each; found ",
+                 node.integer("experts", 0), " experts and ", node.parameters.size(),
+                 " parameters");
+  }
+  for (const Layer& layer : layers) {
+    if (!layer.tensor.empty()) continue;
+    return error(StatusCode::invalid_argument, "[program] ", node.name, ": ", node.op,
+                 " needs the parameter `", layer.role, "`; found none");
+  }
   for (const auto& [role, tensor] : node.parameters) {
+    if (node.op == "moe") break;  // just these, as counted
     if (!contains(op->required_parameters, role) &&
         !contains(op->optional_parameters, role)) {
       return error(StatusCode::invalid_argument, "[program] ", node.name, ": ", node.op,

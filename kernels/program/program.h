@@ -5,7 +5,7 @@
 // A node's name is the checkpoint's own module path ("model.layers.0.self_attn.q_proj").
 // A parameter maps a role ("weight", "bias") to a tensor's name; two nodes may name one
 // tensor (a tied embedding and lm_head). A *layer*, the unit of plan, ledger and
-// calibration, is the weight of a linear, conv2d or embedding node.
+// calibration, is the weight of a linear, conv2d or embedding node, or an expert's.
 //
 // Values of language models are [batch, sequence, features] (the executor runs one
 // sequence: [sequence, features]); images are [batch, channels, height, width].
@@ -124,7 +124,7 @@ struct OpInfo {
   int inputs;
   std::vector<std::string> required_parameters;
   std::vector<std::string> optional_parameters;
-  bool is_layer;  // its "weight" is a layer
+  bool is_layer;  // its "weight" is a layer (moe has many: layers.h)
 };
 const std::vector<OpInfo>& all_ops();
 const OpInfo* find_op(std::string_view name);

@@ -2,6 +2,7 @@
 
 #include <charconv>
 
+#include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
 
 namespace nibble {
@@ -282,6 +283,33 @@ class Walk {
     return x;
   }
 
+  Result<Shape> moe(const Node& node) {
+    const Shape x = input(node, 0), logits = input(node, 1);
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t experts, size_attribute(node, "experts", 1));
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t chosen,
+                            size_attribute(node, "experts_per_token", 1));
+    if (chosen > experts) {
+      return fail(node,
+                  cat("experts_per_token must be at most the ", experts, " experts"),
+                  cat(chosen));
+    }
+    if (x.empty() || logits.empty() || !same_size(logits.back(), experts)) {
+      return fail(node, cat("moe reads x [.., D] and router logits [.., ", experts, "]"),
+                  cat(shape_text(x), " and ", shape_text(logits)));
+    }
+    for (const Layer& layer : layers_of(node)) {
+      const bool down = layer.role.ends_with(".down_proj");
+      const int64_t width = node.integer("width", kUnknownSize);
+      const Shape shape = down ? Shape{x.back(), width} : Shape{width, x.back()};
+      NIBBLE_ASSIGN_OR_RETURN(const Shape found,
+                              parameter(node, layer.role.c_str(), shape, "width"));
+      if (found[down ? 1 : 0] == parameters_[node.parameter("0.gate_proj")][0]) continue;
+      return fail(node, cat(layer.tensor, " must be as wide as the expert's gate_proj"),
+                  shape_text(found));
+    }
+    return x;
+  }
+
   Result<Shape> two_equal(const Node& node) {
     const Shape a = input(node, 0), b = input(node, 1);
     if (!same_shape(a, b)) {
@@ -314,6 +342,7 @@ class Walk {
     if (node.op == "batch_norm") return norm(node, 1);
     if (node.op == "rope") return rope(node);
     if (node.op == "attention") return attention(node);
+    if (node.op == "moe") return moe(node);
     if (node.op == "silu_mul" || node.op == "add") return two_equal(node);
     if (node.op == "relu" || node.op == "leaky_relu" || node.op == "gelu" ||
         node.op == "l2_normalize") {

@@ -17,6 +17,7 @@
 #include "kernels/runtime/encoder_path.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
+#include "kernels/runtime/moe_step.h"
 #include "kernels/runtime/node_weights.h"
 
 namespace nibble {
@@ -48,6 +49,7 @@ struct Step {
   LinearWeight table;                // embedding
   PreparedLinear linear;
   std::unique_ptr<PreparedConv2d> conv;
+  std::unique_ptr<MoeStep> moe;
   std::vector<float> weight, bias, shift;  // norms; batch norm: y = x * weight + bias
   AttentionShape attention;
   size_t state = 0;
@@ -99,6 +101,9 @@ struct Executor::Implementation {
       kernels.emplace(node.parameter("weight"), kEmbeddingKernel);
     } else if (node.op == "linear") {
       NIBBLE_RETURN_IF_ERROR(prepare_linear_step(node, step));
+    } else if (node.op == "moe") {
+      NIBBLE_ASSIGN_OR_RETURN(MoeStep moe, MoeStep::create(*artifact, node, options, &kernels));
+      step.moe = std::make_unique<MoeStep>(std::move(moe));
     } else if (node.op == "rms_norm") {
       NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(*artifact, node, "weight"));
     } else if (node.op == "rope") {
@@ -288,6 +293,11 @@ struct Executor::Implementation {
       run_linear(step.linear, MatrixView<const float>(x, n, step.linear.cols),
                  step.bias.empty() ? nullptr : step.bias.data(),
                  MatrixView<float>(y, n, step.features));
+    } else if (op == "moe") {
+      const int64_t experts = step.node->integer("experts", 0);
+      step.moe->run(MatrixView<const float>(x, n, step.features),
+                    MatrixView<const float>(data(step.inputs[1]), n, experts),
+                    MatrixView<float>(y, n, step.features));
     } else if (op == "add") {
       const float* b = data(step.inputs[1]);
       in_chunks(size, kChunk,

@@ -1,5 +1,7 @@
 #include "kernels/runtime/node_weights.h"
 
+#include "kernels/runtime/layer_weight.h"
+
 namespace nibble {
 namespace {
 
@@ -12,26 +14,11 @@ Status failure(StatusCode code, const std::string& where, const Parts&... parts)
 
 Result<LinearWeight> node_weight(const Artifact& artifact, const Node& node) {
   const std::string& name = node.parameter("weight");
-  if (const auto layer = artifact.layers.find(name); layer != artifact.layers.end()) {
-    const LayerExtras& extras = layer->second.extras;
-    for (const std::string* extra :
-         {&extras.permutation, &extras.low_rank_a, &extras.low_rank_b}) {
-      if (extra->empty()) continue;
-      return failure(
-          StatusCode::unsupported, name,
-          "a weight without permutation or low-rank parts was required; found ", *extra,
-          "; quantize with static groups and without low-rank parts");
-    }
-  }
-  if (const auto packed = artifact.packed.find(name); packed != artifact.packed.end()) {
-    return linear_weight(packed->second);
-  }
-  const auto tensor = artifact.tensors.find(name);
-  if (tensor == artifact.tensors.end()) {
+  if (!artifact.packed.count(name) && !artifact.tensors.count(name)) {
     return failure(StatusCode::not_found, node.name, "tensor ", name,
                    " was required; the artifact has none by this name");
   }
-  return linear_weight(tensor->second);
+  return layer_weight(artifact, name);
 }
 
 Result<std::vector<float>> node_floats(const Artifact& artifact, const Node& node,

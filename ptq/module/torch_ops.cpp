@@ -5,8 +5,10 @@
 #include <cmath>
 #include <optional>
 
+#include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
 #include "ptq/module/fused_ops.h"
+#include "ptq/module/mixture.h"
 
 namespace nibble {
 namespace {
@@ -74,6 +76,25 @@ Tensor run_attention(const TorchOpCall& call) {
       /*is_causal=*/!windowed && node.integer("causal", 1) != 0, scale,
       /*enable_gqa=*/heads != kv_heads);
   return y.transpose(1, 2).reshape(q.sizes());
+}
+
+Tensor run_moe(const TorchOpCall& call) {
+  const Tensor x = call.inputs[0].reshape({-1, call.inputs[0].size(-1)});
+  const Routing routing = route(call.node, call.inputs[1]);
+  Tensor y = at::zeros_like(x);
+  const std::vector<Layer> layers =
+      layers_of(call.node);  // gate, up, down of each expert
+  for (size_t i = 0; i < layers.size(); i += 3) {
+    const auto [tokens, places] = tokens_of(routing.chosen, static_cast<int64_t>(i / 3));
+    if (tokens.numel() == 0) continue;
+    const Tensor mine = x.index_select(0, tokens);
+    const Tensor hidden = at::silu(at::linear(mine, call.parameter(layers[i].role))) *
+                          at::linear(mine, call.parameter(layers[i + 1].role));
+    const Tensor out = at::linear(hidden, call.parameter(layers[i + 2].role));
+    const Tensor counts = routing.weights.index({tokens, places}).unsqueeze(1);
+    y = y.index_add(0, tokens, out * counts);
+  }
+  return y.reshape(call.inputs[0].sizes());
 }
 
 Tensor run_silu_mul(const TorchOpCall& call) {

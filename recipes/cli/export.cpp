@@ -36,6 +36,9 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble export recipes/examples/stories --to onnx --output build/float-onnx --overwrite",
       "the float model");
+  line.example(
+      "nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
+      "floats again, dequantized, as transformers loads them");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
 

@@ -115,6 +115,22 @@ class Builder {
     const std::string gated = add("silu_mul", name + ".silu_mul", {gate, up});
     return linear(name + ".down_proj", gated, c_.hidden, c_.mlp_bias);
   }
+  // The router is a linear layer of its own; the experts are one node.
+  std::string experts(const std::string& name, const std::string& input) {
+    const std::string logits = linear(name + ".gate", input, c_.experts, false);
+    std::map<std::string, std::string> parameters;
+    for (int64_t e = 0; e < c_.experts; ++e) {
+      for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+        const std::string role = cat(e, ".", part);
+        parameters[role] = cat(name, ".experts.", role, ".weight");
+      }
+    }
+    return add("moe", name + ".experts", {input, logits}, parameters,
+               {{"experts", c_.experts},
+                {"experts_per_token", c_.experts_per_token},
+                {"normalize", int64_t{c_.normalize_experts}},
+                {"width", c_.expert_intermediate}});
+  }
 
  private:
   Program& program_;
@@ -215,7 +231,8 @@ Result<Program> decoder_program(const char* architecture, const ConfigReader& co
     h = build.attention(layer + ".self_attn", h, c.windows[static_cast<size_t>(i)]);
     x = build.add("add", layer + ".attention_residual", {x, h});
     h = build.norm(layer + ".post_attention_layernorm", x);
-    h = build.mlp(layer + ".mlp", h);
+    const bool mixture = !c.has_experts.empty() && c.has_experts[static_cast<size_t>(i)];
+    h = mixture ? build.experts(layer + ".mlp", h) : build.mlp(layer + ".mlp", h);
     x = build.add("add", layer + ".mlp_residual", {x, h});
   }
   build.set_block(kLastBlock);

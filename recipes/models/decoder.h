@@ -1,6 +1,7 @@
 // The decoder that Llama and its relatives share, as one Program:
 //   x += W_o Attention(Rope(W_q h), Rope(W_k h), W_v h),  h = RMS(x)
-//   x += W_down (silu(W_gate h) * W_up h),                h = RMS(x)
+//   x += W_down (silu(W_gate h) * W_up h),                h = RMS(x), or a mixture of
+//                                                         experts, each such an MLP
 //
 // An architecture is a small file: it reads what its config.json may say into a
 // DecoderConfig and asks for the Program. Node and parameter names are the checkpoint's.
@@ -38,7 +39,10 @@ struct DecoderConfig {
   bool tied = false;
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
   bool head_norms = false;  // q_norm and k_norm: each head through an RMS norm of its own
-  std::vector<int64_t> windows;  // of sliding-window attention, one a layer; 0: none
+  std::vector<int64_t> windows;   // of sliding-window attention, one a layer; 0: none
+  std::vector<bool> has_experts;  // one a layer; empty: none has
+  int64_t experts = 0, experts_per_token = 0, expert_intermediate = 0;
+  bool normalize_experts = false;  // the chosen experts' shares sum to 1
 };
 
 // The fields that all decoders have; no biases, no windows. Errors: config.status().

@@ -1,8 +1,10 @@
 #include "recipes/models/initialise.h"
 
 #include <cmath>
+#include <set>
 
 #include "kernels/base/splitmix64.h"
+#include "kernels/program/layers.h"
 #include "kernels/program/shape.h"
 
 namespace nibble {
@@ -36,6 +38,8 @@ Result<std::map<std::string, Tensor>> initialise(const Program& program,
                                                  double initializer_range,
                                                  uint64_t seed) {
   NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, parameter_shapes(program));
+  std::set<std::string> layers;
+  for (const Layer& layer : layers_of(program)) layers.insert(layer.tensor);
   std::map<std::string, Tensor> tensors;
   for (const Node& node : program.nodes) {
     for (const auto& [role, name] : node.parameters) {
@@ -47,7 +51,7 @@ Result<std::map<std::string, Tensor>> initialise(const Program& program,
         if (i > 0) fan_in *= shape[i];
       }
       std::vector<float> values(static_cast<size_t>(count), 0.0f);
-      if (role == "weight" && find_op(node.op)->is_layer) {
+      if (layers.count(name)) {
         const double deviation = program.is_language_model()
                                      ? initializer_range
                                      : std::sqrt(2.0 / static_cast<double>(fan_in));

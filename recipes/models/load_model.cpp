@@ -9,6 +9,7 @@
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
 #include "recipes/models/encoder_config.h"
+#include "recipes/models/fused_experts.h"
 #include "recipes/models/initialise.h"
 #include "recipes/models/llama2c.h"
 
@@ -208,6 +209,7 @@ Status drop_unused(Artifact& artifact, const ModelArchitecture& architecture) {
 
 // Everything after tensors and config_json (may be empty) are there.
 Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& path) {
+  NIBBLE_RETURN_IF_ERROR(split_fused_experts(artifact.tensors));
   NIBBLE_ASSIGN_OR_RETURN(const ModelArchitecture* architecture,
                           choose_architecture(artifact, options, path));
   if (artifact.config_json.empty()) {

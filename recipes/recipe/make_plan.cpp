@@ -1,6 +1,8 @@
 // Recipe + Program -> Plan: patterns meet names, and what cannot work is said.
 #include <set>
+#include <tuple>
 
+#include "kernels/program/layers.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/recipe.h"
 
@@ -16,32 +18,23 @@ Status wrong(const std::string& where, const Parts&... parts) {
   return error(StatusCode::invalid_argument, "[recipe] ", where, ": ", parts...);
 }
 
-std::vector<const Node*> layer_nodes(const Program& program) {
-  std::vector<const Node*> layers;
-  for (const Node& node : program.nodes) {
-    const OpInfo* info = find_op(node.op);
-    if (info != nullptr && info->is_layer) layers.push_back(&node);
-  }
-  return layers;
-}
-
 // The first few names, and how many there are.
-std::string some_names(const std::vector<const Node*>& layers) {
+std::string some_names(const std::vector<Layer>& layers) {
   std::string text;
   for (size_t i = 0; i < layers.size() && i < 4; ++i)
-    text += (i ? ", " : "") + layers[i]->name;
+    text += (i ? ", " : "") + layers[i].name;
   if (layers.size() > 4) text += cat(", ... (", layers.size(), " layers)");
   return text;
 }
 
-Status check_patterns(const Recipe& recipe, const std::vector<const Node*>& layers) {
+Status check_patterns(const Recipe& recipe, const std::vector<Layer>& layers) {
   for (const LayerRule& rule : recipe.layers) {
     if (rule.optional) continue;
     bool matches = false;
     std::vector<std::string> names;
-    for (const Node* layer : layers) {
-      matches = matches || glob_matches(rule.pattern, layer->name);
-      names.push_back(layer->name);
+    for (const Layer& layer : layers) {
+      matches = matches || glob_matches(rule.pattern, layer.name);
+      names.push_back(layer.name);
     }
     if (matches) continue;
     return wrong(place_of(recipe, rule), "a pattern must match a layer; found '",
@@ -63,7 +56,7 @@ bool is_integer(const QuantScheme& scheme) {
 }
 
 // The integer path multiplies codes: signed integers, one scale a channel or a tensor.
-Status check_integer_weight(const std::string& where, const Node& node,
+Status check_integer_weight(const std::string& where, const Layer& layer,
                             const QuantScheme& scheme) {
   const bool one_level = scheme.scales.size() == 1 && scheme.offset == OffsetKind::none;
   const bool channels = one_level && (scheme.scales[0].block.kind == Block::Kind::row ||
@@ -74,16 +67,18 @@ Status check_integer_weight(const std::string& where, const Node& node,
       where,
       "activations.static needs symmetric integer weights with a scale a channel "
       "or a tensor; found ",
-      to_string(scheme), " for ", node.name,
+      to_string(scheme), " for ", layer.name,
       "; allowed: int8/r@f32, int4/t@f32 and so on (group: 0, scale: f32)");
 }
 
 // GPTQ moves the error of one column to those after it: integer codes, and scales that a
 // column does not share with other rows.
-Status check_gptq(const std::string& where, const Node& node, const QuantScheme& scheme) {
-  if (node.op != "linear") {
-    return wrong(where, "method gptq solves linear layers; found ", node.op, " ",
-                 node.name, "; allowed: method rtn for it");
+Status check_gptq(const std::string& where, const Layer& layer,
+                  const QuantScheme& scheme) {
+  const std::string& op = layer.node->op;
+  if (op != "linear" && op != "moe") {
+    return wrong(where, "method gptq solves linear layers; found ", op, " ", layer.name,
+                 "; allowed: method rtn for it");
   }
   const bool blocks =
       scheme.scales.size() == 1 && (scheme.scales[0].block.kind == Block::Kind::row ||
@@ -91,7 +86,7 @@ Status check_gptq(const std::string& where, const Node& node, const QuantScheme&
   if (is_integer(scheme) && blocks) return ok_status();
   return wrong(where,
                "method gptq needs integer codes with a scale a row or a group; found ",
-               to_string(scheme), " for ", node.name,
+               to_string(scheme), " for ", layer.name,
                "; allowed: int4/g128@f16 and so on, or rtn");
 }
 
@@ -100,6 +95,10 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& nod
                     const Plan& plan, LayerPlan& layer) {
   if (rule.input.empty()) return ok_status();
   const std::string where = place_of(recipe, rule);
+  if (node.op == "moe") {
+    return wrong(where, "experts read floats; found input ", rule.input, " for those of ",
+                 node.name, "; allowed: leave it out");
+  }
   if (node.op == "embedding") {
     return wrong(where, "input is a scheme of activations; found it on ", node.name,
                  ", an embedding, which reads ids; allowed: leave it out");
@@ -127,12 +126,12 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& nod
   return ok_status();
 }
 
-Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule,
-                             const Node& node, const Plan& plan) {
+Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule, const Layer& of,
+                             const Plan& plan) {
   const std::string where = place_of(recipe, rule);
   LayerPlan layer;
-  layer.node = node.name;
-  layer.tensor = node.parameter("weight");
+  layer.node = of.name;
+  layer.tensor = of.tensor;
   layer.rule = recipe.scale_rule;
   if (rule.weight == "float") {
     layer.method = "float";
@@ -145,19 +144,77 @@ Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule,
   layer.scheme.weight = *scheme;
   if (layer.scheme.weight.is_float()) {
     return wrong(where, "a quantized layer has a scale; found scheme ", text, " for ",
-                 node.name,
+                 of.name,
                  "; allowed: a scheme with a scale, or weight: float with a reason");
   }
   layer.method = rule.method.empty() ? recipe.method : rule.method;
   if (layer.method == "gptq") {
-    NIBBLE_RETURN_IF_ERROR(check_gptq(where, node, layer.scheme.weight));
+    NIBBLE_RETURN_IF_ERROR(check_gptq(where, of, layer.scheme.weight));
   }
   if (recipe.static_activations) {
-    NIBBLE_RETURN_IF_ERROR(check_integer_weight(where, node, layer.scheme.weight));
+    NIBBLE_RETURN_IF_ERROR(check_integer_weight(where, of, layer.scheme.weight));
   }
-  NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, node, plan, layer));
+  NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, *of.node, plan, layer));
   return layer;
 }
+
+// The keys `embedding` and `lm_head` stand above the rules of these two layers.
+class Ends {
+ public:
+  static Result<Ends> of(const Recipe& recipe, const Program& program) {
+    Ends ends(recipe);
+    for (const Layer& layer : layers_of(program)) {
+      if (!program.is_language_model()) break;
+      if (layer.node->op == "embedding") ends.embedding_ = layer.tensor;
+      const bool last = layer.node->outputs[0] == program.outputs[0].name;
+      if (layer.node->op == "linear" && last) ends.lm_head_ = layer.tensor;
+    }
+    for (const auto& [key, text, tensor] :
+         {std::tuple{"embedding", &recipe.embedding, &ends.embedding_},
+          std::tuple{"lm_head", &recipe.lm_head, &ends.lm_head_}}) {
+      if (text->empty()) continue;
+      if (tensor->empty()) {
+        return wrong(recipe.source, key, " decides about a language model's; found ",
+                     program.architecture, ", which has none; allowed: leave it out");
+      }
+      if (*text == "float") continue;
+      const Result<QuantScheme> scheme = parse_scheme(*text);
+      if (!scheme.ok() || scheme->is_float()) {
+        return wrong(recipe.source, key, " takes a scheme with a scale, or float; found ",
+                     *text, "; allowed: int8n/r@f32, int4/g128@f16 and so on");
+      }
+    }
+    const bool both = !recipe.embedding.empty() && !recipe.lm_head.empty();
+    if (ends.tied() && both && recipe.embedding != recipe.lm_head) {
+      return wrong(recipe.source, "embedding and lm_head are one tensor, ",
+                   ends.embedding_, "; found ", recipe.embedding, " for one and ",
+                   recipe.lm_head, " for the other; allowed: one of the two keys");
+    }
+    return ends;
+  }
+
+  // The rule of a layer with what the keys say about it.
+  LayerRule rule(LayerRule rule, const Layer& layer) const {
+    const bool first = layer.tensor == embedding_, last = layer.tensor == lm_head_;
+    std::string text = first ? recipe_.embedding : last ? recipe_.lm_head : "";
+    if (text.empty() && first && tied()) text = recipe_.lm_head;
+    if (text.empty()) return rule;
+    rule.weight = text;
+    rule.reason = text == "float" ? "kept float by the recipe's key" : "";
+    if (first) {  // gathered: no method can look at its inputs
+      rule.method = "rtn";
+      rule.input = "";
+    }
+    return rule;
+  }
+
+ private:
+  explicit Ends(const Recipe& recipe) : recipe_(recipe) {}
+  bool tied() const { return !embedding_.empty() && embedding_ == lm_head_; }
+
+  const Recipe& recipe_;
+  std::string embedding_, lm_head_;  // tensors; "" where there is none
+};
 
 Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan) {
   if (!recipe.static_activations) return ok_status();
@@ -198,19 +255,22 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   plan.gptq = recipe.gptq;
   plan.calibration_sequences = recipe.calibration_sequences;
   plan.calibration_length = recipe.calibration_length;
+  plan.minimum_tokens_per_expert = recipe.minimum_tokens_per_expert;
   NIBBLE_RETURN_IF_ERROR(plan_activations(recipe, program, plan));
 
-  const std::vector<const Node*> layers = layer_nodes(program);
+  const std::vector<Layer> layers = layers_of(program);
   NIBBLE_RETURN_IF_ERROR(check_patterns(recipe, layers));
+  NIBBLE_ASSIGN_OR_RETURN(const Ends ends, Ends::of(recipe, program));
   bool quantizes = false;
-  for (const Node* node : layers) {
-    const LayerRule* rule = rule_of(recipe, node->name);
+  for (const Layer& each : layers) {
+    const LayerRule* rule = rule_of(recipe, each.name);
     if (rule == nullptr) {
       return wrong(recipe.source, "every layer is decided by a pattern; found ",
-                   node->name,
+                   each.name,
                    ", which none matches; allowed: a last rule - pattern: \"*\"");
     }
-    NIBBLE_ASSIGN_OR_RETURN(LayerPlan layer, plan_layer(recipe, *rule, *node, plan));
+    NIBBLE_ASSIGN_OR_RETURN(LayerPlan layer,
+                            plan_layer(recipe, ends.rule(*rule, each), each, plan));
     // A tied weight is one tensor with one scheme, whoever reads it.
     const LayerPlan* tied = plan.find(layer.tensor);
     if (tied == nullptr) {
@@ -218,7 +278,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
       plan.layers.push_back(std::move(layer));
     } else if (tied->method != layer.method ||
                !(tied->scheme.weight == layer.scheme.weight)) {
-      return wrong(place_of(recipe, *rule), tied->node, " and ", node->name, " share ",
+      return wrong(place_of(recipe, *rule), tied->node, " and ", each.name, " share ",
                    layer.tensor, "; found ", tied->method, " for one and ", layer.method,
                    " for the other; allowed: the same scheme and method for both");
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "kernels/program/layers.h"
 #include "kernels/program/shape.h"
 
 namespace nibble {
@@ -124,8 +125,12 @@ Result<std::vector<MemoryPart>> predict_memory(const Plan& plan, const Artifact&
   std::set<std::string> solved;  // values whose readers are solved together
   for (size_t i = 0; i < model.program.nodes.size(); ++i) {
     const Node& node = model.program.nodes[i];
-    const LayerPlan* layer = plan.find(node.parameter("weight"));
-    if (layer == nullptr || !method_needs_inputs(layer->method)) continue;
+    bool waits = false;
+    for (const Layer& mine : layers_of(node)) {
+      const LayerPlan* layer = plan.find(mine.tensor);
+      waits = waits || (layer != nullptr && method_needs_inputs(layer->method));
+    }
+    if (!waits) continue;
     if (!solved.insert(node.inputs.at(0)).second) continue;
     // All samples wait at the layer; a few were on their way to it.
     const int64_t here = live.before[i] * all + live.most[i ? i - 1 : 0] * kRound * each;

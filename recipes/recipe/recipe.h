@@ -45,6 +45,10 @@ struct Recipe {
   bool symmetric = true;      // int4/g128@f16, or uint4/g128@f16+z/g128@uint4
   std::string scale = "f16";  // element of the scales
 
+  // The ends of a language model, whatever their rules say: a scheme, or "float"; "": as the
+  // rules say. Where both are one tensor, one of the two keys decides for both.
+  std::string embedding, lm_head;
+
   std::string method = "rtn";
   ScaleRule scale_rule;
   GptqOptions gptq;
@@ -54,6 +58,7 @@ struct Recipe {
               unsigned_activation = kUnsignedActivation;
   std::string observer = "minmax";
   int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
+  int64_t minimum_tokens_per_expert = Plan::kFewTokens;
 
   TrainOptions train;
   bool learn_weight_scale = true, learn_activation_scale = true;

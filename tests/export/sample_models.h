@@ -17,6 +17,7 @@
 
 #include "kernels/artifact/artifact.h"
 #include "kernels/base/splitmix64.h"
+#include "kernels/program/layers.h"
 #include "kernels/program/shape.h"
 #include "kernels/scheme/coded_matrix.h"
 
@@ -243,18 +244,19 @@ inline Artifact quantized(Artifact artifact, const std::string& scheme_text,
   std::set<std::string> parameters;
   for (const Node& node : artifact.program.nodes) {
     for (const auto& [role, tensor] : node.parameters) parameters.insert(tensor);
-    const std::string& name = node.parameter("weight");
-    if (!find_op(node.op)->is_layer || artifact.packed.count(name)) continue;
-    if (chosen && !chosen(node)) continue;
-    const Tensor tensor = artifact.tensors.at(name);
-    const std::vector<float> values = take(to_float(tensor));
-    const MatrixView<const float> x(values.data(), tensor.rows(), tensor.cols());
-    CodedMatrix q = take(choose_scales(x, scheme, ScaleRule{}));
-    const Status status = quantize(x, q);
-    EXPECT_TRUE(status.ok()) << status.message();
-    artifact.packed[name] = take(pack(q, tensor.shape));
-    artifact.layers[name].weight = scheme;
-    artifact.tensors.erase(name);
+    for (const Layer& layer : layers_of(node)) {
+      const std::string& name = layer.tensor;
+      if (artifact.packed.count(name) || (chosen && !chosen(node))) continue;
+      const Tensor tensor = artifact.tensors.at(name);
+      const std::vector<float> values = take(to_float(tensor));
+      const MatrixView<const float> x(values.data(), tensor.rows(), tensor.cols());
+      CodedMatrix q = take(choose_scales(x, scheme, ScaleRule{}));
+      const Status status = quantize(x, q);
+      EXPECT_TRUE(status.ok()) << status.message();
+      artifact.packed[name] = take(pack(q, tensor.shape));
+      artifact.layers[name].weight = scheme;
+      artifact.tensors.erase(name);
+    }
   }
   for (const std::string& name : parameters) {
     LedgerEntry entry;

@@ -5,6 +5,7 @@ onnx_run.py images MODEL INPUT SHAPE OUT    f32 file -> logits as f32 file
 onnx_run.py tokens MODEL IDS STEPS OUT      prompt ids (comma separated), then STEPS greedy
                                             tokens through the cache, one at a time; OUT gets
                                             the logits of every position, IDS are printed
+onnx_run.py many LIST                       the same for each line of the file LIST
 Exit code 77: onnx or onnxruntime cannot be imported (the reason is printed).
 """
 import os
@@ -62,6 +63,11 @@ def tokens(path, ids, steps, target):
 if __name__ == "__main__":
     if sys.argv[1] == "check":
         check(os.path.join(sys.argv[2], "model.onnx"))
+    elif sys.argv[1] == "many":  # a file with the arguments of `tokens`, a model a line
+        with open(sys.argv[2]) as lines:
+            for line in lines:
+                path, *rest = line.split()
+                tokens(os.path.join(path, "model.onnx"), *rest)
     elif sys.argv[1] == "images":
         images(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
     else:

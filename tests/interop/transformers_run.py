@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 try:
     import numpy as np
+    import safetensors.torch
     import torch
     import transformers
 except ImportError as reason:
@@ -33,6 +34,7 @@ def rope(scaling, theta=10000.0):
     return dict(rope_parameters=dict(scaling, rope_theta=theta))
 
 
+EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 DEFAULT = rope(dict(rope_type="default"))
 # name: model class, fields, and whether config.json is rewritten as transformers 4 spells it
 CASES = {
@@ -48,6 +50,10 @@ CASES = {
     "qwen2_window": ("Qwen2", dict(DEFAULT, use_sliding_window=True, sliding_window=5,
                                    max_window_layers=1), False),
     "qwen3": ("Qwen3", rope(dict(rope_type="default"), 1e6), False),
+    "moe": ("Qwen3Moe", dict(DEFAULT, **EXPERTS, norm_topk_prob=True), False),
+    "moe_some": ("Qwen3Moe", dict(DEFAULT, **EXPERTS, norm_topk_prob=False,
+                                  decoder_sparse_step=2, mlp_only_layers=[0]), False),
+    "moe_fused": ("Qwen3Moe", dict(DEFAULT, **EXPERTS, norm_topk_prob=True), False),
     "qwen3_tied": ("Qwen3", dict(DEFAULT, tie_word_embeddings=True), True),
 }
 
@@ -92,6 +98,10 @@ def write(directory):
         model.tie_weights()
         path = os.path.join(directory, name)
         model.save_pretrained(path)
+        if name == "moe_fused":  # as the model holds them: one tensor for all experts
+            safetensors.torch.save_file(
+                {n: t.contiguous() for n, t in model.state_dict().items()},
+                os.path.join(path, "model.safetensors"), {"format": "pt"})
         ids.tofile(os.path.join(path, "input_ids.i32"))
         logits_of(model, ids).astype(np.float32).tofile(os.path.join(path, "logits.f32"))
         if old:

@@ -2,6 +2,7 @@
 
 #include "kernels/ops/elementwise/elementwise.h"
 #include "kernels/ops/embedding/embedding.h"
+#include "kernels/ops/moe/moe.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
 #include "kernels/ops/rope/rope.h"
@@ -182,6 +183,29 @@ TEST_F(SmallOps, RopeFrequenciesFollowTheScaling) {
   EXPECT_NEAR(turns, 1.6, 0.01);
   EXPECT_NEAR(scaled[2], 0.1 * s + 0.1 / 4 * (1 - s), 1e-15);
   for (size_t i = 3; i < 8; ++i) EXPECT_EQ(scaled[i], plain[i] / 4) << i;
+}
+
+TEST_F(SmallOps, RoutingTakesTheBestExpertsAndOfEqualOnesTheFirst) {
+  // exp(0) : exp(ln 3) : exp(ln 2) = 1 : 3 : 2; then all equal; then far below and above.
+  const float logits[] = {0, std::log(3.0f), std::log(2.0f), 0, 5, 5, 5, 5, -90, 90, 90,
+                          0};
+  int32_t chosen[6];
+  float weights[6];
+  const auto run = [&](bool normalize) {
+    route_tokens(MatrixView<const float>(logits, 3, 4), normalize,
+                 MatrixView<int32_t>(chosen, 3, 2), MatrixView<float>(weights, 3, 2));
+  };
+  run(false);
+  EXPECT_THAT(chosen, ElementsAre(1, 2, 0, 1, 1, 2));
+  EXPECT_FLOAT_EQ(weights[0], 3.0f / 7);
+  EXPECT_FLOAT_EQ(weights[1], 2.0f / 7);
+  EXPECT_FLOAT_EQ(weights[2], 0.25f);
+  EXPECT_FLOAT_EQ(weights[5], 0.5f);
+  run(true);
+  EXPECT_THAT(chosen, ElementsAre(1, 2, 0, 1, 1, 2));
+  EXPECT_FLOAT_EQ(weights[0], 0.6f);
+  EXPECT_FLOAT_EQ(weights[1], 0.4f);
+  EXPECT_FLOAT_EQ(weights[2], 0.5f);
 }
 
 TEST_F(SmallOps, EmbeddingLooksUpRowsOfAnyScheme) {

@@ -9,9 +9,11 @@
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
 #include "kernels/program/shape.h"
 #include "recipes/models/architecture.h"
+#include "recipes/models/initialise.h"
 #include "tests/kernels/temporary_directory.h"
 
 namespace nibble {
@@ -379,6 +381,135 @@ TEST(QwenProgram, HasItsBiasesAndNorms) {
             128);
 }
 
+// Per layer: how many experts, 0 for one MLP.
+std::vector<int64_t> experts(const std::string& fields) {
+  const Result<Program> program =
+      find_architecture("qwen3_moe").value()->program(with(fields));
+  EXPECT_TRUE(program.ok()) << program.status().message();
+  std::vector<int64_t> result(2, 0);
+  if (!program.ok()) return result;
+  for (const Node& node : program->nodes) {
+    if (node.op == "moe") {
+      result[static_cast<size_t>(node.block)] = node.integer("experts", 0);
+    }
+  }
+  return result;
+}
+
+TEST(Qwen3MoeProgram, LayersFollowTheConfig) {
+  using List = std::vector<int64_t>;
+  const std::string four =
+      "\"num_experts\":4,\"num_experts_per_tok\":2,"
+      "\"moe_intermediate_size\":5";
+  EXPECT_EQ(experts(four), (List{4, 4}));
+  EXPECT_EQ(experts(four + ",\"decoder_sparse_step\":2"), (List{0, 4}));
+  EXPECT_EQ(experts(four + ",\"mlp_only_layers\":[1]"), (List{4, 0}));
+  EXPECT_EQ(experts("\"num_local_experts\":8"), (List{8, 8}));
+  const Result<Program> program =
+      find_architecture("qwen3_moe").value()->program(with(four));
+  ASSERT_TRUE(program.ok());
+  const Shapes shapes = *parameter_shapes(*program);
+  EXPECT_EQ(shapes.at("model.layers.1.mlp.gate.weight"), (List{4, 8}));
+  EXPECT_EQ(shapes.at("model.layers.1.mlp.experts.3.up_proj.weight"), (List{5, 8}));
+  EXPECT_EQ(shapes.at("model.layers.1.mlp.experts.0.down_proj.weight"), (List{8, 5}));
+  // One node, many layers, named as the checkpoint's modules, in order.
+  const Node& node = *program->find("model.layers.1.mlp.experts");
+  const std::vector<Layer> layers = layers_of(node);
+  ASSERT_EQ(layers.size(), 12u);
+  EXPECT_EQ(layers[4].name, "model.layers.1.mlp.experts.1.up_proj");
+  EXPECT_EQ(layers[4].tensor, "model.layers.1.mlp.experts.1.up_proj.weight");
+  // Its text form and back.
+  EXPECT_EQ(*parse_program(print_program(*program)), *program);
+
+  const auto message = [&](const std::string& fields) {
+    return find_architecture("qwen3_moe")
+        .value()
+        ->program(with(fields))
+        .status()
+        .message();
+  };
+  EXPECT_EQ(message("\"num_experts\":4,\"num_experts_per_tok\":5"),
+            "[models] config.json: num_experts_per_tok: nibble supports at most "
+            "num_experts, 4; found 5");
+}
+
+TEST(Qwen3MoeProgram, DamagedNodesAreRefused) {
+  Program program = *find_architecture("qwen3_moe")
+                         .value()
+                         ->program(with("\"num_experts\":4,\"num_experts_per_tok\":2"));
+  Node* node = nullptr;
+  for (Node& each : program.nodes) {
+    if (each.op == "moe") node = &each;
+  }
+  const Node good = *node;
+  node->parameters.erase("2.up_proj");
+  EXPECT_EQ(
+      check_program(program).message(),
+      "[program] model.layers.1.mlp.experts: moe needs the attribute `experts` and "
+      "the parameters <e>.gate_proj, <e>.up_proj and <e>.down_proj of each; found 4 "
+      "experts and 11 parameters");
+  node->parameters["bias"] = "b";
+  EXPECT_EQ(check_program(program).message(),
+            "[program] model.layers.1.mlp.experts: moe needs the parameter `2.up_proj`; "
+            "found none");
+  *node = good;
+  node->attributes["experts_per_token"] = int64_t{5};
+  EXPECT_EQ(
+      parameter_shapes(program).status().message(),
+      "[program] model.layers.1.mlp.experts: experts_per_token must be at most the 4 "
+      "experts; found 5");
+  *node = good;
+  node->attributes["experts"] = int64_t{1} << 40;
+  EXPECT_FALSE(check_program(program).ok());
+}
+
+// As transformers 5 holds them: one tensor for all experts.
+TEST(LoadModel, FusedExpertsAreTakenApart) {
+  TemporaryDirectory directory;
+  std::string config = with(
+      "\"num_experts\":3,\"num_experts_per_tok\":2,"
+      "\"moe_intermediate_size\":2,\"head_dim\":4");
+  config.replace(config.find("LlamaForCausalLM"), 16, "Qwen3MoeForCausalLM");
+  std::ofstream(directory.path() / "config.json") << config;
+  LoadOptions options;
+  options.initialise = true;
+  const Result<Artifact> made = load_model(directory.path(), options);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  std::map<std::string, Tensor> tensors = made->tensors;
+  for (const char* layer :
+       {"model.layers.0.mlp.experts.", "model.layers.1.mlp.experts."}) {
+    std::vector<float> gate_up, down;
+    for (int e = 0; e < 3; ++e) {
+      for (const char* part :
+           {".gate_proj.weight", ".up_proj.weight", ".down_proj.weight"}) {
+        const std::string name = cat(layer, e, part);
+        const std::vector<float> values = *to_float(tensors.at(name));
+        std::vector<float>& to = std::string(part)[1] == 'd' ? down : gate_up;
+        to.insert(to.end(), values.begin(), values.end());
+        tensors.erase(name);
+      }
+    }
+    tensors[cat(layer, "gate_up_proj")] =
+        make_tensor({3, 4, 8}, std::span<const float>(gate_up));
+    tensors[cat(layer, "down_proj")] =
+        make_tensor({3, 8, 2}, std::span<const float>(down));
+  }
+  const fs::path weights = directory.path() / "model.safetensors";
+  ASSERT_TRUE(write_safetensors(weights, tensors, {}).ok());
+  const Result<Artifact> model = load_model(directory.path(), {});
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  ASSERT_EQ(model->tensors.size(), made->tensors.size());
+  for (const auto& [name, tensor] : made->tensors) {
+    EXPECT_EQ(*to_float(model->tensors.at(name)), *to_float(tensor)) << name;
+  }
+  tensors["model.layers.0.mlp.experts.down_proj"] =
+      make_tensor({24, 2}, *to_float(tensors.at("model.layers.0.mlp.experts.down_proj")));
+  ASSERT_TRUE(write_safetensors(weights, tensors, {}).ok());
+  EXPECT_EQ(load_model(directory.path(), {}).status().message(),
+            "[models] model.layers.0.mlp.experts.down_proj: fused experts are [experts, "
+            "features, width]; found [24, 2]");
+}
+
 TEST(LlamaProgram, BiasesAndHeadDimFollowTheConfig) {
   const Result<Program> program = find_architecture("llama").value()->program(
       with("\"attention_bias\":true,\"mlp_bias\":true,\"head_dim\":6"));
@@ -441,6 +572,39 @@ TEST(Initialise, CifarResNetFromItsConfig) {
   EXPECT_NEAR(squares / static_cast<double>(weight.size()), 2.0 / (64 * 9), 2e-4);
 }
 
+// Depth 6 n + 2, widths and classes come from names and shapes alone.
+TEST(LoadModel, CifarResNetsOfAnyDepthAreKnownByTheirTensors) {
+  TemporaryDirectory directory;
+  const fs::path file = directory.path() / "net.safetensors";
+  for (const int64_t depth : {8, 20, 26, 32, 38, 44, 50, 56}) {
+    const int64_t classes = depth == 56 ? 100 : 10;
+    const Result<Program> program =
+        find_architecture("ResNetCIFAR")
+            .value()
+            ->program(cat("{\"depth\":", depth, ",\"num_classes\":", classes, "}"));
+    ASSERT_TRUE(program.ok()) << program.status().message();
+    std::map<std::string, Tensor> tensors = initialise(*program, 0.02, 1).value();
+    const std::vector<int32_t> seen = {7};
+    tensors["bn1.num_batches_tracked"] = make_tensor({1}, std::span<const int32_t>(seen));
+    ASSERT_TRUE(write_safetensors(file, tensors, {}).ok());
+    const Result<Artifact> model = load_model(file, {});
+    ASSERT_TRUE(model.ok()) << depth << ": " << model.status().message();
+    EXPECT_EQ(model->program, *program) << depth;
+    EXPECT_EQ(model->program.block_count(), (depth - 2) / 2) << depth;
+    EXPECT_EQ(model->image_mean.size(), 3u);
+  }
+  // A stage of another length is no such net.
+  const Program odd =
+      find_architecture("ResNetCIFAR").value()->program("{\"depth\":20}").value();
+  std::map<std::string, Tensor> tensors = initialise(odd, 0.02, 1).value();
+  for (auto at = tensors.begin(); at != tensors.end();) {
+    at = at->first.rfind("layer3.2.", 0) == 0 ? tensors.erase(at) : std::next(at);
+  }
+  ASSERT_TRUE(write_safetensors(file, tensors, {}).ok());
+  EXPECT_THAT(load_model(file, {}).status().message(),
+              HasSubstr("the tensors must be those of a known architecture"));
+}
+
 TEST(LoadModel, WritesOneConfigForTwoForms) {
   // A Llama saved by its own tensors loads as a directory: what initialise made,
   // reloaded.
@@ -480,7 +644,8 @@ TEST(Architectures, AreFoundByNameOrType) {
   EXPECT_EQ(
       find_architecture("Mamba").status().message(),
       "[models] the architecture must be one of LlamaForCausalLM, MistralForCausalLM, "
-      "Qwen2ForCausalLM, Qwen3ForCausalLM, BertModel, ResNetCIFAR, MLP; found Mamba");
+      "Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, BertModel, "
+      "ResNetCIFAR, MLP; found Mamba");
 }
 
 }  // namespace

@@ -248,6 +248,51 @@ TEST(MakePlan, EveryLayerHasARow) {
   EXPECT_EQ(plan->layers[3].reason, "close tokens");
 }
 
+TEST(MakePlan, TheEndsOfALanguageModelHaveKeysOfTheirOwn) {
+  const auto schemes = [](const std::string& recipe, bool tied,
+                          const std::vector<std::string>& overrides) {
+    const Result<Plan> plan =
+        make_plan(*load_recipe(recipe, overrides), language_model(tied));
+    std::string text;
+    if (!plan.ok()) return plan.status().message();
+    for (const LayerPlan& layer : plan->layers) {
+      text += cat(text.empty() ? "" : ", ", layer.tensor, " ", layer.method);
+      if (layer.method != "float") text += " " + to_string(layer.scheme.weight);
+    }
+    return text;
+  };
+  const std::string eight = "int8n/r@f32", four = "int4/g32@f16";
+  // Every built-in says that they stay float, and why.
+  EXPECT_EQ(schemes("w4a16-gptq", false, {}),
+            "embed.weight float, q.weight gptq int4/g128@f16, o.weight gptq "
+            "int4/g128@f16, head.weight float");
+  // An embedding is gathered: rtn. A head of its own is solved as the recipe solves.
+  EXPECT_EQ(schemes("w4a16-gptq", false, {"embedding=" + eight, "lm_head=" + four}),
+            "embed.weight rtn int8n/r@f32, q.weight gptq int4/g128@f16, o.weight gptq "
+            "int4/g128@f16, head.weight gptq int4/g32@f16");
+  for (const char* recipe : {"w4a16-gptq", "w4a16-rtn", "w8a16", "w4a16-qat"}) {
+    for (const char* key : {"embedding=", "lm_head="}) {
+      EXPECT_THAT(schemes(recipe, true, {key + eight}),
+                  ::testing::StartsWith("embed.weight rtn int8n/r@f32, q.weight "));
+    }
+  }
+  EXPECT_EQ(
+      schemes("w8a16", true, {"embedding=" + eight, "lm_head=" + four}),
+      "[recipe] built-in w8a16: embedding and lm_head are one tensor, embed.weight; "
+      "found int8n/r@f32 for one and int4/g32@f16 for the other; allowed: one of "
+      "the two keys");
+  EXPECT_EQ(schemes("w8a16", true, {"embedding=f32"}),
+            "[recipe] built-in w8a16: embedding takes a scheme with a scale, or float; "
+            "found f32; allowed: int8n/r@f32, int4/g128@f16 and so on");
+  Recipe all = good({"lm_head=float"});
+  EXPECT_EQ(make_plan(all, language_model(false))->layers[3].reason,
+            "kept float by the recipe's key");
+  EXPECT_THAT(make_plan(*load_recipe("w8a16", {"lm_head=" + eight}), convolutional_net())
+                  .status()
+                  .message(),
+              HasSubstr("lm_head decides about a language model's; found ResNetCIFAR"));
+}
+
 TEST(MakePlan, ATiedWeightHasOneScheme) {
   const Status status = make_plan(good(), language_model(true)).status();
   EXPECT_EQ(status.code(), StatusCode::invalid_argument);

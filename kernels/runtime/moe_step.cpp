@@ -1,0 +1,106 @@
+#include "kernels/runtime/moe_step.h"
+
+#include <algorithm>
+
+#include "kernels/ops/moe/moe.h"
+#include "kernels/ops/silu_mul/silu_mul.h"
+#include "kernels/program/layers.h"
+#include "kernels/runtime/layer_weight.h"
+
+namespace nibble {
+namespace {
+
+Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
+                               const ExecutorOptions& options,
+                               std::map<std::string, std::string>* kernels) {
+  const auto scheme = artifact.layers.find(layer.tensor);
+  if (scheme != artifact.layers.end() && scheme->second.input) {
+    return error(StatusCode::unsupported, "[runtime] ", layer.name,
+                 ": experts read floats; found an input scheme ",
+                 to_string(scheme->second.input->scheme),
+                 "; leave it out, and run with --compute int8 where int8 is wanted");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
+                          layer_weight(artifact, layer.tensor));
+  const LinearKernel* kernel = nullptr;
+  if (options.compute == Compute::dynamic_int8) {
+    kernel = select_linear(weight.scheme, LinearActivation::s8);
+  }
+  if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
+  if (kernel == nullptr) {
+    return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
+                 to_string(weight.scheme));
+  }
+  (*kernels)[layer.tensor] = kernel->name;
+  return prepare_linear(*kernel, weight);
+}
+
+}  // namespace
+
+Result<MoeStep> MoeStep::create(const Artifact& artifact, const Node& node,
+                                const ExecutorOptions& options,
+                                std::map<std::string, std::string>* kernels) {
+  MoeStep step;
+  step.top_k_ = node.integer("experts_per_token", 1);
+  step.normalize_ = node.integer("normalize", 0) != 0;
+  step.experts_.resize(static_cast<size_t>(node.integer("experts", 0)));
+  const std::vector<Layer> layers = layers_of(node);  // gate, up, down of each expert
+  for (size_t e = 0; e < step.experts_.size(); ++e) {
+    Expert& expert = step.experts_[e];
+    NIBBLE_ASSIGN_OR_RETURN(expert.gate,
+                            prepare(artifact, layers[3 * e], options, kernels));
+    NIBBLE_ASSIGN_OR_RETURN(expert.up,
+                            prepare(artifact, layers[3 * e + 1], options, kernels));
+    NIBBLE_ASSIGN_OR_RETURN(expert.down,
+                            prepare(artifact, layers[3 * e + 2], options, kernels));
+  }
+  return step;
+}
+
+void MoeStep::run(MatrixView<const float> x, MatrixView<const float> logits,
+                  MatrixView<float> y) {
+  const size_t slots = static_cast<size_t>(x.rows * top_k_);
+  chosen_.resize(slots);
+  weights_.resize(slots);
+  const MatrixView<int32_t> chosen(chosen_.data(), x.rows, top_k_);
+  const MatrixView<float> weights(weights_.data(), x.rows, top_k_);
+  route_tokens(logits, normalize_, chosen, weights);
+  for (int64_t t = 0; t < y.rows; ++t) std::fill_n(y.row(t), y.cols, 0.0f);
+  const SiluMulFunction silu_mul = select_silu_mul().run;
+  for (size_t e = 0; e < experts_.size(); ++e) {
+    const Expert& expert = experts_[e];
+    std::vector<std::pair<int64_t, float>> tokens;  // and what the expert counts for them
+    for (int64_t t = 0; t < x.rows; ++t) {
+      for (int64_t j = 0; j < top_k_; ++j) {
+        if (chosen(t, j) == static_cast<int32_t>(e)) {
+          tokens.emplace_back(t, weights(t, j));
+        }
+      }
+    }
+    if (tokens.empty()) continue;
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    const int64_t hidden = expert.gate.cols, width = expert.gate.rows;
+    rows_.resize(static_cast<size_t>(n * hidden));
+    gate_.resize(static_cast<size_t>(n * width));
+    up_.resize(static_cast<size_t>(n * width));
+    out_.resize(static_cast<size_t>(n * hidden));
+    for (int64_t i = 0; i < n; ++i) {
+      std::copy_n(x.row(tokens[static_cast<size_t>(i)].first), hidden,
+                  rows_.data() + i * hidden);
+    }
+    const MatrixView<const float> mine(rows_.data(), n, hidden);
+    run_linear(expert.gate, mine, nullptr, MatrixView<float>(gate_.data(), n, width));
+    run_linear(expert.up, mine, nullptr, MatrixView<float>(up_.data(), n, width));
+    silu_mul(gate_.data(), up_.data(), n * width, gate_.data());
+    run_linear(expert.down, MatrixView<const float>(gate_.data(), n, width), nullptr,
+               MatrixView<float>(out_.data(), n, hidden));
+    for (int64_t i = 0; i < n; ++i) {
+      const auto [t, weight] = tokens[static_cast<size_t>(i)];
+      const float* from = out_.data() + i * hidden;
+      float* to = y.row(t);
+      for (int64_t c = 0; c < hidden; ++c) to[c] += weight * from[c];
+    }
+  }
+}
+
+}  // namespace nibble
