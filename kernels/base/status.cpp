@@ -26,6 +26,8 @@ const char* status_code_name(StatusCode code) {
       return "resource_exhausted";
     case StatusCode::cancelled:
       return "cancelled";
+    case StatusCode::rejected:
+      return "rejected";
     case StatusCode::internal:
       return "internal";
   }

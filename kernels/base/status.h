@@ -25,6 +25,7 @@ enum class StatusCode {
   io_error,             // the operating system refused: full disk, permissions
   resource_exhausted,   // a memory budget or limit
   cancelled,            // interrupted by the user
+  rejected,             // done, but a quality gate that was asked for is not met
   internal,             // our own mistake
 };
 

@@ -20,6 +20,7 @@
 
 #include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
+#include "kernels/scheme/kv_scheme.h"
 
 namespace nibble {
 
@@ -38,6 +39,7 @@ struct ProgramState {
   std::string name;  // e.g. "model.layers.0.self_attn.cache"
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
+  KvScheme scheme = {};  // what the executor stores it as
   bool operator==(const ProgramState&) const = default;
 };
 
@@ -108,6 +110,7 @@ BlockSlice slice(const Program& program, int block);
 //   input input_ids I64 [batch, sequence]
 //   output logits F32 [batch, sequence, 512]
 //   state model.layers.0.self_attn.cache kv_heads 4 head_dim 8
+//   state ... kv_heads 4 head_dim 8 keys "int8n/r@f16" values "int8n/r@f16"    not f32
 //   node 0 rope model.layers.0.self_attn.q_rope (in) -> (out) {role: tensor} [theta =
 //   10000.0]
 //

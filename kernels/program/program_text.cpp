@@ -277,6 +277,18 @@ Status parse_line(LineParser& line, Program& program) {
     NIBBLE_ASSIGN_OR_RETURN(state.kv_heads, line.integer("an integer"));
     NIBBLE_RETURN_IF_ERROR(line.expect("head_dim"));
     NIBBLE_ASSIGN_OR_RETURN(state.head_dim, line.integer("an integer"));
+    if (!line.at_end()) {
+      NIBBLE_RETURN_IF_ERROR(line.expect("keys"));
+      NIBBLE_ASSIGN_OR_RETURN(const std::string keys, line.word("a scheme"));
+      NIBBLE_RETURN_IF_ERROR(line.expect("values"));
+      NIBBLE_ASSIGN_OR_RETURN(const std::string values, line.word("a scheme"));
+      const Result<KvScheme> scheme =
+          parse_kv_scheme(keys + "," + values, state.kv_heads, state.head_dim);
+      if (!scheme.ok()) {
+        return line.fail(cat("a KV cache's schemes (", scheme.status().message(), ")"));
+      }
+      state.scheme = *scheme;
+    }
     program.states.push_back(std::move(state));
   } else if (kind == "node") {
     NIBBLE_ASSIGN_OR_RETURN(Node node, parse_node(line));
@@ -305,7 +317,11 @@ std::string print_program(const Program& program) {
   for (const ProgramValue& value : program.outputs) value_line("output", value);
   for (const ProgramState& state : program.states) {
     out += cat("state ", word(state.name), " kv_heads ", state.kv_heads, " head_dim ",
-               state.head_dim, "\n");
+               state.head_dim);
+    if (!state.scheme.is_f32())
+      out += cat(" keys ", word(to_string(state.scheme.keys)), " values ",
+                 word(to_string(state.scheme.values)));
+    out += "\n";
   }
   for (const Node& node : program.nodes) {
     out += cat("node ", block_text(node.block), " ", word(node.op), " ", word(node.name),

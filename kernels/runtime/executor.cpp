@@ -8,6 +8,7 @@
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/elementwise/elementwise.h"
 #include "kernels/ops/embedding/embedding.h"
+#include "kernels/ops/kv_attention/kv_attention.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
 #include "kernels/ops/rope/rope.h"
@@ -19,6 +20,7 @@
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/moe_step.h"
 #include "kernels/runtime/node_weights.h"
+#include "kernels/runtime/summation_order.h"
 
 namespace nibble {
 namespace {
@@ -54,6 +56,7 @@ struct Step {
   AttentionShape attention;
   size_t state = 0;
   size_t rope = 0;
+  bool reversed = false;  // its weight's columns are; so must its input's be
 };
 
 Status require_decoder(const Program& program) {
@@ -71,7 +74,9 @@ struct Executor::Implementation {
   ExecutorOptions options;
   std::vector<Step> steps;
   std::vector<RopeTable> ropes;
+  std::vector<KvScheme> kv;  // one a state
   std::vector<std::vector<float>> slots;
+  std::vector<float> reversed;  // one step's input, where sums run in reverse
   std::vector<int64_t> slot_features;  // the widest value a slot holds
   std::map<std::string, std::string> kernels;
   std::unique_ptr<IntegerPath> integer;
@@ -83,13 +88,23 @@ struct Executor::Implementation {
   int64_t input_size = 0;            // its floats
   int64_t classes = 0;
 
+  // Where each block begins, and the slots that hold a live value there.
+  struct Stage {
+    size_t step;
+    std::vector<size_t> slots;
+  };
+  std::vector<Stage> stages;
+  std::vector<std::pair<size_t, Step>> own_steps;  // what the executor's own were
+
   // --- preparation
 
-  Status prepare_linear_step(const Node& node, Step& step) {
-    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
+  Status prepare_linear_step(const Artifact& from, const Node& node, Step& step) {
+    NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(from, node));
     NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
+    step.reversed = options.reversed_sums && weight.is_plain();
+    if (step.reversed) weight = with_reversed_columns(weight, 1);
     NIBBLE_ASSIGN_OR_RETURN(step.linear,
-                            prepare_node_linear(*artifact, node, weight,
+                            prepare_node_linear(from, node, weight,
                                                 options.compute == Compute::dynamic_int8,
                                                 &kernels));
     return ok_status();
@@ -100,7 +115,7 @@ struct Executor::Implementation {
       NIBBLE_ASSIGN_OR_RETURN(step.table, node_weight(*artifact, node));
       kernels.emplace(node.parameter("weight"), kEmbeddingKernel);
     } else if (node.op == "linear") {
-      NIBBLE_RETURN_IF_ERROR(prepare_linear_step(node, step));
+      NIBBLE_RETURN_IF_ERROR(prepare_linear_step(*artifact, node, step));
     } else if (node.op == "moe") {
       NIBBLE_ASSIGN_OR_RETURN(MoeStep moe, MoeStep::create(*artifact, node, options, &kernels));
       step.moe = std::make_unique<MoeStep>(std::move(moe));
@@ -127,7 +142,7 @@ struct Executor::Implementation {
                        "' was required; the program has none by this name");
       }
     } else if (node.op == "conv2d") {
-      NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
+      NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(*artifact, node));
       NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
       const std::vector<int64_t>& w =
           weight.is_plain() ? weight.plain.shape : weight.packed.shape;
@@ -144,6 +159,11 @@ struct Executor::Implementation {
                                  .pad_h = padding[0],
                                  .pad_w = padding[1],
                                  .groups = node.integer("groups", 1)};
+      // Of a grouped convolution the channels would change their groups.
+      step.reversed = options.reversed_sums && weight.is_plain() && shape.groups == 1;
+      if (step.reversed) {
+        weight = with_reversed_columns(weight, shape.kernel_h * shape.kernel_w);
+      }
       NIBBLE_ASSIGN_OR_RETURN(PreparedConv2d conv, prepare_conv2d(shape, weight));
       kernels[node.parameter("weight")] = conv2d_kernel_name(conv);
       step.conv = std::make_unique<PreparedConv2d>(std::move(conv));
@@ -202,6 +222,12 @@ struct Executor::Implementation {
       for (const int64_t n : shapes.at(value)) size *= n;
       return size;
     };
+    for (const ProgramState& state : program.states) {
+      kv.push_back(state.scheme);
+      if (options.kv.empty()) continue;
+      NIBBLE_ASSIGN_OR_RETURN(kv.back(),
+                              parse_kv_scheme(options.kv, state.kv_heads, state.head_dim));
+    }
     std::map<std::string, size_t> last_use;
     for (size_t i = 0; i < program.nodes.size(); ++i) {
       for (const std::string& name : program.nodes[i].inputs) last_use[name] = i;
@@ -231,6 +257,12 @@ struct Executor::Implementation {
     steps.reserve(program.nodes.size());
     for (size_t i = 0; i < program.nodes.size(); ++i) {
       const Node& node = program.nodes[i];
+      if (i == 0 || node.block != program.nodes[i - 1].block) {
+        stages.push_back({i, {}});
+        for (const auto& [name, slot] : at) {
+          if (last_use.count(name)) stages.back().slots.push_back(static_cast<size_t>(slot));
+        }
+      }
       Step step;
       step.node = &node;
       for (const std::string& name : node.inputs) {
@@ -268,6 +300,15 @@ struct Executor::Implementation {
     }
   }
 
+  // The rows as the step's weight wants them: reversed where its columns are.
+  const float* input_rows(const Step& step, const float* x, int64_t n, int64_t columns,
+                          int64_t run) {
+    if (!step.reversed) return x;
+    reversed.resize(std::max(reversed.size(), static_cast<size_t>(n * columns)));
+    reverse_columns(x, n, columns, run, reversed.data());
+    return reversed.data();
+  }
+
   float* data(int slot) { return slots[static_cast<size_t>(slot)].data(); }
 
   void tap_value(const Step& step, int64_t count, const float* values) {
@@ -290,7 +331,8 @@ struct Executor::Implementation {
     float* y = data(step.output);
     const int64_t size = n * step.features;
     if (op == "linear") {
-      run_linear(step.linear, MatrixView<const float>(x, n, step.linear.cols),
+      const float* rows = input_rows(step, x, n, step.linear.cols, 1);
+      run_linear(step.linear, MatrixView<const float>(rows, n, step.linear.cols),
                  step.bias.empty() ? nullptr : step.bias.data(),
                  MatrixView<float>(y, n, step.features));
     } else if (op == "moe") {
@@ -333,32 +375,60 @@ struct Executor::Implementation {
 
   Status run_attention(const Step& step, int64_t n, KvCache& cache) {
     const int64_t width = step.attention.kv_heads * step.attention.head_dim;
-    const int64_t first = cache.length(), length = first + n;
-    float* keys = cache.keys(step.state);
-    float* values = cache.values(step.state);
-    std::copy_n(data(step.inputs[1]), n * width, keys + first * width);
-    std::copy_n(data(step.inputs[2]), n * width, values + first * width);
+    const int64_t length = cache.length() + n;
+    NIBBLE_RETURN_IF_ERROR(
+        cache.append(step.state, MatrixView<const float>(data(step.inputs[1]), n, width),
+                     MatrixView<const float>(data(step.inputs[2]), n, width)));
+    const KvRows& keys = cache.keys(step.state);
+    const KvRows& values = cache.values(step.state);
     const int64_t q_width = step.attention.heads * step.attention.head_dim;
-    attention(select_attention(), step.attention,
-              MatrixView<const float>(data(step.inputs[0]), n, q_width),
-              MatrixView<const float>(keys, length, width),
-              MatrixView<const float>(values, length, width),
-              MatrixView<float>(data(step.output), n, q_width));
+    const MatrixView<const float> q(data(step.inputs[0]), n, q_width);
+    const MatrixView<float> y(data(step.output), n, q_width);
+    if (keys.floats() != nullptr && values.floats() != nullptr) {
+      attention(select_attention(), step.attention, q,
+                MatrixView<const float>(keys.floats(), length, width),
+                MatrixView<const float>(values.floats(), length, width), y);
+    } else {
+      kv_attention(select_kv_attention(), step.attention, q, keys, values, y);
+    }
     return ok_status();
   }
 
-  Status run_tokens(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits) {
+  // Copies a stage's live values out of the slots, or back into them.
+  template <class Copy>
+  void stage_values(const Stage& stage, int64_t n, const Copy& copy) {
+    size_t at = 0;
+    for (const size_t slot : stage.slots) {
+      const size_t size = static_cast<size_t>(n * slot_features[slot]);
+      copy(slots[slot].data(), at, size);
+      at += size;
+    }
+  }
+
+  void keep_stage(size_t step, int64_t n, BlockInputs& kept) {
+    const size_t stage = kept.stages.size();
+    if (stage == stages.size() || stages[stage].step != step) return;
+    std::vector<float>& values = kept.stages.emplace_back();
+    stage_values(stages[stage], n, [&](const float* from, size_t, size_t size) {
+      values.insert(values.end(), from, from + size);
+    });
+  }
+
+  Status run_tokens(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits,
+                    size_t first_step = 0, BlockInputs* kept = nullptr) {
     const int64_t n = static_cast<int64_t>(tokens.size());
     reserve(n);
-    for (const Step& step : steps) {
+    for (size_t i = first_step; i < steps.size(); ++i) {
+      const Step& step = steps[i];
+      if (kept != nullptr) keep_stage(i, n, *kept);
       const Node& node = *step.node;
       const bool last = &step == &steps.back();
       if (last && node.op == "linear") {
         // Straight to the caller, and only the rows that were asked for.
-        const int64_t skip = n - logits.rows;
-        run_linear(step.linear,
-                   MatrixView<const float>(data(step.inputs[0]) + skip * step.linear.cols,
-                                           logits.rows, step.linear.cols),
+        const int64_t cols = step.linear.cols;
+        const float* rows =
+            input_rows(step, data(step.inputs[0]) + (n - logits.rows) * cols, logits.rows, cols, 1);
+        run_linear(step.linear, MatrixView<const float>(rows, logits.rows, cols),
                    step.bias.empty() ? nullptr : step.bias.data(), logits);
         if (tap && logits.stride == logits.cols) tap_value(step, logits.rows, logits.data);
         continue;
@@ -409,6 +479,7 @@ struct Executor::Implementation {
           parallel_for(n, [&](int64_t i) { body(x + i * size, y + i * step.features); });
         };
         if (node.op == "conv2d") {
+          x = input_rows(step, x, n, size, pixels);
           each([&](const float* from, float* to) {
             run_conv2d(*step.conv, from, step.bias.empty() ? nullptr : step.bias.data(), to);
           });
@@ -463,6 +534,11 @@ Result<Executor> Executor::create(std::shared_ptr<const Artifact> artifact,
 }
 
 const Artifact& Executor::artifact() const { return *implementation_->artifact; }
+std::shared_ptr<const Artifact> Executor::shared_artifact() const {
+  return implementation_->artifact;
+}
+
+const std::vector<KvScheme>& Executor::kv_schemes() const { return implementation_->kv; }
 
 void Executor::set_tap(std::function<void(const TapValue&)> tap) {
   implementation_->tap = std::move(tap);
@@ -477,11 +553,11 @@ Result<std::unique_ptr<KvCache>> Executor::make_cache(int64_t capacity) const {
     return failure(StatusCode::out_of_range, "cache", "1 to ", program.context_length,
                    " positions (the model's context) were required; found ", capacity);
   }
-  return std::make_unique<KvCache>(program, capacity);
+  return KvCache::create(program, implementation_->kv, capacity);
 }
 
-Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
-                         MatrixView<float> logits) {
+Status Executor::check_tokens(std::span<const int32_t> tokens, const KvCache& cache,
+                              MatrixView<float> logits) const {
   const Program& program = implementation_->artifact->program;
   const int64_t n = static_cast<int64_t>(tokens.size());
   NIBBLE_RETURN_IF_ERROR(require_decoder(program));
@@ -490,7 +566,7 @@ Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
     return failure(StatusCode::invalid_argument, "logits", "[", n, " or 1, ", program.vocabulary,
                    "] was required; found [", logits.rows, ", ", logits.cols, "]");
   }
-  if (!cache.fits(program)) {
+  if (!cache.fits(program, implementation_->kv)) {
     return failure(StatusCode::invalid_argument, "cache",
                    "a cache of this model was required; found another model's; use make_cache");
   }
@@ -509,6 +585,12 @@ Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
                      "; does the tokenizer belong to this model?");
     }
   }
+  return ok_status();
+}
+
+Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
+                         MatrixView<float> logits) {
+  NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
   return implementation_->run_tokens(tokens, cache, logits);
 }
 
@@ -528,6 +610,75 @@ Status Executor::encode(std::span<const int32_t> tokens, std::span<const int64_t
                    "an encoder was required; this model makes logits");
   }
   return implementation_->encoder->run(tokens, lengths, types, implementation_->tap, output);
+}
+
+Status Executor::forward_keeping(std::span<const int32_t> tokens, KvCache& cache,
+                                 MatrixView<float> logits, BlockInputs& kept) {
+  NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
+  kept = {static_cast<int64_t>(tokens.size()), {}};
+  return implementation_->run_tokens(tokens, cache, logits, 0, &kept);
+}
+
+Status Executor::forward_from(size_t stage, const BlockInputs& kept,
+                              std::span<const int32_t> tokens, KvCache& cache,
+                              MatrixView<float> logits) {
+  NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
+  Implementation& net = *implementation_;
+  const int64_t n = static_cast<int64_t>(tokens.size());
+  if (kept.tokens != n || kept.stages.size() != net.stages.size() ||
+      stage >= net.stages.size()) {
+    return failure(StatusCode::invalid_argument, "stage", "one of ", net.stages.size(),
+                   " stages kept of ", n, " tokens was required; found stage ", stage, " of ",
+                   kept.stages.size(), " kept of ", kept.tokens, " tokens");
+  }
+  net.reserve(n);
+  const std::vector<float>& values = kept.stages[stage];
+  net.stage_values(net.stages[stage], n, [&](float* to, size_t at, size_t size) {
+    std::copy_n(values.data() + at, size, to);
+  });
+  return net.run_tokens(tokens, cache, logits, net.stages[stage].step);
+}
+
+Result<size_t> Executor::stage_of(const std::string& layer) const {
+  const Implementation& net = *implementation_;
+  for (size_t i = 0; i < net.steps.size(); ++i) {
+    if (net.steps[i].node->parameter("weight") != layer) continue;
+    size_t stage = 0;
+    while (stage + 1 < net.stages.size() && net.stages[stage + 1].step <= i) ++stage;
+    return stage;
+  }
+  return failure(StatusCode::not_found, layer, "a layer of the program was required");
+}
+
+Status Executor::exchange_layer(const std::string& layer, const Artifact* other) {
+  Implementation& net = *implementation_;
+  for (auto& [index, step] : net.own_steps) std::swap(net.steps[index], step);
+  net.own_steps.clear();
+  if (other == nullptr) return ok_status();
+  for (size_t i = 0; i < net.steps.size(); ++i) {
+    const Node& node = *net.steps[i].node;
+    if (node.parameter("weight") != layer) continue;
+    Step step;
+    if (node.op == "linear") {
+      NIBBLE_RETURN_IF_ERROR(net.prepare_linear_step(*other, node, step));
+    } else if (node.op == "embedding") {
+      NIBBLE_ASSIGN_OR_RETURN(step.table, node_weight(*other, node));
+    } else {
+      return failure(StatusCode::unsupported, layer, "a linear or embedding layer was required; ",
+                     "found one of ", node.op);
+    }
+    Step& own = net.steps[i];
+    step.node = own.node;
+    step.inputs = own.inputs;
+    step.output = own.output;
+    step.features = own.features;
+    step.image_shape = own.image_shape;
+    step.output_shape = own.output_shape;
+    std::swap(own, step);
+    net.own_steps.emplace_back(i, std::move(step));
+  }
+  if (!net.own_steps.empty()) return ok_status();
+  return failure(StatusCode::not_found, layer, "a layer of the program was required");
 }
 
 Status Executor::forward_images(std::span<const float> images, std::span<const int64_t> shape,

@@ -27,6 +27,11 @@ struct ExecutorOptions {
   Compute compute = Compute::float_activations;
   // Integer path of CNNs; false simulates in float (dequantized weights, no activation rounding).
   bool integer = true;
+  // Float layers add their inputs in reverse order (runtime/summation_order.h): another
+  // rounding of the same function, for the noise floor of a comparison.
+  bool reversed_sums = false;
+  // What KV caches are stored as (kernels/scheme/kv_scheme.h); "": as the artifact says.
+  std::string kv = {};
 };
 
 // A value as a tap sees it: floats, or on the integer path the codes with their scale.
@@ -40,6 +45,13 @@ struct TapValue {
 
 class KvCache;  // runtime/kv_cache.h
 
+// What a pass over tokens leaves of the start of each block, so that another pass over the
+// same tokens can begin there: stage 0 is the program's start, then a stage a block.
+struct BlockInputs {
+  int64_t tokens = 0;
+  std::vector<std::vector<float>> stages;  // the live values, one after the other
+};
+
 class Executor {
  public:
   // Repacks weights for the kernels of this machine. Keeps a reference to the tensors' bytes.
@@ -49,9 +61,11 @@ class Executor {
   ~Executor();
 
   const Artifact& artifact() const;
+  std::shared_ptr<const Artifact> shared_artifact() const;
 
   // --- language models
-  // An empty cache for `capacity` positions (at most the model's context).
+  // An empty cache for `capacity` positions (at most the model's context), stored as
+  // kv_schemes() says, one a program state.
   Result<std::unique_ptr<KvCache>> make_cache(int64_t capacity) const;
   // Runs tokens at positions cache.length() ...; appends to the cache. logits: [tokens, vocab],
   // or [1, vocab] for the last position only.
@@ -70,9 +84,26 @@ class Executor {
   int64_t embedding_features() const;  // 0: not an encoder
   int64_t embedding_rows(std::span<const int64_t> lengths) const;
 
+  // --- one layer at a time (language models)
+  // As forward, all logits; keeps the inputs of every block.
+  Status forward_keeping(std::span<const int32_t> tokens, KvCache& cache,
+                         MatrixView<float> logits, BlockInputs& kept);
+  // The same from a stage on, its inputs being the kept ones; later blocks' rows of the
+  // cache are written anew. invalid_argument: kept of other tokens or another program.
+  Status forward_from(size_t stage, const BlockInputs& kept,
+                      std::span<const int32_t> tokens, KvCache& cache,
+                      MatrixView<float> logits);
+  // The first stage that reads the layer (a tensor's name). not_found.
+  Result<size_t> stage_of(const std::string& layer) const;
+  // From now on the layer's weight is that of `other`, a model of the same program; null:
+  // its own again. One layer at a time.
+  Status exchange_layer(const std::string& layer, const Artifact* other);
+
   // --- images: [count, channels, height, width] floats, preprocessed -> logits [count, classes]
   Status forward_images(std::span<const float> images, std::span<const int64_t> shape,
                         MatrixView<float> logits);
+
+  const std::vector<KvScheme>& kv_schemes() const;
 
   // Called after each node with its output while set (tests, validation); may be empty.
   void set_tap(std::function<void(const TapValue&)> tap);
@@ -82,6 +113,8 @@ class Executor {
 
  private:
   Executor();
+  Status check_tokens(std::span<const int32_t> tokens, const KvCache& cache,
+                      MatrixView<float> logits) const;
   struct Implementation;
   std::unique_ptr<Implementation> implementation_;
 };

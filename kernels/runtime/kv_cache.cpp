@@ -4,34 +4,67 @@
 
 namespace nibble {
 
-KvCache::KvCache(const Program& program, int64_t capacity) : capacity_(capacity) {
-  for (const ProgramState& state : program.states) {
-    const size_t size = static_cast<size_t>(capacity * state.kv_heads * state.head_dim);
-    keys_.emplace_back(size);
-    values_.emplace_back(size);
+Result<std::unique_ptr<KvCache>> KvCache::create(const Program& program,
+                                                 const std::vector<KvScheme>& schemes,
+                                                 int64_t capacity) {
+  auto cache = std::make_unique<KvCache>();
+  cache->capacity_ = capacity;
+  for (size_t i = 0; i < program.states.size(); ++i) {
+    const ProgramState& state = program.states[i];
+    const int64_t width = state.kv_heads * state.head_dim;
+    NIBBLE_ASSIGN_OR_RETURN(KvRows keys,
+                            KvRows::create(schemes[i].keys, capacity, width));
+    NIBBLE_ASSIGN_OR_RETURN(KvRows values,
+                            KvRows::create(schemes[i].values, capacity, width));
+    cache->keys_.push_back(std::move(keys));
+    cache->values_.push_back(std::move(values));
   }
+  return cache;
 }
 
 void KvCache::truncate(int64_t length) {
   length_ = std::clamp<int64_t>(length, 0, length_);
+  for (KvRows& rows : keys_) rows.truncate(length_);
+  for (KvRows& rows : values_) rows.truncate(length_);
 }
 
 int64_t KvCache::bytes() const {
-  size_t values = 0;
-  for (const std::vector<float>& keys : keys_) values += 2 * keys.size();
-  return static_cast<int64_t>(values * sizeof(float));
+  int64_t total = 0;
+  for (const KvRows& rows : keys_) total += rows.bytes();
+  for (const KvRows& rows : values_) total += rows.bytes();
+  return total;
 }
 
-bool KvCache::fits(const Program& program) const {
+int64_t KvCache::bytes_for(const Program& program, const std::vector<KvScheme>& schemes,
+                           int64_t capacity) {
+  int64_t total = 0;
+  for (size_t i = 0; i < program.states.size(); ++i) {
+    const int64_t width = program.states[i].kv_heads * program.states[i].head_dim;
+    total += KvRows::bytes_for(schemes[i].keys, capacity, width) +
+             KvRows::bytes_for(schemes[i].values, capacity, width);
+  }
+  return total;
+}
+
+bool KvCache::fits(const Program& program, const std::vector<KvScheme>& schemes) const {
   if (program.states.size() != keys_.size()) return false;
   for (size_t i = 0; i < keys_.size(); ++i) {
     const ProgramState& state = program.states[i];
-    if (static_cast<int64_t>(keys_[i].size()) !=
-        capacity_ * state.kv_heads * state.head_dim) {
+    if (keys_[i].width() != state.kv_heads * state.head_dim ||
+        keys_[i].scheme() != schemes[i].keys ||
+        values_[i].scheme() != schemes[i].values) {
       return false;
     }
   }
   return true;
+}
+
+Status KvCache::append(size_t state, MatrixView<const float> k,
+                       MatrixView<const float> v) {
+  keys_[state].truncate(length_);
+  values_[state].truncate(length_);
+  NIBBLE_RETURN_IF_ERROR(keys_[state].append(k));
+  return values_[state].append(v);
 }
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include "recipes/cli/verb.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/eval/speed.h"
+#include "recipes/report/quality_json.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
 
@@ -20,6 +21,7 @@ Json to_json(const std::string& path, const Measurement& size, const Speed& spee
                {"bits_per_weight", size.bits_per_weight},
                {"kernels", speed.kernels},
                {"cpu", speed.cpu}};
+  if (size.cache) json["kv_cache"] = cache_json(*size.cache);
   const auto add = [&json](const std::string& name, const Rate& rate) {
     if (rate.repeats == 0) return;
     json[name] = rate.median;
@@ -57,6 +59,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.integer("batch", "encoders: sentences a call", 1, 1);
   line.text("compute", "float|int8",
             "activations of weight-only layers (default: float)");
+  line.kv_option();
   line.model_options();
   line.json();
   line.example(
@@ -68,6 +71,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 
   std::vector<std::string> paths = {line.text("MODEL")};
   if (line.has("reference")) paths.push_back(line.text("reference"));
@@ -86,7 +90,9 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
         Executor model,
         Executor::create(
             std::make_shared<const Artifact>(std::move(artifact)),
-            ExecutorOptions{.compute = i == 0 ? compute : Compute::float_activations}));
+            ExecutorOptions{.compute = i == 0 ? compute : Compute::float_activations,
+                            .kv = i == 0 ? kv : std::string()}));
+    sizes.back().cache = measure_cache(model);
     models.push_back(std::move(model));
   }
   for (Executor& model : models) pointers.push_back(&model);
@@ -117,7 +123,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
   }
-  std::vector<std::vector<std::string>> rows = {{"model", "size", "bits",
+  std::vector<std::vector<std::string>> rows = {{"model", "size", "bits", "KV cache",
                                                  "decode tokens/s", "prefill tokens/s",
                                                  "images/s", "sentences/s", "kernels"}};
   for (size_t i = 0; i < speeds.size(); ++i) {
@@ -126,9 +132,10 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
       kernels += cat(kernels.empty() ? "" : ", ", name, " x ", layers);
     }
     rows.push_back({sizes[i].name, bytes_text(sizes[i].bytes),
-                    number_text(sizes[i].bits_per_weight, 4), rate_text(speeds[i].decode),
-                    rate_text(speeds[i].prefill), rate_text(speeds[i].images),
-                    rate_text(speeds[i].sentences), kernels});
+                    number_text(sizes[i].bits_per_weight, 4),
+                    sizes[i].cache ? cache_text(*sizes[i].cache) : "-",
+                    rate_text(speeds[i].decode), rate_text(speeds[i].prefill),
+                    rate_text(speeds[i].images), rate_text(speeds[i].sentences), kernels});
   }
   std::cout << table_text(rows) << "on  " << speeds[0].cpu << "\n";
   return ok_status();

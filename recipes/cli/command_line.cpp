@@ -64,6 +64,11 @@ void CommandLine::positional(const char* name, bool required) {
   positionals_.emplace_back(name, required);
 }
 
+void CommandLine::kv_option() {
+  text("kv", "SCHEME",
+       "what the KV cache is stored as: f32, f16, bf16, int8, fp8, int4, a scheme or "
+       "KEYS,VALUES (default: what the artifact says, else f32)");
+}
 void CommandLine::json() {
   flag("json", "print one JSON object on stdout and nothing else there");
 }
@@ -239,6 +244,13 @@ LoadOptions CommandLine::load_options() const {
   options.tokenizer = path("tokenizer");
   options.architecture = text("architecture");
   return options;
+}
+
+Result<std::string> kv_option(const CommandLine& line) {
+  const std::string text = line.text("kv");
+  if (text.empty()) return text;
+  NIBBLE_RETURN_IF_ERROR(parse_kv_scheme(text, 1, 64).status());
+  return text;
 }
 
 Result<Compute> compute_option(const CommandLine& line) {

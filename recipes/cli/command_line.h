@@ -53,6 +53,7 @@ class CommandLine {
             const char* description);  // may be repeated
   void positional(const char* name, bool required = true);
   void json();           // --json
+  void kv_option();      // --kv
   void model_options();  // --tokenizer, --architecture
   // command: all of it, "nibble quantize ..."; a test parses each.
   void example(const char* command, const char* purpose);
@@ -89,6 +90,9 @@ class CommandLine {
 struct Verb;
 Result<VerbDescription> describe_verb(const Verb& verb,
                                       const std::vector<std::string>& arguments = {});
+
+// --kv: checked as far as it can be without a model; "" when absent.
+Result<std::string> kv_option(const CommandLine& line);
 
 // --compute: float (default) or int8.
 Result<Compute> compute_option(const CommandLine& line);

@@ -2,11 +2,13 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "kernels/base/file.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
+#include "recipes/report/quality_json.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
 
@@ -15,25 +17,70 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr size_t kAttributedSequences = 8;
+
 struct Models {
   std::optional<Executor> model, reference;
+  // The model with an f32 cache, where its own is quantized: the weights' share.
+  std::optional<Executor> float_cache;
   Executor* reference_or_null() { return reference ? &*reference : nullptr; }
 };
 
 Result<Executor> open(const std::filesystem::path& path, const LoadOptions& options,
-                      Compute compute) {
+                      Compute compute, const std::string& kv) {
   NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, load_model(path, options));
   return Executor::create(std::make_shared<const Artifact>(std::move(artifact)),
-                          ExecutorOptions{.compute = compute});
+                          ExecutorOptions{.compute = compute, .kv = kv});
 }
 
-void print(const Json& json, const Measurement& measurement, const std::string& data,
-           bool as_json) {
+// How much of the data the noise floor sees: 0 everything, -1 nothing.
+int64_t floor_size(const CommandLine& line, int64_t otherwise) {
+  if (line.has("noise-floor")) return 0;
+  return line.has("no-noise-floor") || !line.has("reference") ? -1 : otherwise;
+}
+
+RunReport page_of(const CommandLine& line, const Measurement& measurement,
+                  int64_t length) {
+  RunReport report;
+  report.verb = "evaluate";
+  report.model = measurement.name;
+  report.recipe_name = cat("windows of ", length, " tokens");
+  report.after = measurement;
+  report.recipe =
+      cat("reference: ", line.path("reference").filename().string(),
+          "\ncompute: ", line.has("compute") ? line.text("compute") : "float",
+          "\nkv: ", line.has("kv") ? line.text("kv") : "the artifact's",
+          "\nsequence-length: ", length, "\nstride: ", line.integer("stride"), "\n");
+  return report;
+}
+
+// A pass a layer: without --limit the first few sequences.
+std::vector<std::vector<int32_t>> attributed(
+    const std::vector<std::vector<int32_t>>& sequences, int64_t limit) {
+  const size_t most = limit > 0 ? sequences.size() : kAttributedSequences;
+  return {sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(
+                                                     std::min(most, sequences.size()))};
+}
+
+std::string intervals_text(int64_t sequences, const char* what) {
+  if (sequences == 1) return cat("none: one ", what, " alone has no interval, give more");
+  return cat("95 %, bootstrap over ", sequences, " ", what, "s, ", kResamples,
+             " resamples, seed ", kBootstrapSeed);
+}
+
+void print(const Json& json, const Measurement& measurement,
+           const std::vector<Measurement>& parts,
+           const std::vector<std::pair<std::string, std::string>>& lines, bool as_json) {
   if (as_json) {
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
-  } else {
-    std::cout << table_text(measurement_rows({&measurement})) << "measured on  " << data
-              << "\n";
+    return;
+  }
+  std::vector<const Measurement*> columns = {&measurement};
+  for (const Measurement& part : parts) columns.push_back(&part);
+  std::cout << table_text(measurement_rows(columns));
+  for (const auto& [label, text] : lines) std::cout << label << "  " << text << "\n";
+  if (measurement.text && measurement.text->positions.size() > 1) {
+    std::cout << "\n" << table_text(position_rows(columns));
   }
 }
 
@@ -43,6 +90,7 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   TextOptions options;
   options.length = line.integer("sequence-length");
   if (options.length == 0) options.length = default_sequence_length(artifact);
+  options.stride = line.integer("stride");
   options.per_line = line.has("per-line");
   options.min_chars = line.integer("min-chars");
   options.limit = line.integer("limit");
@@ -52,29 +100,79 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   NIBBLE_ASSIGN_OR_RETURN(
       const TextQuality quality,
       evaluate_text(*models.model, models.reference_or_null(), data.sequences,
-                    make_counter("evaluate", "sequences")));
-  json["perplexity"] = quality.perplexity;
-  json["perplexity_ci95"] = {quality.perplexity_ci95.low, quality.perplexity_ci95.high};
-  json["nll"] = quality.nll;
-  json["tokens"] = quality.tokens;
-  json["sequences"] = quality.sequences;
-  json["sequence_length"] = options.length;
-  json["data"] = data.description;
-  if (quality.kl) {
-    json["kl"] = *quality.kl;
-    json["kl_ci95"] = {quality.kl_ci95.low, quality.kl_ci95.high};
+                    make_counter("evaluate", "sequences"), data.counted_from));
+  add_quality(quality, json);
+  std::vector<Measurement> parts;
+  measurement.cache = measure_cache(*models.model);
+  if (measurement.cache) json["kv_cache"] = cache_json(*measurement.cache);
+  if (models.float_cache) {
+    Measurement weights = measure_size(artifact, "same, f32 cache");
+    NIBBLE_ASSIGN_OR_RETURN(
+        weights.text,
+        evaluate_text(*models.float_cache, &*models.reference, data.sequences,
+                      make_counter("evaluate with an f32 cache", "sequences"),
+                      data.counted_from));
+    weights.cache = measure_cache(*models.float_cache);
+    json["f32_cache"] = Json::object();
+    add_quality(*weights.text, json["f32_cache"]);
+    parts.push_back(std::move(weights));
   }
-  if (quality.top1_agreement) json["top1_agreement"] = *quality.top1_agreement;
+  json["sequence_length"] = options.length;
+  if (options.stride > 0) json["stride"] = options.stride;
+  json["data"] = data.description;
+  json["intervals"] = intervals_text(quality.sequences, "sequence");
   if (line.has("per-sequence")) {
     json["sequence_nll"] = quality.sequence_nll;
     if (quality.kl) json["sequence_kl"] = quality.sequence_kl;
   }
   measurement.text = quality;
-  std::string description =
-      cat(data.description, ", ", quality.tokens, " predictions, at most ",
-          options.length, " tokens a sequence");
-  print(json, measurement, description, line.wants_json());
-  return ok_status();
+  std::vector<std::pair<std::string, std::string>> lines = {
+      {"measured on",
+       cat(data.description, ", ", quality.tokens, " predictions, at most ",
+           options.length, " tokens a sequence",
+           options.stride > 0 ? cat(", windows ", options.stride,
+                                    " tokens apart, what they share counted once")
+                              : std::string())},
+      {"intervals", intervals_text(quality.sequences, "sequence")}};
+  std::optional<TextNoise> noise;
+  if (const int64_t size = floor_size(line, kFloorPredictions); size >= 0) {
+    NIBBLE_ASSIGN_OR_RETURN(noise,
+                            measure_text_noise(*models.reference, data.sequences, size,
+                                               make_counter("noise floor", "sequences")));
+    json["noise_floor"] = noise_json(*noise);
+    json["kl_is_noise"] = noise->covers(quality);
+    lines.emplace_back("noise floor", noise_text(*noise, &quality));
+  }
+  RunReport report = page_of(line, measurement, options.length);
+  if (quality.kl) {
+    report.before = measure_size(models.reference->artifact(), "reference");
+    report.before->text = reference_quality(quality);
+  }
+  report.parts = parts;
+  report.text_noise = noise;
+  report.evaluation = lines[0].second;
+  report.ledger = artifact.ledger;
+  if (line.has("attribute") || line.has("attribute-alone")) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.attribution,
+        attribute_layers(*models.model, *models.reference,
+                         attributed(data.sequences, line.integer("limit")),
+                         line.has("attribute-alone"),
+                         make_counter("attribute", "sequences")));
+    json["attribution"] = attribution_json(*report.attribution);
+  }
+  print(json, measurement, parts, lines, line.wants_json());
+  if (report.attribution && !line.wants_json()) {
+    std::cout << "\n"
+              << (report.attribution->alone
+                      ? "each layer quantized alone"
+                      : "what each layer would win with its float weights back")
+              << ", KL in nats a token, on " << report.attribution->sequences
+              << " sequences\n"
+              << table_text(attribution_rows(*report.attribution));
+  }
+  if (!line.has("report")) return ok_status();
+  return write_file_atomically(line.path("report"), report_html(report));
 }
 
 Status evaluate_on_sentences(const CommandLine& line, Models& models, Json& json,
@@ -117,13 +215,21 @@ Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
   NIBBLE_ASSIGN_OR_RETURN(const ImageQuality quality,
                           evaluate_images(*models.model, models.reference_or_null(),
                                           images, make_counter("evaluate", "images")));
-  json["accuracy"] = quality.accuracy;
-  json["accuracy_ci95"] = {quality.accuracy_ci95.low, quality.accuracy_ci95.high};
-  json["images"] = quality.images;
+  add_quality(quality, json);
   json["data"] = images.description;
-  if (quality.argmax_agreement) json["argmax_agreement"] = *quality.argmax_agreement;
+  json["intervals"] = intervals_text(quality.images, "image");
   measurement.images = quality;
-  print(json, measurement, images.description, line.wants_json());
+  std::vector<std::pair<std::string, std::string>> lines = {
+      {"measured on", images.description},
+      {"intervals", intervals_text(quality.images, "image")}};
+  if (const int64_t size = floor_size(line, kFloorImages); size >= 0) {
+    NIBBLE_ASSIGN_OR_RETURN(const ImageNoise noise,
+                            measure_image_noise(*models.reference, images, size,
+                                                make_counter("noise floor", "images")));
+    json["noise_floor"] = noise_json(noise);
+    lines.emplace_back("noise floor", noise_text(noise, &quality));
+  }
+  print(json, measurement, {}, lines, line.wants_json());
   return ok_status();
 }
 
@@ -135,21 +241,38 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
       "Perplexity on text or accuracy on images, with 95 % intervals; with a "
       "reference, the KL divergence\nKL(reference || this) in nats a token and how "
       "often both choose the same.\n\nText is cut into windows of --sequence-length "
-      "tokens; a safetensors file with int32 input_ids\n[sequences, length] is taken "
-      "row by row. Of an encoder: the cosine between the embeddings of the text's "
-      "sentences\n(cut after . ! ? and at line ends) and the reference's.");
+      "tokens, --stride tokens apart; a safetensors file with\nint32 input_ids "
+      "[sequences, length] is taken row by row. What windows share is counted once, by "
+      "the\nfirst. Intervals: bootstrap over sequences (images), 2,000 resamples, a "
+      "fixed seed. With a reference,\nthe noise floor says how far the reference is "
+      "from itself when it only adds in another order.\n\nOf an encoder: the cosine "
+      "between the embeddings of the text's sentences (cut after . ! ? and at line\nends) "
+      "and the reference's.");
   line.positional("MODEL");
   line.text("text", "FILE", "UTF-8 text, or safetensors with input_ids");
   line.text("dataset", "DIR", "a CIFAR or MNIST folder; its test images are used");
   line.text("reference", "MODEL", "compare with this model, in float");
   line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048",
                0, 0);
+  line.integer("stride", "tokens from one window to the next; 0: no overlap", 0, 0);
   line.flag("per-line", "take each line of the text alone");
   line.integer("min-chars", "leave shorter lines (--per-line) or sentences out", 0, 0);
   line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.integer("limit", "at most so many sequences or images; 0: all", 0, 0);
   line.text("compute", "float|int8",
             "activations of weight-only layers (default: float)");
+  line.flag("noise-floor",
+            "measure the noise floor on all of the data, not on the first 2,048 "
+            "predictions or 200 images");
+  line.flag("no-noise-floor", "leave the noise floor out");
+  line.flag(
+      "attribute",
+      "what each quantized layer costs: the KL that its float weights would win back, "
+      "one layer at a time (without --limit on the first 8 sequences)");
+  line.flag("attribute-alone",
+            "the same the other way round: the float model with one layer quantized");
+  line.text("report", "FILE", "text: write the figures with their plots as a web page");
+  line.kv_option();
   line.flag("per-sequence", "with --json: every sequence's mean as well");
   line.model_options();
   line.json();
@@ -167,16 +290,35 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                  "is required; found ",
                  line.has("text") ? "both" : "none", "; give the data to measure on");
   }
+  if (line.has("noise-floor") && !line.has("reference")) {
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] --noise-floor: a reference is required, whose noise it is; "
+                 "found none; give --reference MODEL");
+  }
+  const bool attribute = line.has("attribute") || line.has("attribute-alone");
+  if (attribute && (!line.has("reference") || !line.has("text"))) {
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] --attribute: --text and the float model as --reference are "
+                 "required; found no ",
+                 line.has("text") ? "reference" : "text", "; give both");
+  }
+  if (line.has("attribute") && line.has("attribute-alone")) {
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] command line: one of --attribute and --attribute-alone is "
+                 "required; found both; run it twice");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
+
+  NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 
   Models models;
   NIBBLE_ASSIGN_OR_RETURN(models.model,
-                          open(line.path("MODEL"), line.load_options(), compute));
+                          open(line.path("MODEL"), line.load_options(), compute, kv));
   if (line.has("reference")) {
     LoadOptions options;
     options.architecture = line.text("architecture");
     NIBBLE_ASSIGN_OR_RETURN(models.reference, open(line.path("reference"), options,
-                                                   Compute::float_activations));
+                                                   Compute::float_activations, "f32"));
     const Program& a = models.model->artifact().program;
     const Program& b = models.reference->artifact().program;
     if (a.vocabulary != b.vocabulary) {
@@ -199,6 +341,12 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   }
   if (line.has("text") && models.model->artifact().program.is_encoder()) {
     return evaluate_on_sentences(line, models, json, measurement);
+  }
+  if (line.has("text") && models.reference && has_quantized_cache(*models.model)) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        models.float_cache,
+        Executor::create(models.model->shared_artifact(),
+                         ExecutorOptions{.compute = compute, .kv = "f32"}));
   }
   if (line.has("text")) return evaluate_on_text(line, models, json, measurement);
   return evaluate_on_images(line, models, json, measurement);

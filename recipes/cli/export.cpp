@@ -6,6 +6,7 @@
 
 #include "export/exporter.h"
 #include "recipes/cli/command_line.h"
+#include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
 
 namespace nibble {
@@ -58,6 +59,13 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                           load_model(line.path("ARTIFACT"), line.load_options()));
   NIBBLE_RETURN_IF_ERROR(exporter->can_express(artifact, options));
   NIBBLE_RETURN_IF_ERROR(exporter->write(artifact, output, options));
+  // Their caches are their own; what the artifact says of its cache goes no further.
+  const std::vector<ProgramState>& states = artifact.program.states;
+  if (!states.empty() && !states[0].scheme.is_f32() &&
+      std::string_view(exporter->name) != "nibble") {
+    note(cat("the artifact's KV cache is ", to_string(states[0].scheme), "; ",
+             exporter->name, " does not hold that, its user decides"));
+  }
   int64_t bytes = 0;
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(output, ignored)) {

@@ -151,6 +151,7 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
               0.95);
   line.text("compute", "float|int8",
             "activations of weight-only layers (default: float)");
+  line.kv_option();
   line.model_options();
   line.json();
   line.example(
@@ -170,6 +171,7 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
                  temperature, " and ", top_p, "; use --greedy for 0");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 
   NIBBLE_ASSIGN_OR_RETURN(Artifact loaded,
                           load_model(line.path("MODEL"), line.load_options()));
@@ -198,7 +200,7 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(
       Executor model,
       Executor::create(std::make_shared<const Artifact>(std::move(loaded)),
-                       ExecutorOptions{.compute = compute}));
+                       ExecutorOptions{.compute = compute, .kv = kv}));
   Stream stream(tokenizer.get(), !line.wants_json());
   Sampler sampler(static_cast<uint64_t>(line.integer("seed")),
                   static_cast<float>(temperature), static_cast<float>(top_p));

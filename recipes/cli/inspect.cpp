@@ -175,6 +175,8 @@ Json to_json(const Artifact& model, const Measurement& size,
           {"quantized_bits_per_weight", size.quantized_bits_per_weight},
           {"blocks", model.program.block_count()},
           {"context_length", model.program.context_length},
+          {"kv_cache",
+           model.program.states.empty() ? "" : to_string(model.program.states[0].scheme)},
           {"vocabulary", model.program.vocabulary},
           {"tokenizer", files},
           {"parameters", parameters},
@@ -250,6 +252,9 @@ std::string to_text(const Artifact& model, const Measurement& size,
     for (const auto& [name, bytes] : model.tokenizer)
       files += (files.empty() ? "" : ", ") + name;
     text += (files.empty() ? "none (give --tokenizer)" : files) + "\n";
+    const std::vector<ProgramState>& states = model.program.states;
+    if (!states.empty() && !states[0].scheme.is_f32())
+      text += cat("KV cache ", to_string(states[0].scheme), "\n");
   }
   if (!model.activations.empty()) {
     text += cat(model.activations.size(), " values with static integer activations\n");

@@ -1,12 +1,16 @@
 // nibble quantize and nibble train: requests for the pipeline, and the table at its end.
+#include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "kernels/base/file.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
 #include "recipes/recipe/predict.h"
 #include "recipes/report/text_table.h"
+#include "recipes/report/comparison.h"
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
@@ -18,6 +22,12 @@ void common_options(CommandLine& line) {
   line.positional("MODEL");
   line.text("recipe", "NAME|FILE", "what to do (nibble recipes lists the built-in ones)",
             true);
+  line.text("max-kl", "NATS",
+            "reject the artifact unless the KL's 95 % interval ends below");
+  line.text("max-perplexity-increase", "PERCENT",
+            "the same for the perplexity's growth over the float model's");
+  line.text("min-accuracy", "PERCENT",
+            "reject unless the accuracy's 95 % interval begins above");
   line.list("set", "KEY=VALUE", "change a setting of the recipe (nibble recipes --keys)");
   line.text("output", "DIR", "the directory to make", true);
   line.text(
@@ -28,16 +38,36 @@ void common_options(CommandLine& line) {
   line.flag("dry-run",
             "print the plan, its size and memory, and stop; nothing is written");
   line.waive("output", "dry-run");
+  line.kv_option();
   line.model_options();
   line.json();
 }
 
-Result<PipelineRequest> make_request(const CommandLine& line, const char* data) {
+// "12%" and "12" alike.
+std::string without_percent(std::string text) {
+  if (!text.empty() && text.back() == '%') text.pop_back();
+  return text;
+}
+
+// --set, and the options that are keys of a recipe under a name of their own.
+std::vector<std::string> overrides_of(const CommandLine& line) {
+  std::vector<std::string> overrides = line.list("set");
+  for (const auto& [option, key] :
+       {std::pair("max-kl", "gate.max_kl"),
+        std::pair("max-perplexity-increase", "gate.max_perplexity_increase"),
+        std::pair("min-accuracy", "gate.min_accuracy"), std::pair("kv", "kv")}) {
+    if (line.has(option))
+      overrides.push_back(cat(key, "=", without_percent(line.text(option))));
+  }
+  return overrides;
+}
+
+Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
+                                     const std::string& recipe) {
   PipelineRequest request;
   request.model = line.path("MODEL");
   request.load = line.load_options();
-  NIBBLE_ASSIGN_OR_RETURN(request.recipe,
-                          load_recipe(line.text("recipe"), line.list("set")));
+  NIBBLE_ASSIGN_OR_RETURN(request.recipe, load_recipe(recipe, overrides_of(line)));
   request.data = line.path(data);
   request.evaluation = line.path("evaluation");
   request.output = line.path("output");
@@ -121,8 +151,91 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
   return ok_status();
 }
 
-void print(const RunReport& report, bool as_json) {
+// The report, then what the gates say of it.
+Status print(const RunReport& report, bool as_json) {
   std::cout << (as_json ? report_json(report) + "\n" : print_report(report));
+  return gate_status(report);
+}
+
+std::vector<std::string> split_names(const std::string& text) {
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) names.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
+// Each recipe into a directory of its name below the output, then one table and one page.
+Status run_several(const CommandLine& line, const std::vector<std::string>& recipes) {
+  const std::filesystem::path output = line.path("output");
+  if (line.has("save-calibration")) {
+    return error(StatusCode::invalid_argument,
+                 "[quantize] --save-calibration: one recipe is required, whose ids they "
+                 "are; found ",
+                 recipes.size(), "; run it alone");
+  }
+  std::vector<PipelineRequest> requests;
+  std::set<std::string> names;
+  for (const std::string& recipe : recipes) {
+    NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
+                            make_request(line, "calibration", recipe));
+    const std::string& name = request.recipe.name;
+    if (name.find('/') != std::string::npos || !names.insert(name).second) {
+      return error(StatusCode::invalid_argument,
+                   "[quantize] --recipe: recipes of "
+                   "different names without '/' are required, each names a directory; "
+                   "found '",
+                   name, "'", names.count(name) > 0 ? " twice" : "",
+                   "; change the name in the file");
+    }
+    request.output = output / name;
+    requests.push_back(std::move(request));
+  }
+  if (line.has("dry-run")) {
+    for (const PipelineRequest& request : requests)
+      NIBBLE_RETURN_IF_ERROR(dry_run(request, line.wants_json()));
+    return ok_status();
+  }
+  std::error_code failed;
+  if (!line.has("overwrite") && std::filesystem::exists(output, failed)) {
+    return error(
+        StatusCode::already_exists, "[quantize] ", output.string(),
+        ": a new directory is required; found one; choose another or give --overwrite");
+  }
+  std::filesystem::create_directories(output, failed);
+  if (failed) {
+    return error(StatusCode::io_error, "[quantize] ", output.string(),
+                 ": the directory could not be made: ", failed.message());
+  }
+  std::vector<RunReport> reports;
+  for (PipelineRequest& request : requests) {
+    note(cat("recipe ", reports.size() + 1, " of ", requests.size(), ": ",
+             request.recipe.name));
+    Result<RunReport> report = run_quantize(request);
+    if (!report.ok()) {
+      // Nothing was made: the directory goes again, unless something else is in it.
+      if (reports.empty()) std::filesystem::remove(output, failed);
+      return report.status();
+    }
+    reports.push_back(std::move(report).value());
+    request.progress = nullptr;
+  }
+  reports = sorted_by_quality_per_byte(std::move(reports));
+  NIBBLE_RETURN_IF_ERROR(write_file_atomically(output / "report.html",
+                                               report_html(combined_report(reports))));
+  if (line.wants_json()) {
+    std::cout << comparison_json(reports, output.string()) << "\n";
+  } else {
+    std::cout << comparison_table(reports);
+    if (!reports[0].evaluation.empty())
+      std::cout << "measured on  " << reports[0].evaluation << "\n";
+    std::cout << "sorted by quality per byte (loss x size, the smallest first)\noutput  "
+              << output.string() << "\n";
+  }
+  for (const RunReport& report : reports) NIBBLE_RETURN_IF_ERROR(gate_status(report));
+  return ok_status();
 }
 
 }  // namespace
@@ -132,7 +245,11 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "quantize MODEL --recipe NAME|FILE --output DIR [--calibration TEXT|DATASET]",
       "Quantizes a trained model after the recipe, writes the artifact with "
       "report.html, and says what it cost\nin quality. Every error of the request "
-      "comes before anything heavy starts.");
+      "comes before anything heavy starts.\n\nSeveral recipes, a,b,c, go to DIR/a, "
+      "DIR/b, "
+      "DIR/c, with one table sorted by quality per byte and one\nreport. An artifact "
+      "that "
+      "a gate rejects goes to DIR.rejected, and the exit code is 11.");
   common_options(line);
   line.text("calibration", "TEXT|DATASET", "what methods like gptq learn from");
   line.text(
@@ -149,13 +266,17 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "GPTQ on one text, its quality measured on another");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request, make_request(line, "calibration"));
+  if (const std::vector<std::string> recipes = split_names(line.text("recipe"));
+      recipes.size() > 1) {
+    return run_several(line, recipes);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
+                          make_request(line, "calibration", line.text("recipe")));
   if (line.has("dry-run")) return dry_run(request, line.wants_json());
   request.save_calibration = line.path("save-calibration");
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_quantize(request));
   request.progress = nullptr;  // ends its line before the table
-  print(report, line.wants_json());
-  return ok_status();
+  return print(report, line.wants_json());
 }
 
 Status run_train_verb(const std::vector<std::string>& arguments) {
@@ -179,7 +300,8 @@ Status run_train_verb(const std::vector<std::string>& arguments) {
       "go on with an interrupted fine-tuning of a convolutional net");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request, make_request(line, "data"));
+  NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
+                          make_request(line, "data", line.text("recipe")));
   request.resume = line.has("resume");
   if (line.has("dry-run")) {
     if (request.recipe.kind != "float") return dry_run(request, line.wants_json());
@@ -190,8 +312,7 @@ Status run_train_verb(const std::vector<std::string>& arguments) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_train(request));
   request.progress = nullptr;
-  print(report, line.wants_json());
-  return ok_status();
+  return print(report, line.wants_json());
 }
 
 }  // namespace nibble

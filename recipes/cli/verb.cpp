@@ -35,6 +35,8 @@ int exit_code(StatusCode code) {
       return 9;
     case StatusCode::resource_exhausted:
       return 10;
+    case StatusCode::rejected:
+      return 11;
     case StatusCode::cancelled:
       return 130;  // 128 + SIGINT, as shells expect
   }
@@ -54,6 +56,7 @@ const std::vector<ExitCode>& exit_codes() {
       {8, "a number out of range, such as a NaN weight"},
       {9, "the output exists"},
       {10, "a memory budget or limit was reached"},
+      {11, "done, but a quality gate was not met: the artifact is at DIR.rejected"},
       {130, "interrupted; nothing half-written is left"},
   };
   return rows;

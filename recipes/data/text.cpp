@@ -49,8 +49,33 @@ bool full(const Sequences& sequences, const TextOptions& options) {
   return options.limit > 0 && static_cast<int64_t>(sequences.size()) >= options.limit;
 }
 
+// Windows of ids, `bos` (or -1) before each, and where each begins to count.
+void add_windows(const std::vector<int32_t>& ids, int32_t bos, const TextOptions& options,
+                 Sequences& sequences, std::vector<int64_t>& counted_from) {
+  const size_t before = bos >= 0 ? 1 : 0;
+  const size_t room = static_cast<size_t>(options.length) - before;
+  const size_t stride = options.stride > 0 ? static_cast<size_t>(options.stride) : room;
+  for (size_t at = 0; at < ids.size() && !full(sequences, options); at += stride) {
+    std::vector<int32_t> window;
+    window.reserve(room + before);
+    if (before) window.push_back(bos);
+    const size_t end = std::min(ids.size(), at + room);
+    window.insert(window.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
+                  ids.begin() + static_cast<std::ptrdiff_t>(end));
+    // Without BOS nothing predicts a window's first token.
+    const size_t shared = at == 0 ? 0 : room - stride;
+    const size_t from = std::max<size_t>(1, before + shared);
+    if (window.size() > from) {
+      sequences.push_back(std::move(window));
+      counted_from.push_back(static_cast<int64_t>(from));
+    }
+    if (end == ids.size()) break;  // later windows would only repeat
+  }
+}
+
 Result<Sequences> sequences_of_ids(const std::filesystem::path& path, int64_t vocabulary,
-                                   const TextOptions& options) {
+                                   const TextOptions& options,
+                                   std::vector<int64_t>& counted_from) {
   NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile file, read_safetensors(path));
   const auto found = file.tensors.find("input_ids");
   if (found == file.tensors.end() || found->second.shape.size() != 2)
@@ -85,9 +110,12 @@ Result<Sequences> sequences_of_ids(const std::filesystem::path& path, int64_t vo
                      " input_ids row ", row, " column ", column, ": an id below ",
                      vocabulary, " (the model's vocabulary) was required; found ", id,
                      "; these are another tokenizer's ids");
-      if (column < options.length) sequence.push_back(id);
+      if (column < options.length || options.stride > 0) sequence.push_back(id);
     }
-    if (sequence.size() >= 2) sequences.push_back(std::move(sequence));
+    if (options.stride > 0) {
+      add_windows(sequence, -1, options, sequences, counted_from);
+    } else if (sequence.size() >= 2)
+      sequences.push_back(std::move(sequence));
   }
   return sequences;
 }
@@ -120,22 +148,30 @@ Result<Sequences> sequences_of_lines(const std::string& text, const Tokenizer& t
 
 Result<Sequences> sequences_of_windows(const std::string& text,
                                        const Tokenizer& tokenizer,
-                                       const TextOptions& options) {
+                                       const TextOptions& options,
+                                       std::vector<int64_t>& counted_from) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                           tokenizer.encode_without_special(text));
   Sequences sequences;
-  const size_t bos = tokenizer.bos() >= 0 ? 1 : 0;
-  const size_t step = static_cast<size_t>(options.length) - bos;
-  for (size_t at = 0; at < ids.size() && !full(sequences, options); at += step) {
-    std::vector<int32_t> window;
-    window.reserve(step + bos);
-    if (bos) window.push_back(tokenizer.bos());
-    const size_t end = std::min(ids.size(), at + step);
-    window.insert(window.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
-                  ids.begin() + static_cast<std::ptrdiff_t>(end));
-    if (window.size() >= 2) sequences.push_back(std::move(window));
-  }
+  add_windows(ids, tokenizer.bos(), options, sequences, counted_from);
   return sequences;
+}
+
+Status check_stride(const std::filesystem::path& path, const Tokenizer* tokenizer,
+                    bool is_ids, const TextOptions& options) {
+  if (options.stride == 0) return ok_status();
+  const bool bos = !is_ids && tokenizer->bos() >= 0;
+  const int64_t most = options.length - (bos ? 1 : 0);
+  if (options.per_line)
+    return error(StatusCode::invalid_argument, "[text] ", path.string(),
+                 ": windows were required for a stride; found lines, each alone; leave "
+                 "--stride or --per-line out");
+  if (options.stride < 1 || options.stride > most)
+    return error(StatusCode::invalid_argument, "[text] ", path.string(),
+                 ": a stride of 1 to ", most, " tokens (the window",
+                 bos ? " without BOS" : "", ") was required; found ", options.stride,
+                 "; lower --stride or raise --sequence-length");
+  return ok_status();
 }
 
 }  // namespace
@@ -165,13 +201,16 @@ Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* t
                  : !options.per_line ? "windows"
                                      : "a tokenizer without one",
                  "; leave EOS out");
+  NIBBLE_RETURN_IF_ERROR(check_stride(path, tokenizer, is_ids, options));
   Result<Sequences> sequences = Sequences();
+  TextData data;
   if (is_ids) {
-    sequences = sequences_of_ids(path, vocabulary, options);
+    sequences = sequences_of_ids(path, vocabulary, options, data.counted_from);
   } else {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_utf8(path));
-    sequences = options.per_line ? sequences_of_lines(text, *tokenizer, options)
-                                 : sequences_of_windows(text, *tokenizer, options);
+    sequences = options.per_line
+                    ? sequences_of_lines(text, *tokenizer, options)
+                    : sequences_of_windows(text, *tokenizer, options, data.counted_from);
   }
   if (!sequences.ok()) return sequences.status();
   if (sequences->empty())
@@ -183,7 +222,7 @@ Result<TextData> load_text(const std::filesystem::path& path, const Tokenizer* t
   int64_t tokens = 0;
   for (const auto& sequence : *sequences) tokens += static_cast<int64_t>(sequence.size());
   NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
-  TextData data;
+  if (options.stride == 0) data.counted_from.clear();
   data.description =
       cat(path.filename().string(), ", ", sequences->size(), " sequences, ", tokens,
           " tokens, sha256 ", sha256_hex(bytes.text()));

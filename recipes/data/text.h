@@ -3,7 +3,14 @@
 // A safetensors file holds int32 `input_ids` [sequences, length] (padding -1, at the end
 // only); each row is a sequence, cut at `length` tokens. UTF-8 text is cut into windows
 // of `length` tokens, each beginning with BOS if the tokenizer adds one; the last,
-// shorter one is kept when it has >= 2 tokens. per_line: each line, without the white
+// shorter one is kept when it has >= 2 tokens.
+//
+// stride: a window begins so many tokens of text after the one before (rows of ids are cut
+// into such windows as well), so that tokens have at least length - stride tokens of
+// context. What two windows share is predicted once, by the first that holds it:
+// counted_from says from which token on each window counts.
+//
+// per_line: each line, without the white
 // space around it, of at least min_chars characters alone, cut at `length` tokens; a line
 // of fewer than 2 tokens is left out.
 //
@@ -27,9 +34,11 @@ struct TextOptions {
   int64_t limit = 0;      // sequences; 0: all
   bool append_eos =
       false;  // per_line: each whole line ends with the tokenizer's first EOS
+  int64_t stride = 0;  // 0: windows do not overlap, rows of ids are cut at `length`
 };
 struct TextData {
   std::vector<std::vector<int32_t>> sequences;
+  std::vector<int64_t> counted_from;  // one a sequence; empty: every prediction counts
   std::string description;  // "valid.txt, 300 sequences, 37578 tokens, sha256 ..."
 };
 // tokenizer may be null for a safetensors file.

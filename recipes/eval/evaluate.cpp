@@ -6,17 +6,16 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
-#include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
 #include "recipes/data/images.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kResamples = 2000;
-constexpr uint64_t kBootstrapSeed = 20;
 constexpr int64_t kMostLogits = int64_t{1} << 24;  // held at a time: 64 MiB of floats
 constexpr int64_t kImageBatch = 100;
+constexpr int64_t kBuckets =
+    16;  // of positions: enough to see a drift, few enough to read
 
 struct Largest {
   int64_t index = 0;
@@ -42,10 +41,6 @@ double log_sum_exp(const float* logits, int64_t count, float maximum) {
   return static_cast<double>(maximum) + std::log(sum);
 }
 
-int64_t rows_at_a_time(int64_t vocabulary) {
-  return std::max<int64_t>(1, kMostLogits / vocabulary);
-}
-
 // A sequence's predictions under one model, a run of rows at a time: forward(begin,
 // count) fills `logits` [count, vocabulary] for positions begin ...
 class SequenceRunner {
@@ -55,7 +50,7 @@ class SequenceRunner {
     NIBBLE_ASSIGN_OR_RETURN(runner.cache_, model.make_cache(longest));
     const int64_t vocabulary = model.artifact().program.vocabulary;
     runner.logits_.resize(
-        static_cast<size_t>(std::min(rows_at_a_time(vocabulary), longest) * vocabulary));
+        static_cast<size_t>(std::min(logit_rows(vocabulary), longest) * vocabulary));
     return runner;
   }
   void begin() { cache_->truncate(0); }
@@ -76,12 +71,57 @@ class SequenceRunner {
   std::vector<float> logits_;
 };
 
-double weighted_mean(const std::vector<double>& values,
-                     const std::vector<double>& weights) {
-  double sum = 0, total = 0;
-  for (size_t i = 0; i < values.size(); ++i)
-    sum += values[i] * weights[i], total += weights[i];
-  return sum / total;
+// The sums of one sequence over the positions of each bucket.
+struct BucketSums {
+  std::vector<double> nll, kl, count;
+};
+
+// Powers of two, so that a bucket's borders are round numbers.
+int64_t bucket_width(int64_t longest) {
+  int64_t width = 1;
+  while (width * kBuckets < longest) width *= 2;
+  return width;
+}
+
+std::vector<PositionBucket> position_buckets(const std::vector<BucketSums>& sequences,
+                                             int64_t width, int64_t longest,
+                                             bool with_kl) {
+  std::vector<PositionBucket> buckets(static_cast<size_t>((longest + width - 1) / width));
+  parallel_for(static_cast<int64_t>(buckets.size()), [&](int64_t i) {
+    PositionBucket& bucket = buckets[static_cast<size_t>(i)];
+    bucket.begin = i * width;
+    bucket.end = std::min(longest, bucket.begin + width);
+    std::vector<double> nll, kl, weights;
+    double count = 0;
+    for (const BucketSums& sums : sequences) {
+      const size_t b = static_cast<size_t>(i);
+      const double n = b < sums.count.size() ? sums.count[b] : 0;
+      if (n == 0) continue;
+      weights.push_back(n);
+      nll.push_back(sums.nll[b] / n);
+      kl.push_back(sums.kl[b] / n);
+      count += n;
+    }
+    bucket.predictions = static_cast<int64_t>(count);
+    if (weights.empty()) return;
+    bucket.perplexity = std::exp(weighted_mean(nll, weights));
+    const Interval interval = bootstrap_ci95(nll, weights);
+    bucket.perplexity_ci95 = {std::exp(interval.low), std::exp(interval.high)};
+    if (!with_kl) return;
+    bucket.kl = weighted_mean(kl, weights);
+    bucket.kl_ci95 = bootstrap_ci95(kl, weights);
+  });
+  // With overlapping windows the first positions of a short text may count nothing.
+  std::erase_if(buckets, [](const PositionBucket& b) { return b.predictions == 0; });
+  return buckets;
+}
+
+void set_perplexity(const std::vector<double>& nll, const std::vector<double>& weights,
+                    TextQuality& quality) {
+  quality.nll = weighted_mean(nll, weights);
+  quality.perplexity = std::exp(quality.nll);
+  const Interval interval = bootstrap_ci95(nll, weights);
+  quality.perplexity_ci95 = {std::exp(interval.low), std::exp(interval.high)};
 }
 
 int64_t classes_of(const Program& program) {
@@ -92,23 +132,8 @@ int64_t classes_of(const Program& program) {
 
 }  // namespace
 
-Interval bootstrap_ci95(const std::vector<double>& values,
-                        const std::vector<double>& weights) {
-  if (values.empty()) return {};
-  SplitMix64 random(kBootstrapSeed);
-  std::vector<double> means(kResamples);
-  for (double& mean : means) {
-    double sum = 0, total = 0;
-    for (size_t i = 0; i < values.size(); ++i) {
-      const size_t drawn = static_cast<size_t>(random.below(values.size()));
-      sum += values[drawn] * weights[drawn];
-      total += weights[drawn];
-    }
-    mean = sum / total;
-  }
-  std::sort(means.begin(), means.end());
-  constexpr size_t kTail = kResamples / 40;  // 2.5 % on either side
-  return {means[kTail], means[kResamples - 1 - kTail]};
+int64_t logit_rows(int64_t vocabulary) {
+  return std::max<int64_t>(1, kMostLogits / vocabulary);
 }
 
 Prediction score_prediction(const float* logits, const float* reference,
@@ -123,6 +148,7 @@ Prediction score_prediction(const float* logits, const float* reference,
   out.finite = out.finite && reference_top.finite;
   out.agrees = top.index == reference_top.index;
   const double reference_lse = log_sum_exp(reference, vocabulary, reference_top.value);
+  out.reference_nll = reference_lse - static_cast<double>(reference[next]);
   for (int64_t v = 0; v < vocabulary; ++v) {
     const double log_r = static_cast<double>(reference[v]) - reference_lse;
     const double log_p = static_cast<double>(logits[v]) - lse;
@@ -133,7 +159,8 @@ Prediction score_prediction(const float* logits, const float* reference,
 
 Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
                                   const std::vector<std::vector<int32_t>>& sequences,
-                                  const std::function<void(int64_t, int64_t)>& progress) {
+                                  const EvaluationProgress& progress,
+                                  const std::vector<int64_t>& counted_from) {
   const int64_t vocabulary = model.artifact().program.vocabulary;
   if (vocabulary <= 0)
     return error(
@@ -159,6 +186,11 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
         StatusCode::invalid_argument,
         "[evaluate] sequences: at least one was required; found none; give more text");
 
+  if (!counted_from.empty() && counted_from.size() != sequences.size())
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] counted_from: one entry a sequence was required; found ",
+                 counted_from.size(), " for ", sequences.size(), " sequences");
+
   // The last token is only predicted.
   const int64_t longest_input = static_cast<int64_t>(longest) - 1;
   NIBBLE_ASSIGN_OR_RETURN(SequenceRunner runner,
@@ -169,16 +201,24 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
   }
   TextQuality quality;
   quality.sequences = static_cast<int64_t>(sequences.size());
-  std::vector<double> weights;
+  const int64_t width = bucket_width(longest_input);
+  const int64_t step = logit_rows(vocabulary);
+  std::vector<double>& weights = quality.sequence_weights;
+  std::vector<double> agreement;
+  std::vector<std::vector<float>> kls;
+  std::vector<BucketSums> buckets;
   std::vector<Prediction> predictions;
-  int64_t agreed = 0;
   for (size_t s = 0; s < sequences.size(); ++s) {
     const std::span<const int32_t> tokens(sequences[s]);
     const int64_t count = static_cast<int64_t>(tokens.size()) - 1;
+    const int64_t from = counted_from.empty() ? 0 : counted_from[s] - 1;
+    if (from < 0 || from >= count)
+      return error(StatusCode::invalid_argument, "[evaluate] sequence ", s,
+                   ": counting from token 1 to ", count, " was required; found ",
+                   from + 1);
     predictions.assign(static_cast<size_t>(count), {});
     runner.begin();
     if (other) other->begin();
-    const int64_t step = rows_at_a_time(vocabulary);
     for (int64_t begin = 0; begin < count; begin += step) {
       NIBBLE_RETURN_IF_ERROR(check_cancelled("evaluate"));
       const int64_t rows = std::min(step, count - begin);
@@ -187,44 +227,82 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
       NIBBLE_RETURN_IF_ERROR(runner.forward(part));
       if (other) NIBBLE_RETURN_IF_ERROR(other->forward(part));
       parallel_for(rows, [&](int64_t r) {
+        if (begin + r < from) return;
         predictions[static_cast<size_t>(begin + r)] =
             score_prediction(runner.row(r), other ? other->row(r) : nullptr, vocabulary,
                              tokens[static_cast<size_t>(begin + r + 1)]);
       });
     }
-    double nll = 0, kl = 0;
-    for (size_t i = 0; i < predictions.size(); ++i) {
-      if (!predictions[i].finite)
+    double nll = 0, kl = 0, reference_nll = 0, agreed = 0;
+    BucketSums sums;
+    sums.nll.resize(static_cast<size_t>((count + width - 1) / width));
+    sums.kl = sums.count = sums.nll;
+    std::vector<float> sequence_kls;
+    for (size_t i = static_cast<size_t>(from); i < predictions.size(); ++i) {
+      const Prediction& prediction = predictions[i];
+      if (!prediction.finite)
         return error(
             StatusCode::out_of_range, "[evaluate] sequence ", s, " position ", i,
             ": finite logits were required; found NaN or infinity; the weights or scales "
             "of the model are wrong, run nibble validate");
-      nll += predictions[i].nll;
-      kl += predictions[i].kl;
-      agreed += predictions[i].agrees;
+      nll += prediction.nll;
+      kl += prediction.kl;
+      reference_nll += prediction.reference_nll;
+      agreed += prediction.agrees;
+      const size_t b = i / static_cast<size_t>(width);
+      sums.nll[b] += prediction.nll;
+      sums.kl[b] += prediction.kl;
+      sums.count[b] += 1;
+      if (reference) sequence_kls.push_back(static_cast<float>(prediction.kl));
     }
-    weights.push_back(static_cast<double>(count));
-    quality.tokens += count;
-    quality.sequence_nll.push_back(nll / static_cast<double>(count));
-    if (reference) quality.sequence_kl.push_back(kl / static_cast<double>(count));
+    const double counted = static_cast<double>(count - from);
+    weights.push_back(counted);
+    buckets.push_back(std::move(sums));
+    quality.tokens += count - from;
+    quality.sequence_nll.push_back(nll / counted);
+    if (reference) {
+      quality.sequence_kl.push_back(kl / counted);
+      quality.reference_nll.push_back(reference_nll / counted);
+      agreement.push_back(agreed / counted);
+      kls.push_back(std::move(sequence_kls));
+    }
     if (progress) progress(static_cast<int64_t>(s) + 1, quality.sequences);
   }
-  quality.nll = weighted_mean(quality.sequence_nll, weights);
-  quality.perplexity = std::exp(quality.nll);
-  const Interval nll = bootstrap_ci95(quality.sequence_nll, weights);
-  quality.perplexity_ci95 = {std::exp(nll.low), std::exp(nll.high)};
-  if (reference) {
-    quality.kl = weighted_mean(quality.sequence_kl, weights);
-    quality.kl_ci95 = bootstrap_ci95(quality.sequence_kl, weights);
-    quality.top1_agreement =
-        static_cast<double>(agreed) / static_cast<double>(quality.tokens);
-  }
+  set_perplexity(quality.sequence_nll, weights, quality);
+  quality.positions =
+      position_buckets(buckets, width, longest_input, reference != nullptr);
+  if (!reference) return quality;
+  quality.kl = weighted_mean(quality.sequence_kl, weights);
+  quality.kl_ci95 = bootstrap_ci95(quality.sequence_kl, weights);
+  quality.top1_agreement = weighted_mean(agreement, weights);
+  quality.top1_agreement_ci95 = bootstrap_ci95(agreement, weights);
+  const std::vector<Percentile> tails = percentiles(kls, {0.9, 0.99});
+  quality.kl_p90 = tails[0].value;
+  quality.kl_p90_ci95 = tails[0].ci95;
+  quality.kl_p99 = tails[1].value;
+  quality.kl_p99_ci95 = tails[1].ci95;
+  std::vector<double> growth;
+  for (size_t s = 0; s < sequences.size(); ++s)
+    growth.push_back(quality.sequence_nll[s] - quality.reference_nll[s]);
+  quality.perplexity_increase = std::expm1(weighted_mean(growth, weights));
+  const Interval grown = bootstrap_ci95(growth, weights);
+  quality.perplexity_increase_ci95 = {std::expm1(grown.low), std::expm1(grown.high)};
   return quality;
 }
 
-Result<ImageQuality> evaluate_images(
-    Executor& model, Executor* reference, const ImageSet& images,
-    const std::function<void(int64_t, int64_t)>& progress) {
+TextQuality reference_quality(const TextQuality& quality) {
+  TextQuality reference;
+  reference.tokens = quality.tokens;
+  reference.sequences = quality.sequences;
+  reference.sequence_nll = quality.reference_nll;
+  reference.sequence_weights = quality.sequence_weights;
+  set_perplexity(reference.sequence_nll, reference.sequence_weights, reference);
+  return reference;
+}
+
+Result<ImageQuality> evaluate_images(Executor& model, Executor* reference,
+                                     const ImageSet& images,
+                                     const EvaluationProgress& progress) {
   const int64_t classes = classes_of(model.artifact().program);
   if (classes <= 0 || model.artifact().program.is_language_model())
     return error(StatusCode::invalid_argument, "[evaluate] ",
@@ -274,18 +352,19 @@ Result<ImageQuality> evaluate_images(
       NIBBLE_RETURN_IF_ERROR(predict(*reference, first, count, reference_predictions));
     if (progress) progress(first + count, images.count);
   }
-  std::vector<double> right;
-  int64_t agreed = 0;
+  std::vector<double> right, agreement;
   for (size_t i = 0; i < quality.predictions.size(); ++i) {
     right.push_back(quality.predictions[i] == images.labels[i] ? 1.0 : 0.0);
-    if (reference) agreed += quality.predictions[i] == reference_predictions[i];
+    if (reference)
+      agreement.push_back(quality.predictions[i] == reference_predictions[i] ? 1.0 : 0.0);
   }
   const std::vector<double> weights(right.size(), 1.0);
   quality.accuracy = weighted_mean(right, weights);
   quality.accuracy_ci95 = bootstrap_ci95(right, weights);
-  if (reference)
-    quality.argmax_agreement =
-        static_cast<double>(agreed) / static_cast<double>(images.count);
+  if (reference) {
+    quality.argmax_agreement = weighted_mean(agreement, weights);
+    quality.argmax_agreement_ci95 = bootstrap_ci95(agreement, weights);
+  }
   return quality;
 }
 

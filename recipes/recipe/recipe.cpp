@@ -78,6 +78,10 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (starts("activations.")) {
     return recipe.static_activations || key == "activations.static";
   }
+  if (key == "gate.max_kl") return recipe.gate.max_kl > 0;
+  if (key == "gate.max_perplexity_increase")
+    return recipe.gate.max_perplexity_increase > 0;
+  if (key == "gate.min_accuracy") return recipe.gate.min_accuracy > 0;
   if (starts("scale_rule.mse")) return recipe.scale_rule.kind == ScaleRule::Kind::mse;
   return true;
 }
@@ -141,6 +145,12 @@ class Parser {
       return wrong(source_,
                    "layers is required: what is to be quantized; found none; allowed: a "
                    "list of {pattern, weight, ...}, the shortest being - pattern: \"*\"");
+    }
+    // The names' sizes depend on the model's heads; whether they are names does not.
+    if (const auto kv = parse_kv_scheme(recipe_->kv, 1, 64); !kv.ok()) {
+      return wrong(place_of("kv"), "kv takes what a KV cache can be stored as; found '",
+                   recipe_->kv, "' (", kv.status().message(),
+                   "); allowed: f32, f16, bf16, int8, fp8, int4, a scheme, KEYS,VALUES");
     }
     if (recipe_->kind == "qat" && recipe_->train.steps == 0 &&
         recipe_->train.epochs == 0) {

@@ -15,6 +15,7 @@
 #include "kernels/program/program.h"
 #include "ptq/plan.h"
 #include "qat/train_options.h"
+#include "recipes/eval/quality_gate.h"
 
 namespace nibble {
 
@@ -68,14 +69,18 @@ struct Recipe {
   bool data_append_eos = false;  // per_line: each whole line ends with EOS
   bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
 
+  std::string kv = "f32";  // what KV caches are stored as: kernels/scheme/kv_scheme.h
+  QualityGate gate;        // what the artifact must reach to be kept as one
+
   std::string compute = "float";      // float | int8: how the artifact is evaluated
   int64_t evaluation_sequences = 64;  // at most, for the report; 0: all
   int64_t evaluation_images = 2000;
-  int64_t evaluation_exact_images = 8;  // compared code by code with the exact mode; 0: all
+  int64_t evaluation_exact_images =
+      8;  // compared code by code with the exact mode; 0: all
 
   std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
   bool uses_method(const std::string& name) const;
-  bool needs_calibration() const;     // a method or an observer looks at data
+  bool needs_calibration() const;  // a method or an observer looks at data
 };
 
 // overrides: "KEY=VALUE" with a dotted key ("train.steps=60"); "seed" is train.seed.

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "recipes/report/embedded_files.h"
+#include "recipes/report/quality_json.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
 
@@ -97,6 +98,38 @@ Json loss_data(const std::vector<LossPoint>& loss) {
   return points;
 }
 
+// The KL (without a reference: the perplexity) at the middle of each run of positions.
+Json position_data(const RunReport& report) {
+  Json lines = Json::array();
+  const auto add = [&lines](const Measurement& m) {
+    if (!m.text || m.text->positions.size() < 2 || !m.text->positions[0].kl) return;
+    Json points = Json::array(), low = Json::array(), high = Json::array();
+    for (const PositionBucket& bucket : m.text->positions) {
+      const double x = static_cast<double>(bucket.begin + bucket.end) / 2;
+      points.push_back({{"x", x}, {"y", *bucket.kl}});
+      low.push_back({{"x", x}, {"y", bucket.kl_ci95.low}});
+      high.push_back({{"x", x}, {"y", bucket.kl_ci95.high}});
+    }
+    lines.push_back({{"name", m.name}, {"kl", points}, {"low", low}, {"high", high}});
+  };
+  add(report.after);
+  for (const Measurement& part : report.parts) add(part);
+  return lines.empty() ? Json() : lines;
+}
+
+Json attribution_data(const RunReport& report) {
+  if (!report.attribution) return Json();
+  Json labels = Json::array(), cost = Json::array(), low = Json::array(),
+       high = Json::array();
+  for (const LayerCost& layer : report.attribution->layers) {
+    labels.push_back(layer.layer);
+    cost.push_back(layer.cost);
+    low.push_back(layer.ci95.low);
+    high.push_back(layer.ci95.high);
+  }
+  return {{"labels", labels}, {"cost", cost}, {"low", low}, {"high", high}};
+}
+
 Json quality_data(const RunReport& report, bool images) {
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
@@ -160,6 +193,23 @@ if(data.errors){
       scales:{x:{grid:{display:false},ticks:{maxRotation:90,font:{size:9}}},
         y:{type:'logarithmic',grid,ticks:{callback:short,maxTicksLimit:8},
           title:{display:true,text:'relative squared error'}}}}})}
+if(data.positions){
+  const colours=[blue,orange,'#3c9d6b','#8b5fbf'];
+  plot('positions',{type:'line',data:{datasets:data.positions.flatMap((l,i)=>[
+    {label:l.name,data:l.kl,borderColor:colours[i%4],backgroundColor:colours[i%4],borderWidth:2,pointRadius:2},
+    {label:'',data:l.low,borderColor:'transparent',pointRadius:0,fill:false},
+    {label:'',data:l.high,borderColor:'transparent',pointRadius:0,fill:'-1',backgroundColor:colours[i%4]+'22'}])},
+  options:{maintainAspectRatio:false,plugins:{legend:{align:'end',labels:{filter:l=>l.text!==''}}},
+    scales:{x:{type:'linear',min:0,grid,title:{display:true,text:'position in the text, tokens'}},
+      y:{grid,ticks:{callback:short},title:{display:true,text:'KL, nats a token'}}}}})}
+if(data.attribution){
+  const a=data.attribution,bars={id:'bars',afterDatasetsDraw(c){const g=c.ctx,y=c.scales.y;g.save();
+    g.strokeStyle=css('--ink');c.getDatasetMeta(0).data.forEach((b,i)=>{g.beginPath();
+    g.moveTo(b.x,y.getPixelForValue(a.low[i]));g.lineTo(b.x,y.getPixelForValue(a.high[i]));g.stroke()});g.restore()}};
+  plot('attribution',{type:'bar',plugins:[bars],data:{labels:a.labels.map(l=>l.replace(/^model\.layers\./,'').replace(/\.weight$/,'')),
+    datasets:[{data:a.cost,backgroundColor:blue}]},
+    options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
+      scales:{x:{grid:{display:false},ticks:{maxRotation:90,font:{size:9}}},y:{grid,ticks:{callback:short}}}}})}
 if(data.loss)plot('loss',{type:'line',
   data:{datasets:[{data:data.loss,borderColor:blue,borderWidth:2,pointRadius:0,tension:0}]},
   options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
@@ -200,10 +250,15 @@ std::string report_html(const RunReport& report) {
   if (!errors.is_null()) data["errors"] = errors;
   if (!loss.is_null()) data["loss"] = loss;
   if (!quality.is_null()) data["quality"] = quality;
+  const Json positions = position_data(report);
+  const Json attribution = attribution_data(report);
+  if (!attribution.is_null()) data["attribution"] = attribution;
+  if (!positions.is_null()) data["positions"] = positions;
 
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
   models.push_back(&report.after);
+  for (const Measurement& part : report.parts) models.push_back(&part);
   for (const Measurement& other : report.others) models.push_back(&other);
 
   const std::string title = report.model + ", " + report.recipe_name;
@@ -221,9 +276,22 @@ std::string report_html(const RunReport& report) {
     html += "<li>Measured on " + escaped(report.evaluation) + "</li>\n";
   if (!report.calibration.empty())
     html += "<li>Calibrated on " + escaped(report.calibration) + "</li>\n";
+  if (report.text_noise)
+    html += "<li>Noise floor: " +
+            escaped(noise_text(*report.text_noise,
+                               report.after.text ? &*report.after.text : nullptr)) +
+            "</li>\n";
+  if (report.image_noise)
+    html += "<li>Noise floor: " +
+            escaped(noise_text(*report.image_noise,
+                               report.after.images ? &*report.after.images : nullptr)) +
+            "</li>\n";
+  for (const GateResult& gate : report.gates)
+    html += "<li>Gate: " + escaped(gate_text(gate)) + "</li>\n";
   for (const std::string& line : report.notes) html += "<li>" + escaped(line) + "</li>\n";
   html +=
-      "<li>Brackets are 95 % intervals over sequences or images.</li>\n</ul></section>\n";
+      "<li>Brackets are 95 % intervals by bootstrap over sequences or images: 2,000 "
+      "resamples, fixed seed.</li>\n</ul></section>\n";
 
   if (!quality.is_null() || !loss.is_null()) {
     html += "<div class=\"pair\">\n";
@@ -232,6 +300,13 @@ std::string report_html(const RunReport& report) {
     if (!loss.is_null()) html += plot_section("Loss curve", "loss", "plot");
     html += "</div>\n";
   }
+  if (!positions.is_null())
+    html += plot_section("Error by position", "positions", "plot");
+  if (!attribution.is_null())
+    html += plot_section(report.attribution->alone
+                             ? "KL of each layer quantized alone, nats a token"
+                             : "KL won by giving each layer its float weights back",
+                         "attribution", "plot tall");
   if (!errors.is_null()) html += plot_section("Error per layer", "errors", "plot tall");
   html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) +
           "</pre></section>\n";
@@ -241,7 +316,7 @@ std::string report_html(const RunReport& report) {
         html_table(ledger_rows(report.ledger), "ledger") + "</div></section>\n";
   }
   html += "</main>\n";
-  if (!errors.is_null() || !loss.is_null() || !quality.is_null()) {
+  if (data.size() > 2) {  // more than the plots' words
     html += "<script type=\"application/json\" id=\"data\">" + script_json(data) +
             "</script>\n<script>";
     // Debian calls the same file chart.min.js or Chart.min.js.

@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "kernels/runtime/kv_cache.h"
+#include "recipes/report/quality_json.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {
@@ -46,10 +48,6 @@ class Rows {
   std::vector<std::vector<std::string>> rows_;
 };
 
-Json interval_json(const Interval& interval) {
-  return Json::array({interval.low, interval.high});
-}
-
 Json rate_json(const Rate& rate) {
   return Json{{"median", rate.median},
               {"low", rate.low},
@@ -62,25 +60,9 @@ Json measurement_json(const Measurement& m) {
                {"bytes", m.bytes},
                {"bits_per_weight", m.bits_per_weight},
                {"quantized_bits_per_weight", m.quantized_bits_per_weight}};
-  if (m.text) {
-    json["perplexity"] = m.text->perplexity;
-    json["perplexity_ci95"] = interval_json(m.text->perplexity_ci95);
-    json["nll"] = m.text->nll;
-    json["tokens"] = m.text->tokens;
-    json["sequences"] = m.text->sequences;
-    if (m.text->kl) {
-      json["kl"] = *m.text->kl;
-      json["kl_ci95"] = interval_json(m.text->kl_ci95);
-    }
-    if (m.text->top1_agreement) json["top1_agreement"] = *m.text->top1_agreement;
-  }
-  if (m.images) {
-    json["accuracy"] = m.images->accuracy;
-    json["accuracy_ci95"] = interval_json(m.images->accuracy_ci95);
-    json["images"] = m.images->images;
-    if (m.images->argmax_agreement)
-      json["argmax_agreement"] = *m.images->argmax_agreement;
-  }
+  if (m.cache) json["kv_cache"] = cache_json(*m.cache);
+  if (m.text) add_quality(*m.text, json);
+  if (m.images) add_quality(*m.images, json);
   if (m.embeddings) {
     json["cosine"] = m.embeddings->mean_cosine;
     json["cosine_ci95"] = interval_json(m.embeddings->mean_ci95);
@@ -91,6 +73,28 @@ Json measurement_json(const Measurement& m) {
 }
 
 }  // namespace
+
+std::optional<CacheSize> measure_cache(const Executor& model) {
+  const Program& program = model.artifact().program;
+  if (!program.is_language_model() || program.states.empty()) return std::nullopt;
+  const std::vector<KvScheme> f16(program.states.size(), *parse_kv_scheme("f16", 1, 1));
+  const int64_t positions = program.context_length;
+  return CacheSize{to_string(model.kv_schemes().front()), positions,
+                   KvCache::bytes_for(program, model.kv_schemes(), positions),
+                   KvCache::bytes_for(program, f16, positions)};
+}
+
+bool has_quantized_cache(const Executor& model) {
+  for (const KvScheme& scheme : model.kv_schemes()) {
+    if (!scheme.is_f32()) return true;
+  }
+  return false;
+}
+
+std::string cache_text(const CacheSize& cache) {
+  return cat(cache.scheme, ", ", bytes_text(cache.bytes), ", ",
+             number_text(cache.of_f16(), 3), " of f16");
+}
 
 Measurement measure_size(const Artifact& model, const std::string& name) {
   int64_t parameters = 0, quantized = 0, quantized_bytes = 0;
@@ -129,6 +133,18 @@ std::vector<std::vector<std::string>> measurement_rows(
     return m.quantized_bits_per_weight > 0 ? number_text(m.quantized_bits_per_weight, 4)
                                            : "";
   });
+  bool cached = false;  // an f32 cache everywhere is nothing to tell
+  for (const Measurement* m : models) cached |= m->cache && m->cache->scheme != "f32";
+  if (cached) {
+    rows.add("KV cache", [](const Measurement& m) {
+      return m.cache ? m.cache->scheme : std::string();
+    });
+    rows.add("  of the context", [](const Measurement& m) {
+      return m.cache ? cat(bytes_text(m.cache->bytes), ", ",
+                           number_text(m.cache->of_f16(), 3), " of f16")
+                     : std::string();
+    });
+  }
   rows.add("perplexity", [](const Measurement& m) {
     if (!m.text) return std::string();
     const Interval& ci = m.text->perplexity_ci95;
@@ -141,9 +157,28 @@ std::vector<std::vector<std::string>> measurement_rows(
     return with_interval(number_text(*m.text->kl, 3), number_text(ci.low, 3),
                          number_text(ci.high, 3));
   });
+  const auto tail = [&rows](const char* label, std::optional<double> TextQuality::*value,
+                            Interval TextQuality::*interval) {
+    rows.add(label, [=](const Measurement& m) {
+      if (!m.text || !((*m.text).*value)) return std::string();
+      const Interval& ci = (*m.text).*interval;
+      return with_interval(number_text(*((*m.text).*value), 3), number_text(ci.low, 3),
+                           number_text(ci.high, 3));
+    });
+  };
+  tail("  90th percentile", &TextQuality::kl_p90, &TextQuality::kl_p90_ci95);
+  tail("  99th percentile", &TextQuality::kl_p99, &TextQuality::kl_p99_ci95);
   rows.add("same best token", [](const Measurement& m) {
-    return m.text && m.text->top1_agreement ? percent(*m.text->top1_agreement)
-                                            : std::string();
+    if (!m.text || !m.text->top1_agreement) return std::string();
+    const Interval& ci = m.text->top1_agreement_ci95;
+    return with_interval(percent(*m.text->top1_agreement), percent(ci.low),
+                         percent(ci.high));
+  });
+  rows.add("perplexity grows by", [](const Measurement& m) {
+    if (!m.text || !m.text->perplexity_increase) return std::string();
+    const Interval& ci = m.text->perplexity_increase_ci95;
+    return with_interval(number_text(*m.text->perplexity_increase * 100, 3) + " %",
+                         number_text(ci.low * 100, 3), number_text(ci.high * 100, 3));
   });
   rows.add("accuracy", [](const Measurement& m) {
     if (!m.images) return std::string();
@@ -151,8 +186,10 @@ std::vector<std::vector<std::string>> measurement_rows(
     return with_interval(percent(m.images->accuracy), percent(ci.low), percent(ci.high));
   });
   rows.add("same class", [](const Measurement& m) {
-    return m.images && m.images->argmax_agreement ? percent(*m.images->argmax_agreement)
-                                                  : std::string();
+    if (!m.images || !m.images->argmax_agreement) return std::string();
+    const Interval& ci = m.images->argmax_agreement_ci95;
+    return with_interval(percent(*m.images->argmax_agreement), percent(ci.low),
+                         percent(ci.high));
   });
   rows.add("cosine with float", [](const Measurement& m) {
     if (!m.embeddings) return std::string();
@@ -166,10 +203,22 @@ std::vector<std::vector<std::string>> measurement_rows(
   return rows.rows();
 }
 
+Status gate_status(const RunReport& report) {
+  if (!report.rejected) return ok_status();
+  std::string unmet;
+  for (const GateResult& result : report.gates) {
+    if (!result.met()) unmet += (unmet.empty() ? "" : "; ") + gate_text(result);
+  }
+  return error(StatusCode::rejected, "[", report.verb, "] gate: ", unmet,
+               "; the artifact is at ", report.output,
+               "; choose a better recipe or another gate");
+}
+
 std::string print_report(const RunReport& report) {
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
   models.push_back(&report.after);
+  for (const Measurement& part : report.parts) models.push_back(&part);
   std::vector<std::vector<std::string>> table = measurement_rows(models);
   Rows speeds(models);
   const auto speed_row = [&speeds](const char* label, Rate Speed::*rate,
@@ -187,8 +236,19 @@ std::string print_report(const RunReport& report) {
 
   std::string text = table_text(table);
   if (!report.evaluation.empty()) text += "measured on  " + report.evaluation + "\n";
+  if (report.text_noise)
+    text += cat(
+        "noise floor  ",
+        noise_text(*report.text_noise, report.after.text ? &*report.after.text : nullptr),
+        "\n");
+  if (report.image_noise)
+    text += cat("noise floor  ",
+                noise_text(*report.image_noise,
+                           report.after.images ? &*report.after.images : nullptr),
+                "\n");
   if (!report.calibration.empty()) text += "calibrated on  " + report.calibration + "\n";
   if (report.after.speed) text += "speed on  " + report.after.speed->cpu + "\n";
+  for (const GateResult& gate : report.gates) text += "gate  " + gate_text(gate) + "\n";
   for (const std::string& line : report.notes) text += "note  " + line + "\n";
   text += "settings\n";
   size_t begin = 0;
@@ -226,7 +286,25 @@ std::string report_json(const RunReport& report) {
                {"evaluation", report.evaluation},
                {"after", with_speed(report.after)},
                {"notes", report.notes}};
+  if (!report.gates.empty()) {
+    Json gates = Json::array();
+    for (const GateResult& gate : report.gates) {
+      gates.push_back({{"gate", gate.gate},
+                       {"limit", gate.limit},
+                       {"figure", gate.figure},
+                       {"ci95", interval_json(gate.ci95)},
+                       {"met", gate.met()}});
+    }
+    json["gates"] = gates;
+    json["rejected"] = report.rejected;
+  }
+  if (report.attribution) json["attribution"] = attribution_json(*report.attribution);
+  Json parts = Json::array();
+  for (const Measurement& part : report.parts) parts.push_back(measurement_json(part));
+  if (!parts.empty()) json["parts"] = parts;
   if (report.before) json["before"] = with_speed(*report.before);
+  if (report.text_noise) json["noise_floor"] = noise_json(*report.text_noise);
+  if (report.image_noise) json["noise_floor"] = noise_json(*report.image_noise);
   Json layers = Json::array();
   for (const LedgerEntry& entry : report.ledger.entries) {
     layers.push_back({{"tensor", entry.tensor},

@@ -8,11 +8,25 @@
 #include <vector>
 
 #include "kernels/artifact/artifact.h"
+#include "recipes/eval/attribution.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/evaluate.h"
+#include "recipes/eval/noise_floor.h"
+#include "recipes/eval/quality_gate.h"
 #include "recipes/eval/speed.h"
 
 namespace nibble {
+
+// A KV cache of the whole context.
+struct CacheSize {
+  std::string scheme;  // of the first state: "int8n/g64@f16", "KEYS,VALUES"
+  int64_t positions = 0;
+  int64_t bytes = 0;
+  int64_t f16_bytes = 0;  // what f16 would take
+  double of_f16() const {
+    return static_cast<double>(bytes) / static_cast<double>(f16_bytes);
+  }
+};
 
 // One model's figures. Absent: not measured (RunReport::evaluation says why).
 struct Measurement {
@@ -20,11 +34,18 @@ struct Measurement {
   int64_t bytes = 0;                     // weights, scales and offsets counted
   double bits_per_weight = 0;            // over all parameters
   double quantized_bits_per_weight = 0;  // over the quantized layers; 0: none
+  std::optional<CacheSize> cache;        // language models
   std::optional<TextQuality> text;
   std::optional<ImageQuality> images;
   std::optional<EmbeddingQuality> embeddings;  // of this model beside the float one's
   std::optional<Speed> speed;
 };
+
+// What the executor's cache for the model's whole context takes. Nothing for models
+// without one.
+std::optional<CacheSize> measure_cache(const Executor& model);
+bool has_quantized_cache(const Executor& model);
+std::string cache_text(const CacheSize& cache);  // "int8n/g64@f16, 1.08 MB, 0.516 of f16"
 
 // Size and bits of a model, no quality yet. Scales and offsets are counted.
 Measurement measure_size(const Artifact& model, const std::string& name);
@@ -45,11 +66,20 @@ struct RunReport {
   std::string evaluation;   // what the figures were measured on, or why there are none
   std::optional<Measurement> before;
   Measurement after;
+  std::optional<TextNoise> text_noise;  // the float model's noise floor
+  std::optional<ImageNoise> image_noise;
+  std::vector<GateResult> gates;  // the recipe's, with their outcomes
+  bool rejected = false;          // one of them is not met; output says where it lies
+  std::optional<Attribution> attribution;
+  std::vector<Measurement> parts;   // the artifact with part of what it does undone
   std::vector<Measurement> others;  // earlier artifacts of the same model, for the plot
   Ledger ledger;                    // empty for a float model
   std::vector<LossPoint> loss;      // train only
   std::vector<std::string> notes;
 };
+
+// ok, or rejected: the gates that are not met, and where the artifact lies.
+Status gate_status(const RunReport& report);
 
 // Label, then one cell a model; the first row has their names. Speeds are not in it.
 std::vector<std::vector<std::string>> measurement_rows(

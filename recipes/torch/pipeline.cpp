@@ -27,6 +27,8 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                           prepare_for_plan(*model, recipe.static_activations));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
+  NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));
   if (recipe.needs_calibration() && request.data.empty()) {
     return error(StatusCode::failed_precondition, "[quantize] ", recipe.name,
                  ": calibration data is required; found none; give --calibration ",
@@ -42,6 +44,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_ASSIGN_OR_RETURN(
       const RunData held,
       held_out_data(request, *model, data, split.sequences, recipe.calibration_length));
+  NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*model, data, split);
   if (!request.save_calibration.empty()) {
@@ -61,6 +64,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
   Artifact frozen = freeze(calibrated, provenance);
+  NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
@@ -70,8 +74,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
   NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));
-  NIBBLE_RETURN_IF_ERROR(
-      write_artifact(*artifact, request.output, request.overwrite, report_files(report)));
+  NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
   return report;
 }
 

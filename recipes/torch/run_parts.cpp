@@ -31,12 +31,20 @@ std::function<void(int64_t, int64_t)> counter(const PipelineRequest& request,
 }
 
 Result<Executor> make_executor(const PipelineRequest& request,
-                               std::shared_ptr<const Artifact> model) {
+                               std::shared_ptr<const Artifact> model,
+                               const std::string& kv = "") {
   // A recipe with int8 activations is about the quantized layers; a float model has none.
   const bool int8 = request.recipe.compute == "int8" && model->is_quantized();
   return Executor::create(
       std::move(model),
-      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations});
+      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations, .kv = kv});
+}
+
+// Beside the output, whatever way its path is written ("dir/" too).
+fs::path rejected_path(const PipelineRequest& request) {
+  fs::path path = request.output.lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path += ".rejected";
 }
 
 Status measure_quality(const PipelineRequest& request, Executor* before, Executor& after,
@@ -50,16 +58,26 @@ Status measure_quality(const PipelineRequest& request, Executor* before, Executo
     return ok_status();
   }
   if (data.is_text()) {
-    if (before != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(report.after.text,
+                            evaluate_text(after, before, data.sequences,
+                                          counter(request, "evaluate", "sequences")));
+    if (before == nullptr) return ok_status();
+    report.before->text = reference_quality(*report.after.text);
+    if (has_quantized_cache(after)) {
+      // The weights' share: the same artifact with an f32 cache.
+      NIBBLE_ASSIGN_OR_RETURN(Executor weights,
+                              make_executor(request, after.shared_artifact(), "f32"));
+      Measurement part = measure_size(after.artifact(), "same, f32 cache");
+      part.cache = measure_cache(weights);
       NIBBLE_ASSIGN_OR_RETURN(
-          report.before->text,
-          evaluate_text(*before, nullptr, data.sequences,
-                        counter(request, "evaluate before", "sequences")));
+          part.text, evaluate_text(weights, before, data.sequences,
+                                   counter(request, "evaluate f32 cache", "sequences")));
+      report.parts.push_back(std::move(part));
     }
     NIBBLE_ASSIGN_OR_RETURN(
-        report.after.text,
-        evaluate_text(after, before, data.sequences,
-                      counter(request, "evaluate after", "sequences")));
+        report.text_noise,
+        measure_text_noise(*before, data.sequences, kFloorPredictions,
+                           counter(request, "noise floor", "sequences")));
     return ok_status();
   }
   if (before != nullptr) {
@@ -67,6 +85,10 @@ Status measure_quality(const PipelineRequest& request, Executor* before, Executo
         report.before->images,
         evaluate_images(*before, nullptr, data.images,
                         counter(request, "evaluate before", "images")));
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.image_noise,
+        measure_image_noise(*before, data.images, kFloorImages,
+                            counter(request, "noise floor", "images")));
   }
   NIBBLE_ASSIGN_OR_RETURN(report.after.images,
                           evaluate_images(after, before, data.images,
@@ -91,6 +113,13 @@ Status check_request(const PipelineRequest& request, const char* verb,
     return error(
         StatusCode::already_exists, "[", verb, "] ", request.output.string(),
         ": a new directory is required; found one; choose another or give --overwrite");
+  }
+  const fs::path rejected = rejected_path(request);
+  if (recipe.gate.any() && fs::exists(rejected, ignored) &&
+      !is_artifact_directory(rejected)) {
+    return error(StatusCode::already_exists, "[", verb, "] ", rejected.string(),
+                 ": the name for an artifact that a gate rejects must be free or an "
+                 "earlier one; found something else; choose another --output");
   }
   const fs::path parent = fs::absolute(request.output, ignored).parent_path();
   if (!fs::is_directory(parent, ignored)) {
@@ -237,6 +266,10 @@ Status measure_models(const PipelineRequest& request,
   }
   report.after = measure_size(*after, request.recipe.name);
   NIBBLE_ASSIGN_OR_RETURN(Executor second, make_executor(request, after));
+  report.after.cache = measure_cache(second);
+  if (first) {
+    report.before->cache = measure_cache(*first);
+  }
   Executor* first_or_null = first ? &*first : nullptr;
   if (data.count() > 0) {
     NIBBLE_RETURN_IF_ERROR(measure_quality(request, first_or_null, second, data, report));
@@ -262,6 +295,44 @@ Status record_kernels(Artifact& artifact) {
     if (found != kernels.end()) entry.kernel = found->second;
   }
   return ok_status();
+}
+
+Status set_kv_schemes(const PipelineRequest& request, Artifact& artifact) {
+  const std::string& kv = request.recipe.kv;
+  if (kv != "f32" && artifact.program.states.empty())
+    return error(StatusCode::invalid_argument,
+                 "[quantize] kv: a model with KV caches is "
+                 "required; found ",
+                 artifact.program.architecture, "; leave kv out");
+  for (ProgramState& state : artifact.program.states) {
+    NIBBLE_ASSIGN_OR_RETURN(state.scheme,
+                            parse_kv_scheme(kv, state.kv_heads, state.head_dim));
+  }
+  return ok_status();
+}
+
+Status check_gate_data(const PipelineRequest& request, const Artifact& model,
+                       const RunData& data, const char* verb) {
+  const QualityGate& gate = request.recipe.gate;
+  if (!gate.any()) return ok_status();
+  NIBBLE_RETURN_IF_ERROR(check_gate_kind(gate, model.program.is_language_model()));
+  if (data.count() > 0) return ok_status();
+  return error(StatusCode::failed_precondition, "[", verb,
+               "] gate: held-out data is required to measure the gates on; found ",
+               data.description, "; give --evaluation");
+}
+
+Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
+                       RunReport& report) {
+  report.gates = check_gate(request.recipe.gate, report.after.text, report.after.images);
+  for (const GateResult& result : report.gates)
+    report.rejected = report.rejected || !result.met();
+  if (!report.rejected)
+    return write_artifact(artifact, request.output, request.overwrite,
+                          report_files(report));
+  const fs::path path = rejected_path(request);
+  report.output = path.string();
+  return write_artifact(artifact, path, true, report_files(report));
 }
 
 std::map<std::string, std::string> report_files(const RunReport& report) {

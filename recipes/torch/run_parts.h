@@ -56,6 +56,16 @@ Status read_compared(const PipelineRequest& request, RunReport& report);
 // Which kernel serves each layer here, into the ledger.
 Status record_kernels(Artifact& artifact);
 
+// The recipe's kv into the artifact's states. invalid_argument: an image model.
+Status set_kv_schemes(const PipelineRequest& request, Artifact& artifact);
+
+// The gates against what was measured; the artifact to output, or to output.rejected with
+// nothing at output. failed_precondition: gates, and nothing to measure them on.
+Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
+                       RunReport& report);
+Status check_gate_data(const PipelineRequest& request, const Artifact& model,
+                       const RunData& data, const char* verb);
+
 // report.html and measurements.json.
 std::map<std::string, std::string> report_files(const RunReport& report);
 

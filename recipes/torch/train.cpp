@@ -202,6 +202,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, *model));
+  NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, data.held, "train"));
 
   plan.calibration_length =
       std::max(plan.calibration_length, training_length(recipe, *model));
@@ -228,6 +229,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   Artifact frozen = freeze(finished, provenance);
   frozen.provenance.calibration += (frozen.provenance.calibration.empty() ? "" : "; ") +
                                    trained_on(request, data.train, result);
+  NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
@@ -236,8 +238,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
     report.notes.push_back(check_exact(*artifact, images, recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
-  NIBBLE_RETURN_IF_ERROR(
-      write_artifact(*artifact, request.output, request.overwrite, report_files(report)));
+  NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
   return report;
 }
 

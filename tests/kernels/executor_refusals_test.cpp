@@ -153,8 +153,9 @@ TEST(ExecutorRefusals, ForeignCachesIdsAndShapes) {
 
   Program other = program;
   other.states.push_back({"more", 1, 2});
-  KvCache foreign(other, 4);
-  EXPECT_THAT(model->forward(ids, foreign, two).message(), HasSubstr("another model's"));
+  auto foreign = KvCache::create(other, std::vector<KvScheme>(other.states.size()), 4);
+  ASSERT_TRUE(foreign.ok()) << foreign.status().message();
+  EXPECT_THAT(model->forward(ids, **foreign, two).message(), HasSubstr("another model's"));
   const std::vector<int32_t> bad = {0, -1};
   EXPECT_THAT(model->forward(bad, **cache, two).message(), HasSubstr("found -1"));
   EXPECT_EQ((*cache)->length(), 2);

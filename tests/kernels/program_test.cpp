@@ -113,6 +113,10 @@ TEST(ProgramText, RoundTripsAnyNameAndAttribute) {
     program.context_length = static_cast<int64_t>(random.below(1000));
     program.inputs = {{text(), DType::bf16, {text(), "3"}}};
     program.states = {{text(), 3, 4}};
+    if (random.below(2) == 0) {
+      program.states[0].scheme =
+          *parse_kv_scheme(random.below(2) == 0 ? "int4" : "f32,int8", 3, 4);
+    }
     Node node{"any op", text(), static_cast<int>(random.below(5)) - 1, {text()}, {text()},
               {},       {}};
     if (random.below(4) == 0) node.block = kLastBlock;
@@ -124,6 +128,24 @@ TEST(ProgramText, RoundTripsAnyNameAndAttribute) {
     ASSERT_TRUE(parsed.ok()) << parsed.status().message() << "\n" << printed;
     ASSERT_EQ(*parsed, program) << printed;
   }
+}
+
+TEST(ProgramText, StatesSayHowTheyAreStored) {
+  Program program;
+  program.states = {{"cache", 2, 64}};
+  EXPECT_NE(print_program(program).find("state cache kv_heads 2 head_dim 64\n"),
+            std::string::npos);
+  program.states[0].scheme = *parse_kv_scheme("int8", 2, 64);
+  const std::string printed = print_program(program);
+  EXPECT_NE(printed.find("head_dim 64 keys \"int8n/g64@f16\" values \"int8n/g64@f16\"\n"),
+            std::string::npos)
+      << printed;
+  std::string wrong = printed;
+  wrong.replace(wrong.find("int8n/g64@f16"), 13, "int8n/t@f16");
+  const Status status = parse_program(wrong).status();
+  EXPECT_EQ(status.code(), StatusCode::invalid_argument);
+  EXPECT_NE(status.message().find("needs every position"), std::string::npos)
+      << status.message();
 }
 
 TEST(ProgramText, KeepsDoublesExactly) {

@@ -13,6 +13,7 @@
 #include "recipes/data/images.h"
 #include "recipes/data/story_grammar.h"
 #include "recipes/data/text.h"
+#include "recipes/eval/noise_floor.h"
 #include "recipes/eval/story_floor.h"
 #include "recipes/models/load_model.h"
 
@@ -51,24 +52,6 @@ TEST(Evaluate, ScoresOnePrediction) {
     EXPECT_FALSE(score_prediction(broken, nullptr, 3, 0).finite);
     EXPECT_FALSE(score_prediction(p, broken, 3, 0).finite);
   }
-}
-
-// The interval of a mean of n independent values is about 1.96 deviations / sqrt(n) wide
-// on either side; too narrow is as wrong as too wide.
-TEST(Evaluate, BootstrapIntervalHasTheRightWidth) {
-  std::vector<double> values, weights;
-  for (int i = 0; i < 1000; ++i) values.push_back(i % 2), weights.push_back(1);
-  const Interval interval = bootstrap_ci95(values, weights);
-  const double half = 1.96 * 0.5 / std::sqrt(1000.0);
-  EXPECT_NEAR(interval.low, 0.5 - half, half / 8);
-  EXPECT_NEAR(interval.high, 0.5 + half, half / 8);
-  const Interval again = bootstrap_ci95(values, weights);
-  EXPECT_EQ(again.low, interval.low);
-  // A weight of zero takes a value out.
-  const Interval weighted = bootstrap_ci95({1, 100, 1}, {5, 0, 5});
-  EXPECT_EQ(weighted.low, 1);
-  EXPECT_EQ(weighted.high, 1);
-  EXPECT_EQ(bootstrap_ci95({3}, {7}).low, 3);
 }
 
 struct Opened {
@@ -201,6 +184,168 @@ TEST(Evaluate, LargeVocabularyGoesInParts) {
                .nll;
   EXPECT_NEAR(quality->nll, nll / 199, 1e-6);
   EXPECT_NEAR(quality->nll, std::log(131072.0), 0.5);  // it knows nothing
+}
+
+// The model that ships, on stories of its own grammar.
+Opened open_example() {
+  return open(std::filesystem::path(NIBBLE_SOURCE_DIR) / "recipes/examples/stories");
+}
+std::vector<std::vector<int32_t>> stories(const Tokenizer& tokenizer, uint64_t count) {
+  std::vector<std::vector<int32_t>> sequences;
+  for (uint64_t i = 0; i < count; ++i)
+    sequences.push_back(*tokenizer.encode(make_story(77, i).text));
+  return sequences;
+}
+
+// Every weight a little off: a model that is near its reference and no further.
+Executor disturbed(const Artifact& artifact, float relative) {
+  Artifact changed = artifact;
+  for (auto& [name, tensor] : changed.tensors) {
+    std::vector<float> values = *to_float(tensor);
+    SplitMix64 random(values.size());
+    for (float& value : values)
+      value *= 1 + relative * static_cast<float>(random.uniform() - 0.5);
+    tensor = make_tensor(tensor.shape, values);
+  }
+  auto executor =
+      Executor::create(std::make_shared<const Artifact>(std::move(changed)), {});
+  EXPECT_TRUE(executor.ok()) << executor.status().message();
+  return std::move(executor).value();
+}
+
+TEST(Evaluate, PositionsAddUpToTheWhole) {
+  Opened model = open_example();
+  ASSERT_TRUE(model.executor && model.tokenizer);
+  Executor other = disturbed(*model.artifact, 0.05f);
+  const auto sequences = stories(*model.tokenizer, 12);
+  const auto quality = evaluate_text(other, model.executor.get(), sequences, {});
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  ASSERT_GT(quality->positions.size(), 4u);
+  ASSERT_LE(quality->positions.size(), 16u);
+  double nll = 0, kl = 0;
+  int64_t predictions = 0, end = 0;
+  for (const PositionBucket& bucket : quality->positions) {
+    EXPECT_EQ(bucket.begin, end);
+    end = bucket.end;
+    const double n = static_cast<double>(bucket.predictions);
+    predictions += bucket.predictions;
+    nll += n * std::log(bucket.perplexity);
+    kl += n * *bucket.kl;
+    EXPECT_LE(bucket.kl_ci95.low, *bucket.kl);
+    EXPECT_GE(bucket.kl_ci95.high, *bucket.kl);
+    EXPECT_LE(bucket.perplexity_ci95.low, bucket.perplexity * (1 + 1e-12));
+  }
+  EXPECT_EQ(predictions, quality->tokens);
+  EXPECT_NEAR(nll / static_cast<double>(predictions), quality->nll, 1e-9);
+  EXPECT_NEAR(kl / static_cast<double>(predictions), *quality->kl, 1e-9);
+  // The tail of single predictions lies above their mean, and its interval around it.
+  EXPECT_GT(*quality->kl_p99, *quality->kl_p90);
+  EXPECT_GT(*quality->kl_p90, 0);
+  EXPECT_LE(quality->kl_p99_ci95.low, *quality->kl_p99);
+  EXPECT_GE(quality->kl_p99_ci95.high, *quality->kl_p99);
+  EXPECT_LE(quality->top1_agreement_ci95.low, *quality->top1_agreement);
+  // The reference's own figures come from the same pass.
+  const auto alone = evaluate_text(*model.executor, nullptr, sequences, {});
+  ASSERT_TRUE(alone.ok());
+  const TextQuality reference = reference_quality(*quality);
+  EXPECT_EQ(reference.nll, alone->nll);
+  EXPECT_EQ(reference.perplexity_ci95.high, alone->perplexity_ci95.high);
+  EXPECT_NEAR(*quality->perplexity_increase, quality->perplexity / alone->perplexity - 1,
+              1e-9);
+  EXPECT_LT(quality->perplexity_increase_ci95.low,
+            quality->perplexity_increase_ci95.high);
+}
+
+// Windows that overlap: each token is predicted once, with more context than without.
+TEST(Evaluate, OverlappingWindowsCountOnce) {
+  Opened model = open_example();
+  ASSERT_TRUE(model.executor && model.tokenizer);
+  std::vector<int32_t> text;
+  for (const auto& story : stories(*model.tokenizer, 3))
+    text.insert(text.end(), story.begin(), story.end());
+  // By hand: windows [0, 40), [10, 50) ...; of the later ones the last 10 count.
+  std::vector<std::vector<int32_t>> windows;
+  std::vector<int64_t> counted_from;
+  for (size_t at = 0; at + 40 <= text.size(); at += 10) {
+    windows.emplace_back(text.begin() + static_cast<std::ptrdiff_t>(at),
+                         text.begin() + static_cast<std::ptrdiff_t>(at) + 40);
+    counted_from.push_back(at == 0 ? 1 : 30);
+  }
+  const auto quality = evaluate_text(*model.executor, nullptr, windows, {}, counted_from);
+  ASSERT_TRUE(quality.ok()) << quality.status().message();
+  EXPECT_EQ(quality->tokens, 39 + 10 * (static_cast<int64_t>(windows.size()) - 1));
+  double nll = 0;
+  for (size_t w = 0; w < windows.size(); ++w) {
+    auto cache = model.executor->make_cache(39);
+    ASSERT_TRUE(cache.ok());
+    std::vector<float> logits(size_t{39} * 896);
+    ASSERT_TRUE(model.executor
+                    ->forward({windows[w].data(), 39}, **cache, {logits.data(), 39, 896})
+                    .ok());
+    for (int64_t i = counted_from[w]; i < 40; ++i)
+      nll += score_prediction(logits.data() + (i - 1) * 896, nullptr, 896,
+                              windows[w][static_cast<size_t>(i)])
+                 .nll;
+  }
+  EXPECT_NEAR(quality->nll, nll / static_cast<double>(quality->tokens), 1e-6);
+  EXPECT_EQ(quality->positions.back().end, 39);
+  EXPECT_THAT(
+      evaluate_text(*model.executor, nullptr, {{1, 2, 3}}, {}, {3}).status().message(),
+      HasSubstr("counting from token 1 to 2 was required; found 3"));
+}
+
+// The floor is above zero (the sums do round differently), far below a real change, and
+// the same every time.
+TEST(NoiseFloor, LiesBetweenNothingAndASmallChange) {
+  Opened model = open_example();
+  ASSERT_TRUE(model.executor && model.tokenizer);
+  const auto sequences = stories(*model.tokenizer, 6);
+  const auto noise = measure_text_noise(*model.executor, sequences, 0, {});
+  ASSERT_TRUE(noise.ok()) << noise.status().message();
+  EXPECT_GT(noise->kl_p99, 0);
+  EXPECT_LT(noise->kl, 1e-8);
+  EXPECT_LT(noise->perplexity_change, 1e-5);
+  const auto again = measure_text_noise(*model.executor, sequences, 0, {});
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->kl, noise->kl);
+  // A part of the data: whole sequences from the first on.
+  const auto part = measure_text_noise(*model.executor, sequences, 1, {});
+  ASSERT_TRUE(part.ok());
+  EXPECT_EQ(part->tokens, static_cast<int64_t>(sequences[0].size()) - 1);
+
+  Executor same = disturbed(*model.artifact, 0);
+  const auto none = evaluate_text(same, model.executor.get(), sequences, {});
+  ASSERT_TRUE(none.ok());
+  EXPECT_TRUE(noise->covers(*none));
+  Executor other = disturbed(*model.artifact, 0.001f);
+  const auto small = evaluate_text(other, model.executor.get(), sequences, {});
+  ASSERT_TRUE(small.ok());
+  EXPECT_FALSE(noise->covers(*small));
+  EXPECT_GT(*small->kl, 10 * noise->kl);
+}
+
+TEST(NoiseFloor, OfImages) {
+  SKIP_WITHOUT(kData / "models/cifar10_resnet");
+  Opened model = open(kData / "models/cifar10_resnet/resnet20_cifar10.safetensors");
+  ASSERT_TRUE(model.executor);
+  auto images = load_images(kData / "cifar10", Split::test);
+  ASSERT_TRUE(images.ok()) << images.status().message();
+  images->count = 60;
+  const auto noise = measure_image_noise(*model.executor, *images, 50, {});
+  ASSERT_TRUE(noise.ok()) << noise.status().message();
+  EXPECT_EQ(noise->images, 50);
+  EXPECT_EQ(noise->argmax_disagreement, 0);  // float noise does not change a class
+  // The sums really ran in another order.
+  auto reversed = Executor::create(model.artifact, {.reversed_sums = true});
+  ASSERT_TRUE(reversed.ok()) << reversed.status().message();
+  std::vector<float> pixels(3072), a(10), b(10);
+  preprocess(*images, 0, 1, model.artifact->image_mean, model.artifact->image_std,
+             pixels.data());
+  const int64_t shape[] = {1, 3, 32, 32};
+  ASSERT_TRUE(model.executor->forward_images(pixels, shape, {a.data(), 1, 10}).ok());
+  ASSERT_TRUE(reversed->forward_images(pixels, shape, {b.data(), 1, 10}).ok());
+  EXPECT_NE(a, b);
+  for (size_t i = 0; i < 10; ++i) EXPECT_NEAR(a[i], b[i], 1e-4);
 }
 
 TEST(Evaluate, ResNet20Accuracy) {

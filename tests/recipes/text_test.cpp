@@ -82,6 +82,50 @@ TEST_F(Text, WindowsBeginWithBos) {
   EXPECT_EQ(data->sequences.size(), 1u);
 }
 
+// What overlaps is counted by the first window that holds it: every token but the very
+// first without BOS is predicted once.
+TEST_F(Text, WindowsMayOverlap) {
+  const auto path = write("abcdefg");
+  const ByteTokenizer with(true), without(false);
+  auto data = load_text(path, &without, 266, {.length = 4, .stride = 2});
+  ASSERT_TRUE(data.ok()) << data.status().message();
+  EXPECT_THAT(data->sequences, ElementsAre(Ids{id('a'), id('b'), id('c'), id('d')},
+                                           Ids{id('c'), id('d'), id('e'), id('f')},
+                                           Ids{id('e'), id('f'), id('g')}));
+  EXPECT_THAT(data->counted_from, ElementsAre(1, 2, 2));
+  data = load_text(path, &with, 266, {.length = 4, .stride = 2});
+  ASSERT_TRUE(data.ok()) << data.status().message();
+  EXPECT_THAT(data->sequences, ElementsAre(Ids{1, id('a'), id('b'), id('c')},
+                                           Ids{1, id('c'), id('d'), id('e')},
+                                           Ids{1, id('e'), id('f'), id('g')}));
+  EXPECT_THAT(data->counted_from, ElementsAre(1, 2, 2));
+  // A stride of the whole window overlaps nothing.
+  data = load_text(path, &with, 266, {.length = 4, .stride = 3});
+  EXPECT_THAT(data->counted_from, ElementsAre(1, 1, 1));
+  EXPECT_TRUE(load_text(path, &with, 266, {.length = 4})->counted_from.empty());
+  for (int64_t stride = 1; stride <= 4; ++stride) {
+    data = load_text(path, &without, 266, {.length = 4, .stride = stride});
+    ASSERT_TRUE(data.ok());
+    int64_t counted = 0;
+    for (size_t s = 0; s < data->sequences.size(); ++s)
+      counted += static_cast<int64_t>(data->sequences[s].size()) - data->counted_from[s];
+    EXPECT_EQ(counted, stride == 4 ? 5 : 6) << stride;  // at 4 "e" begins a window
+  }
+  // Rows of ids are cut into windows too.
+  data = load_text(write_ids({1, 5}, {5, 6, 7, 8, 9}), nullptr, 10,
+                   {.length = 3, .stride = 1});
+  EXPECT_THAT(data->sequences, ElementsAre(Ids{5, 6, 7}, Ids{6, 7, 8}, Ids{7, 8, 9}));
+  EXPECT_THAT(data->counted_from, ElementsAre(1, 2, 2));
+  EXPECT_THAT(
+      load_text(path, &with, 266, {.length = 4, .stride = 4}).status().message(),
+      HasSubstr("a stride of 1 to 3 tokens (the window without BOS) was required; "
+                "found 4; lower --stride"));
+  EXPECT_THAT(load_text(path, &with, 266, {.length = 4, .per_line = true, .stride = 2})
+                  .status()
+                  .message(),
+              HasSubstr("windows were required for a stride; found lines"));
+}
+
 TEST_F(Text, LinesAlone) {
   const auto path = write(" ab\t \r\n\n\u00e9\u00e9\nxyz\nlast");
   const ByteTokenizer tokenizer(true);

@@ -1,0 +1,268 @@
+#include "kernels/ops/kv_attention/kv_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/base/float_types.h"
+#include "kernels/ops/kv_attention/kv_decode.h"
+#include "kernels/ops/scratch.h"
+#include "kernels/packing/packed_tensor.h"
+#include "kernels/scheme/element_codec.h"
+#include "kernels/scheme/level_runs.h"
+
+namespace nibble {
+namespace {
+
+constexpr float kLargestHalf = 65504;
+
+// b bits of a row's little-endian bit string.
+uint32_t bits_at(const uint8_t* row, int bits, int64_t index) {
+  const int64_t first = index * bits;
+  uint64_t window = 0;
+  std::memcpy(&window, row + first / 8, static_cast<size_t>((first % 8 + bits + 7) / 8));
+  return static_cast<uint32_t>((window >> (first % 8)) & ((uint64_t{1} << bits) - 1));
+}
+
+KvCode kv_code(const QuantScheme& scheme) {
+  switch (scheme.code) {
+    case Element::int8:
+      return KvCode::s8;
+    case Element::uint8:
+      return KvCode::u8;
+    case Element::int4:
+      return KvCode::s4;
+    case Element::uint4:
+      return KvCode::u4;
+    case Element::e4m3:
+      return KvCode::e4m3;
+    case Element::f16:
+      return KvCode::f16;
+    case Element::bf16:
+      return KvCode::bf16;
+    default:
+      return KvCode::other;
+  }
+}
+
+KvForm kv_form(const QuantScheme& scheme) {
+  if (scheme.is_float()) return KvForm::plain;
+  if (scheme.offset == OffsetKind::zero_point) return KvForm::zero_point;
+  return scheme.offset == OffsetKind::minimum ? KvForm::minimum : KvForm::scaled;
+}
+
+Status out_of_half(int64_t row, int64_t column, float value) {
+  return error(StatusCode::out_of_range, "[kv] position ", row, ", column ", column,
+               ": a number that f16 holds (the newest block's form) was required; found ",
+               value, "; use f32, bf16 or blocks of one position (--kv int8)");
+}
+
+}  // namespace
+
+float KvRows::Level::value(int64_t row, int64_t column) const {
+  // A position (or block of positions) has its level values as a row of its own.
+  const Block& block = level.block;
+  const int64_t index = block.kind == Block::Kind::row ? 0 : column / block.cols;
+  return value_of_bits(level.element, bits_at(values.data() + row * row_bytes,
+                                              element_info(level.element).bits, index));
+}
+
+Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity,
+                              int64_t width) {
+  NIBBLE_RETURN_IF_ERROR(validate_kv_scheme(scheme));
+  KvRows rows;
+  rows.scheme_ = scheme;
+  rows.capacity_ = capacity;
+  rows.width_ = width;
+  rows.positions_ = kv_block_positions(scheme);
+  rows.row_bytes_ = packed_row_bytes(scheme.code, width);
+  // Of positions in blocks only whole blocks are ever stored.
+  const int64_t stored = capacity / rows.positions_ * rows.positions_;
+  rows.codes_.resize(static_cast<size_t>(stored * rows.row_bytes_));
+  const auto add = [&](const std::vector<ScaleLevel>& levels, std::vector<Level>& to) {
+    for (const ScaleLevel& level : levels) {
+      to.push_back({level, packed_level_bytes(level, rows.positions_, width), {}});
+      to.back().values.resize(
+          static_cast<size_t>(stored / rows.positions_ * to.back().row_bytes));
+    }
+  };
+  add(scheme.scales, rows.scales_);
+  add(scheme.offsets, rows.offsets_);
+  if (rows.positions_ > 1)
+    rows.partial_.resize(static_cast<size_t>(rows.positions_ * width));
+  return rows;
+}
+
+int64_t KvRows::bytes_for(const QuantScheme& scheme, int64_t capacity, int64_t width) {
+  const int64_t positions = kv_block_positions(scheme);
+  const int64_t blocks = capacity / positions;
+  int64_t total = blocks * positions * packed_row_bytes(scheme.code, width);
+  for (const std::vector<ScaleLevel>* levels : {&scheme.scales, &scheme.offsets}) {
+    for (const ScaleLevel& level : *levels)
+      total += blocks * packed_level_bytes(level, positions, width);
+  }
+  if (positions > 1) total += positions * width * static_cast<int64_t>(sizeof(uint16_t));
+  return total;
+}
+
+int64_t KvRows::bytes() const {
+  size_t total = codes_.size() + partial_.size() * sizeof(uint16_t);
+  for (const std::vector<Level>* levels : {&scales_, &offsets_}) {
+    for (const Level& level : *levels) total += level.values.size();
+  }
+  return static_cast<int64_t>(total);
+}
+
+Status KvRows::store(MatrixView<const float> x, int64_t first) {
+  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, scheme_, ScaleRule{}));
+  NIBBLE_RETURN_IF_ERROR(quantize(x, q));
+  NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, {x.rows, x.cols}));
+  std::memcpy(codes_.data() + first * row_bytes_, packed.codes.data(),
+              packed.codes.size());
+  const auto copy = [&](const std::vector<PackedLevel>& from, std::vector<Level>& to) {
+    for (size_t i = 0; i < to.size(); ++i) {
+      std::memcpy(to[i].values.data() + first / positions_ * to[i].row_bytes,
+                  from[i].values.data(), from[i].values.size());
+    }
+  };
+  copy(packed.scales, scales_);
+  copy(packed.offsets, offsets_);
+  return ok_status();
+}
+
+Status KvRows::append(MatrixView<const float> x) {
+  if (x.cols != width_ || length_ + x.rows > capacity_)
+    return error(StatusCode::invalid_argument, "[kv] ", x.rows, " rows of ", x.cols,
+                 " values were given to a cache of ", capacity_ - length_,
+                 " free rows of ", width_);
+  if (scheme_.is_float()) {
+    for (int64_t r = 0; r < x.rows; ++r) {
+      uint8_t* to = codes_.data() + (length_ + r) * row_bytes_;
+      if (scheme_.code == Element::f32) {
+        std::memcpy(to, x.row(r), static_cast<size_t>(row_bytes_));
+        continue;
+      }
+      for (int64_t c = 0; c < width_; ++c) {
+        const float value = x(r, c);
+        const bool half = scheme_.code == Element::f16;
+        if (half && !(std::fabs(value) <= kLargestHalf))
+          return out_of_half(length_ + r, c, value);
+        const uint16_t bits = half ? f16_from_float(value) : bf16_from_float(value);
+        std::memcpy(to + 2 * c, &bits, 2);
+      }
+    }
+    length_ += x.rows;
+    return ok_status();
+  }
+  if (positions_ == 1) {
+    NIBBLE_RETURN_IF_ERROR(store(x, length_));
+    length_ += x.rows;
+    return ok_status();
+  }
+  std::vector<float> block;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    uint16_t* to = partial_.data() + length_ % positions_ * width_;
+    for (int64_t c = 0; c < width_; ++c) {
+      if (!(std::fabs(x(r, c)) <= kLargestHalf)) return out_of_half(length_, c, x(r, c));
+      to[c] = f16_from_float(x(r, c));
+    }
+    if ((length_ + 1) % positions_ == 0) {
+      block.resize(partial_.size());
+      for (size_t i = 0; i < block.size(); ++i) block[i] = float_from_f16(partial_[i]);
+      NIBBLE_RETURN_IF_ERROR(
+          store({block.data(), positions_, width_}, length_ + 1 - positions_));
+    }
+    ++length_;
+  }
+  return ok_status();
+}
+
+void KvRows::truncate(int64_t length) {
+  length = std::clamp<int64_t>(length, 0, length_);
+  const int64_t kept = length % positions_;
+  // The block that is cut may be a completed one: what is left of it is partial again.
+  if (kept > 0 && length / positions_ < length_ / positions_) {
+    std::vector<float> rows(static_cast<size_t>(kept * width_));
+    read(nullptr, length - kept, 0, {rows.data(), kept, width_});
+    for (size_t i = 0; i < rows.size(); ++i) {
+      partial_[i] = f16_from_float(std::clamp(rows[i], -kLargestHalf, kLargestHalf));
+    }
+  }
+  length_ = length;
+}
+
+void KvRows::expand_block(int64_t block, int64_t column, int64_t count, float* scales,
+                          float* offsets) const {
+  const auto expand = [&](const std::vector<Level>& levels, float* out) {
+    for (size_t k = 0; k < levels.size(); ++k) {
+      for (int64_t c = column; c < column + count;) {
+        const int64_t end =
+            std::min(column + count, run_end(levels[k].level.block, width_, 0, c));
+        const float value = levels[k].value(block, c);
+        for (int64_t i = c - column; i < end - column; ++i) {
+          out[i] = k == 0 ? value : out[i] * value;
+        }
+        c = end;
+      }
+    }
+  };
+  expand(scales_, scales);
+  expand(offsets_, offsets);
+}
+
+void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
+                  MatrixView<float> x) const {
+  const int64_t count = x.cols;
+  const int64_t complete = length_ / positions_ * positions_;
+  const KvCode code = kv_code(scheme_);
+  const ElementInfo& info = element_info(scheme_.code);
+  // A row's codes must begin in a byte of their own for the vectors.
+  const bool fast =
+      isa != nullptr && code != KvCode::other && column * info.bits % 8 == 0;
+  const KvForm form = kv_form(scheme_);
+  const bool is_signed = info.kind == ElementKind::integer && info.lowest < 0;
+  static thread_local Scratch<float> scratch;
+  float* scales = scratch.get(static_cast<size_t>(2 * count));
+  float* offsets = scales + count;
+  int64_t expanded = -1;  // the block whose levels are expanded
+  for (int64_t r = 0; r < x.rows; ++r) {
+    const int64_t row = first + r;
+    float* out = x.row(r);
+    if (positions_ > 1 && row >= complete) {
+      const uint16_t* from = partial_.data() + row % positions_ * width_ + column;
+      if (isa != nullptr) {
+        isa->decode(KvCode::f16, KvForm::plain, reinterpret_cast<const uint8_t*>(from),
+                    count, nullptr, nullptr, out);
+      } else {
+        for (int64_t c = 0; c < count; ++c) out[c] = float_from_f16(from[c]);
+      }
+      continue;
+    }
+    const uint8_t* codes = codes_.data() + row * row_bytes_;
+    if (scheme_.code == Element::f32) {
+      std::memcpy(out, codes + 4 * column, static_cast<size_t>(4 * count));
+      continue;
+    }
+    if (!scheme_.is_float() && row / positions_ != expanded) {
+      expanded = row / positions_;
+      expand_block(expanded, column, count, scales, offsets);
+    }
+    if (fast) {
+      isa->decode(code, form, codes + column * info.bits / 8, count, scales, offsets,
+                  out);
+      continue;
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      uint32_t bits = bits_at(codes, info.bits, column + c);
+      if (scheme_.is_float()) {
+        out[c] = value_of_bits(scheme_.code, bits);
+        continue;
+      }
+      const uint32_t sign = is_signed ? 1u << (info.bits - 1) : 0u;
+      const uint8_t byte = static_cast<uint8_t>((bits ^ sign) - sign);
+      dequantize_row(scheme_, &byte, scales + c, offsets + c, out + c, 1);
+    }
+  }
+}
+
+}  // namespace nibble
