@@ -203,7 +203,7 @@ Status evaluate_on_sentences(const CommandLine& line, Models& models, Json& json
   json["data"] = data.description;
   if (line.has("per-sequence")) json["sentence_cosine"] = quality.cosines;
   measurement.embeddings = quality;
-  print(json, measurement, data.description, line.wants_json());
+  print(json, measurement, {}, {{"data", data.description}}, line.wants_json());
   return ok_status();
 }
 

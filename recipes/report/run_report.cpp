@@ -352,15 +352,37 @@ Result<Measurement> parse_measurement(const std::string& text, const std::string
   m.bytes = json["bytes"].get<int64_t>();
   m.bits_per_weight = number("bits_per_weight");
   m.quantized_bits_per_weight = number("quantized_bits_per_weight");
+  const auto interval = [&json](const char* key) {
+    const Json pair = json.value(key, Json::array());
+    const bool two = pair.is_array() && pair.size() == 2 && pair[0].is_number() &&
+                     pair[1].is_number();
+    return two ? Interval{pair[0].get<double>(), pair[1].get<double>()} : Interval{};
+  };
   if (number("perplexity") > 0) {
     m.text.emplace();
     m.text->perplexity = number("perplexity");
+    m.text->perplexity_ci95 = interval("perplexity_ci95");
     m.text->nll = number("nll");
-    if (number("kl") >= 0) m.text->kl = number("kl");
+    const auto optional = [&](const char* key, std::optional<double>& value, Interval& ci) {
+      if (!json.contains(key) || !json[key].is_number()) return;
+      value = number(key);
+      ci = interval((std::string(key) + "_ci95").c_str());
+    };
+    optional("kl", m.text->kl, m.text->kl_ci95);
+    optional("kl_p90", m.text->kl_p90, m.text->kl_p90_ci95);
+    optional("kl_p99", m.text->kl_p99, m.text->kl_p99_ci95);
+    optional("top1_agreement", m.text->top1_agreement, m.text->top1_agreement_ci95);
+    optional("perplexity_increase", m.text->perplexity_increase,
+             m.text->perplexity_increase_ci95);
   }
   if (number("accuracy") >= 0) {
     m.images.emplace();
     m.images->accuracy = number("accuracy");
+    m.images->accuracy_ci95 = interval("accuracy_ci95");
+    if (number("argmax_agreement") >= 0) {
+      m.images->argmax_agreement = number("argmax_agreement");
+      m.images->argmax_agreement_ci95 = interval("argmax_agreement_ci95");
+    }
   }
   return m;
 }

@@ -130,6 +130,11 @@ TEST(Report, MeasurementsReadBack) {
   EXPECT_EQ(again->bytes, after.bytes);
   EXPECT_EQ(again->text->perplexity, after.text->perplexity);
   EXPECT_EQ(*again->text->kl, *after.text->kl);
+  // Beside the figures of now, an earlier artifact's stand with their intervals.
+  EXPECT_EQ(again->text->perplexity_ci95.low, after.text->perplexity_ci95.low);
+  EXPECT_EQ(again->text->perplexity_ci95.high, after.text->perplexity_ci95.high);
+  EXPECT_EQ(again->text->kl_ci95.high, after.text->kl_ci95.high);
+  EXPECT_EQ(*again->text->top1_agreement, *after.text->top1_agreement);
   EXPECT_EQ(print_measurement(after).find("tokens_per_second"), std::string::npos);
   const Status broken = parse_measurement("{}", "old/measurements.json").status();
   EXPECT_EQ(broken.code(), StatusCode::data_loss);
