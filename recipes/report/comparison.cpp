@@ -1,6 +1,7 @@
 #include "recipes/report/comparison.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "recipes/report/quality_json.h"
 #include "recipes/report/text_table.h"

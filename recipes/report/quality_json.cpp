@@ -1,5 +1,7 @@
 #include "recipes/report/quality_json.h"
 
+#include <nlohmann/json.hpp>
+
 #include "recipes/report/text_table.h"
 
 namespace nibble {

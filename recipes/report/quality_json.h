@@ -8,7 +8,7 @@
 //   noise_floor: {change, predictions | images, ...}
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "recipes/report/run_report.h"
 

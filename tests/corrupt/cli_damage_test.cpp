@@ -143,7 +143,8 @@ TEST_F(CliDamage, UnknownArchitecture) {
   write("model/config.json", config);
   EXPECT_EQ(inspect(5),
             "nibble: [models] the architecture must be one of LlamaForCausalLM, "
-            "ResNetCIFAR, MLP; found LlamoForCausalLM");
+            "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+            "BertModel, ResNetCIFAR, MLP; found LlamoForCausalLM");
 }
 
 TEST_F(CliDamage, BrokenRecipe) {

@@ -133,12 +133,14 @@ TEST_F(DamagedModel, UnknownArchitecture) {
   write("config.json", config);
   EXPECT_EQ(message(path()),
             "unsupported: [models] the architecture must be one of LlamaForCausalLM, "
-            "ResNetCIFAR, MLP; found MambaForCausalLM");
+            "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+            "BertModel, ResNetCIFAR, MLP; found MambaForCausalLM");
   EXPECT_EQ(message(path(), "LlamaForCausalLM"), "loaded");
   write("config.json", "{}");
   EXPECT_EQ(message(path()),
             "unsupported: [models] the architecture must be one of LlamaForCausalLM, "
-            "ResNetCIFAR, MLP; found none");
+            "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+            "BertModel, ResNetCIFAR, MLP; found none");
   // A single file of tensors that fit nothing.
   const std::vector<float> one = {1};
   ASSERT_TRUE(write_safetensors(

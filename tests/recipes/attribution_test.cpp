@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/tokenizer/tokenizer.h"
