@@ -150,9 +150,9 @@ TEST_F(DamagedModel, UnknownArchitecture) {
   EXPECT_EQ(
       message(path() / "other.safetensors"),
       "unsupported: [models] other.safetensors: the tensors must be those of a known "
-      "architecture (LlamaForCausalLM, ResNetCIFAR, MLP); found none that fits, the "
-      "first "
-      "tensor is encoder.w; name it with --architecture");
+            "architecture (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
+            "Qwen3ForCausalLM, Qwen3MoeForCausalLM, BertModel, ResNetCIFAR, MLP); found none "
+            "that fits, the first tensor is encoder.w; name it with --architecture");
   EXPECT_EQ(message(path() / "other.safetensors", "ResNetCIFAR"),
             "not_found: [models] layer1.0.conv1.weight: ResNetCIFAR needs this tensor; "
             "found none "
