@@ -31,7 +31,7 @@ struct SpeedOptions {
   int64_t prefill_tokens = 256;  // at most the context
   int64_t image_batch = 32;
   // Encoders: one repeat encodes these, `batch` at a time; none: 32 of 32 random ids.
-  std::vector<std::vector<int32_t>> sentences;
+  std::vector<std::vector<int32_t>> sentences = {};
   int64_t batch = 1;
 };
 
