@@ -9,7 +9,7 @@ report=build/quickstart/w2a16-qat/report.html
 profile=$(mktemp -d)
 trap 'rm -rf "$profile"' EXIT
 chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
-  --disable-component-update --disable-sync --hide-scrollbars --window-size=1180,1290 \
+  --disable-component-update --disable-sync --hide-scrollbars --window-size=1180,1760 \
   --virtual-time-budget=4000 --blink-settings=preferredColorScheme=1 --user-data-dir="$profile" \
   --screenshot=recipes/report/report.png "file://$PWD/$report" 2> /dev/null
 ls -l recipes/report/report.png
