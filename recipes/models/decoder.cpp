@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/program/rope_attributes.h"
+#include "recipes/models/graph_builder.h"
 
 namespace nibble {
 namespace {
@@ -44,34 +45,11 @@ void read_rope_scaling(ConfigReader& config, const std::string& path, int64_t co
   }
 }
 
-// Adds nodes that make one value each, called as the node unless said otherwise.
-class Builder {
+class Builder : public GraphBuilder {
  public:
   Builder(Program& program, const DecoderConfig& config)
-      : program_(program), c_(config) {}
-  void set_block(int block) { block_ = block; }
+      : GraphBuilder(program), c_(config) {}
 
-  std::string add(const char* op, const std::string& name,
-                  std::vector<std::string> inputs,
-                  std::map<std::string, std::string> parameters = {},
-                  std::map<std::string, Attribute> attributes = {},
-                  std::string output = "") {
-    if (output.empty()) output = name;
-    program_.nodes.push_back({op,
-                              name,
-                              block_,
-                              std::move(inputs),
-                              {output},
-                              std::move(parameters),
-                              std::move(attributes)});
-    return output;
-  }
-  std::string linear(const std::string& name, const std::string& input, int64_t rows,
-                     bool bias) {
-    std::map<std::string, std::string> parameters = {{"weight", name + ".weight"}};
-    if (bias) parameters["bias"] = name + ".bias";
-    return add("linear", name, {input}, parameters, {{"out_features", rows}});
-  }
   std::string norm(const std::string& name, const std::string& input) {
     return add("rms_norm", name, {input}, {{"weight", name + ".weight"}},
                {{"epsilon", c_.epsilon}});
@@ -133,9 +111,7 @@ class Builder {
   }
 
  private:
-  Program& program_;
   const DecoderConfig& c_;
-  int block_ = kFirstBlock;
 };
 
 }  // namespace

@@ -18,8 +18,9 @@ class GraphBuilder {
   // Returns the value's name.
   std::string add(const char* op, const std::string& name,
                   std::vector<std::string> inputs,
-                  std::map<std::string, std::string> parameters,
-                  std::map<std::string, Attribute> attributes, std::string output = "") {
+                  std::map<std::string, std::string> parameters = {},
+                  std::map<std::string, Attribute> attributes = {},
+                  std::string output = "") {
     if (output.empty()) output = name;
     program_.nodes.push_back({op,
                               name,
@@ -37,7 +38,7 @@ class GraphBuilder {
     return add("linear", name, {input}, parameters, {{"out_features", rows}});
   }
 
- private:
+ protected:
   Program& program_;
   int block_ = kFirstBlock;
 };

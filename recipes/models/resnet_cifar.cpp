@@ -9,32 +9,17 @@
 
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
+#include "recipes/models/graph_builder.h"
 
 namespace nibble {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-class Builder {
+class Builder : public GraphBuilder {
  public:
-  explicit Builder(Program& program) : program_(program) {}
-  void set_block(int block) { block_ = block; }
+  using GraphBuilder::GraphBuilder;
 
-  std::string add(const char* op, const std::string& name,
-                  std::vector<std::string> inputs,
-                  std::map<std::string, std::string> parameters = {},
-                  std::map<std::string, Attribute> attributes = {},
-                  std::string output = "") {
-    if (output.empty()) output = name;
-    program_.nodes.push_back({op,
-                              name,
-                              block_,
-                              std::move(inputs),
-                              {output},
-                              std::move(parameters),
-                              std::move(attributes)});
-    return output;
-  }
   std::string conv_norm(const std::string& conv, const std::string& norm,
                         const std::string& input, int64_t channels, int64_t stride) {
     using Pair = std::vector<int64_t>;
@@ -51,10 +36,6 @@ class Builder {
                 {"running_var", norm + ".running_var"}},
                {{"epsilon", 1e-5}});
   }
-
- private:
-  Program& program_;
-  int block_ = kFirstBlock;
 };
 
 int64_t blocks_in_stage(const std::map<std::string, Tensor>& tensors, int stage) {
