@@ -23,6 +23,8 @@ struct ExportOptions {
   int64_t opset = 21;  // onnx
   // onnx: a model of more bytes keeps its tensors in model.onnx.data beside the graph.
   int64_t external_data_bytes = 100'000'000;
+  // onnx, encoders: float operations between codes in float64 (lower_float64.cpp).
+  bool float64 = false;
   std::string dtype = "f32";          // hf: of every tensor; f32, bf16 or f16
   int64_t shard_bytes = kShardBytes;  // hf: weights beyond it go to several files
 };

@@ -15,6 +15,7 @@ Status can_express_onnx(const Artifact& artifact, const ExportOptions& options) 
     return error(StatusCode::unsupported, "[onnx] opset: this exporter writes ",
                  kOnnxOpset, "; found ", options.opset, "; leave the option out");
   }
+  if (options.float64) NIBBLE_RETURN_IF_ERROR(check_float64(artifact));
   return can_lower(artifact);
 }
 
@@ -27,7 +28,7 @@ Status write_onnx(const Artifact& artifact, const std::filesystem::path& directo
   std::string model, data;
   {
     OnnxGraph graph(artifact.program.architecture);
-    NIBBLE_RETURN_IF_ERROR(OnnxLowering(artifact, graph).run());
+    NIBBLE_RETURN_IF_ERROR(OnnxLowering(artifact, graph, options.float64).run());
     const auto numbers = [](const std::vector<float>& values) {
       std::string text;
       for (float value : values) text += cat(text.empty() ? "" : " ", value);

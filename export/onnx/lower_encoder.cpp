@@ -55,29 +55,40 @@ Status lower_layer_norm(OnnxLowering& lowering, const Node& node) {
                           lowering.float_parameter(node.parameter("weight")));
   NIBBLE_ASSIGN_OR_RETURN(const std::string bias,
                           lowering.float_parameter(node.parameter("bias")));
-  lowering.graph().add("LayerNormalization", {lowering.input(node), weight, bias},
-                       lowering.output(node),
+  lowering.graph().add("LayerNormalization",
+                       {lowering.widened(lowering.input(node)), lowering.widened(weight),
+                        lowering.widened(bias)},
+                       lowering.wide(lowering.output(node)),
                        {{"axis", int64_t{-1}},
                         {"epsilon", static_cast<float>(node.number("epsilon", 1e-12))}});
+  lowering.narrow(lowering.output(node));
   return ok_status();
 }
 
 // x / (1 + exp(-2 u)) = x sigmoid(2 u) for the approximation by tanh.
 Status lower_gelu(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
-  const std::string x = lowering.input(node);
+  const std::string x = lowering.widened(lowering.input(node));
+  const std::string y = lowering.wide(lowering.output(node));
+  const auto number = [&](double value) { return lowering.wide_number(value); };
   if (node.integer("tanh", 0) == 0) {
-    graph.add("Gelu", {x}, lowering.output(node));
+    if (lowering.is_float64()) {
+      add_gelu_float64(graph, x, y);
+    } else {
+      graph.add("Gelu", {x}, y);
+    }
+    lowering.narrow(lowering.output(node));
     return ok_status();
   }
   const auto part = [&](const char* name) { return OnnxLowering::inner(node, name); };
   graph.add("Mul", {x, x}, part("square"));
-  graph.add("Mul", {part("square"), graph.number(0.044715f)}, part("bent"));
-  graph.add("Add", {part("bent"), graph.number(1)}, part("factor"));
+  graph.add("Mul", {part("square"), number(0.044715)}, part("bent"));
+  graph.add("Add", {part("bent"), number(1)}, part("factor"));
   graph.add("Mul", {x, part("factor")}, part("cubic"));
-  graph.add("Mul", {part("cubic"), graph.number(1.59576912f)}, part("angle"));
+  graph.add("Mul", {part("cubic"), number(1.5957691216057308)}, part("angle"));
   graph.add("Sigmoid", {part("angle")}, part("gate"));
-  graph.add("Mul", {x, part("gate")}, lowering.output(node));
+  graph.add("Mul", {x, part("gate")}, y);
+  lowering.narrow(lowering.output(node));
   return ok_status();
 }
 

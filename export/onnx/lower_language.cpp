@@ -148,16 +148,21 @@ Status lower_attention(OnnxLowering& lowering, const Node& node) {
 
   graph.add("Transpose", {k}, part("keys_transposed"),
             {{"perm", std::vector<int64_t>{0, 1, 3, 2}}});
-  graph.add("MatMul", {q, part("keys_transposed")}, part("products"));
-  graph.add("Mul", {part("products"), graph.number(static_cast<float>(scale))},
+  graph.add("MatMul", {lowering.widened(q), lowering.widened(part("keys_transposed"))},
+            part("products"));
+  graph.add("Mul",
+            {part("products"), lowering.wide_number(static_cast<float>(scale))},
             part("scores"));
   graph.add("Add",
-            {part("scores"), node.integer("causal", 1) != 0
-                                 ? lowering.causal_mask(node.integer("window", 0))
-                                 : lowering.padding_mask()},
+            {part("scores"), lowering.widened(node.integer("causal", 1) != 0
+                                                  ? lowering.causal_mask(
+                                                        node.integer("window", 0))
+                                                  : lowering.padding_mask())},
             part("masked"));
   graph.add("Softmax", {part("masked")}, part("probabilities"), kLastAxis);
-  graph.add("MatMul", {part("probabilities"), v}, part("mixed"));
+  graph.add("MatMul", {part("probabilities"), lowering.widened(v)},
+            lowering.wide(part("mixed")));
+  lowering.narrow(part("mixed"));
   graph.add("Transpose", {part("mixed")}, part("mixed_transposed"),
             {{"perm", std::vector<int64_t>{0, 2, 1, 3}}});
   graph.add("Reshape", {part("mixed_transposed"), graph.integers({0, 0, -1})},

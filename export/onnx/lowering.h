@@ -29,8 +29,9 @@ namespace nibble {
 
 class OnnxLowering {
  public:
-  OnnxLowering(const Artifact& artifact, OnnxGraph& graph)
-      : artifact_(artifact), graph_(graph) {}
+  // float64: see lower_float64.cpp.
+  OnnxLowering(const Artifact& artifact, OnnxGraph& graph, bool float64 = false)
+      : artifact_(artifact), graph_(graph), float64_(float64) {}
 
   Status run();
 
@@ -59,6 +60,16 @@ class OnnxLowering {
   bool reads_dynamic(const Node& node) const;
   // x w^T with x's tokens in codes, before the bias.
   Result<std::string> dynamic_product(const Node& node);
+
+  // --- operations that are done in float64 where that was asked for (lower_float64.cpp);
+  // else names and values pass through
+  bool is_float64() const { return float64_; }
+  std::string widened(const std::string& x);
+  std::string wide_number(double value);
+  // What an operation on widened inputs calls its result, which narrow() rounds to
+  // `name` and returns that.
+  std::string wide(const std::string& name) const;
+  std::string narrow(const std::string& name);
 
   // --- language models
   std::string positions();  // [sequence]
@@ -96,6 +107,7 @@ class OnnxLowering {
 
   const Artifact& artifact_;
   OnnxGraph& graph_;
+  bool float64_;
   std::map<std::string, std::string> names_;  // program value -> what its consumers read
   std::map<std::pair<std::string, Orientation>, std::string> weights_;  // dequantized
   std::set<std::string> made_;  // shared values that exist already
@@ -113,6 +125,12 @@ const std::vector<OnnxOp>& all_onnx_ops();
 
 // unsupported: other dynamic activations than a linear layer's int8n/r@f32.
 Status check_onnx_dynamic(const ActivationScheme& activation, const Node& node);
+
+// x/2 (1 + erf(x / sqrt(2))) of a float64 value; ONNX Runtime's Erf and Gelu are float32's.
+std::string add_gelu_float64(OnnxGraph& graph, const std::string& x,
+                             const std::string& output);
+// unsupported: float64 of anything but an encoder.
+Status check_float64(const Artifact& artifact);
 
 // unsupported: the first thing of the artifact that has no ONNX form, named.
 Status can_lower(const Artifact& artifact);

@@ -40,6 +40,13 @@ void fill_value_info(onnx::ValueInfoProto* info, const std::string& name, OnnxTy
   }
 }
 
+// The decimal that reads back as this number, so that names are unique.
+template <class T>
+std::string shortest(T value) {
+  char text[64];
+  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+}
+
 template <class T>
 std::string raw_bytes(const std::vector<T>& values) {
   static_assert(std::endian::native == std::endian::little);
@@ -68,6 +75,7 @@ int64_t onnx_type_bits(OnnxType type) {
     case OnnxType::int32:
       return 32;
     case OnnxType::int64:
+    case OnnxType::float64:
       return 64;
   }
   return 0;
@@ -176,11 +184,16 @@ std::string OnnxGraph::integer(int64_t value) {
 }
 
 std::string OnnxGraph::number(float value) {
-  char text[32];  // the shortest decimal that reads back as this float, so names are
-                  // unique
-  const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
-  const std::string name = "/f32:" + std::string(text, end);
+  const std::string name = "/f32:" + shortest(value);
   if (!has_initializer(name)) add_initializer(name, {}, std::vector<float>{value});
+  return name;
+}
+
+std::string OnnxGraph::number64(double value) {
+  const std::string name = "/f64:" + shortest(value);
+  if (!has_initializer(name)) {
+    add_initializer(name, OnnxType::float64, {}, raw_bytes(std::vector<double>{value}));
+  }
   return name;
 }
 

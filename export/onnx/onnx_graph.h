@@ -32,6 +32,7 @@ enum class OnnxType : int32_t {
   int64 = 7,
   boolean = 9,
   float16 = 10,
+  float64 = 11,
   bfloat16 = 16,
   e4m3 = 17,
   e5m2 = 19,
@@ -75,6 +76,7 @@ class OnnxGraph {
   std::string integers(const std::vector<int64_t>& values);  // 1-D int64 constant
   std::string integer(int64_t value);                        // scalar int64 constant
   std::string number(float value);                           // scalar f32 constant
+  std::string number64(double value);                        // scalar f64 constant
 
   int64_t initializer_bytes() const { return initializer_bytes_; }
 

@@ -1,7 +1,6 @@
 #include "kernels/runtime/executor.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/attention/attention.h"
@@ -13,13 +12,11 @@
 #include "kernels/ops/rms_norm/rms_norm.h"
 #include "kernels/ops/rope/rope.h"
 #include "kernels/ops/silu_mul/silu_mul.h"
-#include "kernels/program/rope_attributes.h"
 #include "kernels/program/shape.h"
 #include "kernels/runtime/encoder_path.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
-#include "kernels/runtime/moe_step.h"
-#include "kernels/runtime/node_weights.h"
+#include "kernels/runtime/step.h"
 #include "kernels/runtime/summation_order.h"
 
 namespace nibble {
@@ -39,25 +36,6 @@ void in_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64
     body(i * chunk, std::min(chunk, n - i * chunk));
   });
 }
-
-// One node, ready to run. Values live in slots that are used again once nobody reads them.
-struct Step {
-  const Node* node = nullptr;
-  std::vector<int> inputs;
-  int output = -1;
-  int64_t features = 0;              // of the output: its size over batch (and sequence)
-  std::vector<int64_t> image_shape;  // of the first input, [channels, height, width]
-  std::vector<int64_t> output_shape;  // without the batch
-  LinearWeight table;                // embedding
-  PreparedLinear linear;
-  std::unique_ptr<PreparedConv2d> conv;
-  std::unique_ptr<MoeStep> moe;
-  std::vector<float> weight, bias, shift;  // norms; batch norm: y = x * weight + bias
-  AttentionShape attention;
-  size_t state = 0;
-  size_t rope = 0;
-  bool reversed = false;  // its weight's columns are; so must its input's be
-};
 
 Status require_decoder(const Program& program) {
   if (program.is_language_model() && !program.is_encoder()) return ok_status();
@@ -94,94 +72,9 @@ struct Executor::Implementation {
     std::vector<size_t> slots;
   };
   std::vector<Stage> stages;
-  std::vector<std::pair<size_t, Step>> own_steps;  // what the executor's own were
+  std::vector<std::function<void()>> undo;  // of an exchanged layer
 
   // --- preparation
-
-  Status prepare_linear_step(const Artifact& from, const Node& node, Step& step) {
-    NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(from, node));
-    NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
-    step.reversed = options.reversed_sums && weight.is_plain();
-    if (step.reversed) weight = with_reversed_columns(weight, 1);
-    NIBBLE_ASSIGN_OR_RETURN(step.linear,
-                            prepare_node_linear(from, node, weight,
-                                                options.compute == Compute::dynamic_int8,
-                                                &kernels));
-    return ok_status();
-  }
-
-  Status prepare_step(const Node& node, Step& step) {
-    if (node.op == "embedding") {
-      NIBBLE_ASSIGN_OR_RETURN(step.table, node_weight(*artifact, node));
-      kernels.emplace(node.parameter("weight"), kEmbeddingKernel);
-    } else if (node.op == "linear") {
-      NIBBLE_RETURN_IF_ERROR(prepare_linear_step(*artifact, node, step));
-    } else if (node.op == "moe") {
-      NIBBLE_ASSIGN_OR_RETURN(MoeStep moe, MoeStep::create(*artifact, node, options, &kernels));
-      step.moe = std::make_unique<MoeStep>(std::move(moe));
-    } else if (node.op == "rms_norm") {
-      NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(*artifact, node, "weight"));
-    } else if (node.op == "rope") {
-      const RopeShape shape = rope_shape(node);
-      step.rope = ropes.size();
-      for (size_t i = 0; i < ropes.size(); ++i) {
-        if (ropes[i].shape() == shape) step.rope = i;
-      }
-      if (step.rope == ropes.size()) ropes.emplace_back(shape);
-    } else if (node.op == "attention") {
-      step.attention = {.heads = node.integer("heads", 0),
-                        .kv_heads = node.integer("kv_heads", 0),
-                        .head_dim = node.integer("head_dim", 0),
-                        .scale = static_cast<float>(node.number("scale", 1.0)),
-                        .window = node.integer("window", 0)};
-      const std::string state = node.text("state", "");
-      const auto& states = artifact->program.states;
-      while (step.state < states.size() && states[step.state].name != state) ++step.state;
-      if (step.state == states.size()) {
-        return failure(StatusCode::invalid_argument, node.name, "a state named '", state,
-                       "' was required; the program has none by this name");
-      }
-    } else if (node.op == "conv2d") {
-      NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(*artifact, node));
-      NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
-      const std::vector<int64_t>& w =
-          weight.is_plain() ? weight.plain.shape : weight.packed.shape;
-      const auto stride = node.integers("stride", {1, 1});
-      const auto padding = node.integers("padding", {0, 0});
-      const Conv2dShape shape = {.channels = step.image_shape[0],
-                                 .height = step.image_shape[1],
-                                 .width = step.image_shape[2],
-                                 .outputs = w[0],
-                                 .kernel_h = w[2],
-                                 .kernel_w = w[3],
-                                 .stride_h = stride[0],
-                                 .stride_w = stride[1],
-                                 .pad_h = padding[0],
-                                 .pad_w = padding[1],
-                                 .groups = node.integer("groups", 1)};
-      // Of a grouped convolution the channels would change their groups.
-      step.reversed = options.reversed_sums && weight.is_plain() && shape.groups == 1;
-      if (step.reversed) {
-        weight = with_reversed_columns(weight, shape.kernel_h * shape.kernel_w);
-      }
-      NIBBLE_ASSIGN_OR_RETURN(PreparedConv2d conv, prepare_conv2d(shape, weight));
-      kernels[node.parameter("weight")] = conv2d_kernel_name(conv);
-      step.conv = std::make_unique<PreparedConv2d>(std::move(conv));
-    } else if (node.op == "batch_norm") {
-      NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(*artifact, node, "weight"));
-      NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
-      NIBBLE_ASSIGN_OR_RETURN(step.shift, node_floats(*artifact, node, "running_mean"));
-      NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> variance,
-                              node_floats(*artifact, node, "running_var"));
-      const double epsilon = node.number("epsilon", 1e-5);
-      for (size_t c = 0; c < variance.size(); ++c) {
-        const double factor = step.weight[c] / std::sqrt(variance[c] + epsilon);
-        step.bias[c] = static_cast<float>(step.bias[c] - step.shift[c] * factor);
-        step.weight[c] = static_cast<float>(factor);
-      }
-    }
-    return ok_status();
-  }
 
   // The shapes of values after the batch (and sequence) dimension.
   Result<Shapes> value_shapes() const {
@@ -273,7 +166,7 @@ struct Executor::Implementation {
       step.output_shape = shapes.at(node.outputs[0]);
       step.features = features(node.outputs[0]);
       step.output = take(node.outputs[0]);
-      NIBBLE_RETURN_IF_ERROR(prepare_step(node, step));
+      NIBBLE_RETURN_IF_ERROR(prepare_step(*artifact, options, step, ropes, &kernels));
       for (const std::string& name : node.inputs) {
         if (last_use[name] == i && at.count(name)) {
           unused.push_back(at.at(name));
@@ -642,7 +535,7 @@ Status Executor::forward_from(size_t stage, const BlockInputs& kept,
 Result<size_t> Executor::stage_of(const std::string& layer) const {
   const Implementation& net = *implementation_;
   for (size_t i = 0; i < net.steps.size(); ++i) {
-    if (net.steps[i].node->parameter("weight") != layer) continue;
+    if (role_of(*net.steps[i].node, layer).empty()) continue;
     size_t stage = 0;
     while (stage + 1 < net.stages.size() && net.stages[stage + 1].step <= i) ++stage;
     return stage;
@@ -652,32 +545,17 @@ Result<size_t> Executor::stage_of(const std::string& layer) const {
 
 Status Executor::exchange_layer(const std::string& layer, const Artifact* other) {
   Implementation& net = *implementation_;
-  for (auto& [index, step] : net.own_steps) std::swap(net.steps[index], step);
-  net.own_steps.clear();
+  for (const std::function<void()>& back : net.undo) back();
+  net.undo.clear();
   if (other == nullptr) return ok_status();
-  for (size_t i = 0; i < net.steps.size(); ++i) {
-    const Node& node = *net.steps[i].node;
-    if (node.parameter("weight") != layer) continue;
-    Step step;
-    if (node.op == "linear") {
-      NIBBLE_RETURN_IF_ERROR(net.prepare_linear_step(*other, node, step));
-    } else if (node.op == "embedding") {
-      NIBBLE_ASSIGN_OR_RETURN(step.table, node_weight(*other, node));
-    } else {
-      return failure(StatusCode::unsupported, layer, "a linear or embedding layer was required; ",
-                     "found one of ", node.op);
-    }
-    Step& own = net.steps[i];
-    step.node = own.node;
-    step.inputs = own.inputs;
-    step.output = own.output;
-    step.features = own.features;
-    step.image_shape = own.image_shape;
-    step.output_shape = own.output_shape;
-    std::swap(own, step);
-    net.own_steps.emplace_back(i, std::move(step));
+  for (Step& step : net.steps) {
+    const std::string role = role_of(*step.node, layer);
+    if (role.empty()) continue;
+    NIBBLE_ASSIGN_OR_RETURN(std::function<void()> back,
+                            exchange_weight(*other, net.options, role, step));
+    net.undo.push_back(std::move(back));
   }
-  if (!net.own_steps.empty()) return ok_status();
+  if (!net.undo.empty()) return ok_status();
   return failure(StatusCode::not_found, layer, "a layer of the program was required");
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/runtime/moe_step.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "kernels/ops/moe/moe.h"
 #include "kernels/ops/silu_mul/silu_mul.h"
@@ -31,7 +32,7 @@ Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
     return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
                  to_string(weight.scheme));
   }
-  (*kernels)[layer.tensor] = kernel->name;
+  if (kernels != nullptr) (*kernels)[layer.tensor] = kernel->name;
   return prepare_linear(*kernel, weight);
 }
 
@@ -55,6 +56,24 @@ Result<MoeStep> MoeStep::create(const Artifact& artifact, const Node& node,
                             prepare(artifact, layers[3 * e + 2], options, kernels));
   }
   return step;
+}
+
+Result<std::function<void()>> MoeStep::exchange(const Artifact& other, const Node& node,
+                                                const std::string& role,
+                                                const ExecutorOptions& options) {
+  const std::vector<Layer> layers = layers_of(node);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].role != role) continue;
+    NIBBLE_ASSIGN_OR_RETURN(PreparedLinear changed,
+                            prepare(other, layers[i], options, nullptr));
+    Expert& expert = experts_[i / 3];
+    PreparedLinear& own = i % 3 == 0 ? expert.gate : i % 3 == 1 ? expert.up : expert.down;
+    std::swap(own, changed);
+    auto kept = std::make_shared<PreparedLinear>(std::move(changed));
+    return std::function<void()>([&own, kept] { std::swap(own, *kept); });
+  }
+  return error(StatusCode::not_found, "[runtime] ", node.name, ": an expert's layer '", role,
+               "' was required; the node has none by this name");
 }
 
 void MoeStep::run(MatrixView<const float> x, MatrixView<const float> logits,

@@ -8,6 +8,7 @@
 // sees its tokens as one matrix. Results do not depend on the thread count.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -27,6 +28,11 @@ class MoeStep {
                                 std::map<std::string, std::string>* kernels);
   void run(MatrixView<const float> x, MatrixView<const float> logits,
            MatrixView<float> y);
+  // One expert's layer ("3.gate_proj") becomes that of `other`; what is returned, and must
+  // not outlive the step, brings its own back.
+  Result<std::function<void()>> exchange(const Artifact& other, const Node& node,
+                                         const std::string& role,
+                                         const ExecutorOptions& options);
 
  private:
   struct Expert {

@@ -26,6 +26,8 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.text("output", "DIR", "the directory to make", true);
   line.flag("overwrite", "replace DIR if it is there");
   line.integer("opset", "onnx: operator set version", 21, 13);
+  line.flag("float64", "onnx, encoders: float operations in float64, so that rounding does "
+                       "not decide codes (slow; for proofs)");
   line.text("dtype", "f32|bf16|f16", "hf: what the tensors are rounded to (default f32)");
   line.integer("shard-bytes", "hf: weights beyond this go to several files with an index",
                kShardBytes, 1);
@@ -46,6 +48,7 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(const Exporter* exporter, find_exporter(line.text("to")));
   const ExportOptions options{.overwrite = line.has("overwrite"),
                               .opset = line.integer("opset"),
+                              .float64 = line.has("float64"),
                               .dtype = line.has("dtype") ? line.text("dtype") : "f32",
                               .shard_bytes = line.integer("shard-bytes")};
   const std::filesystem::path output = line.path("output");

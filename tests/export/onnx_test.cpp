@@ -432,6 +432,10 @@ TEST(Onnx, RefusesOtherDynamicActivationsAndOtherOpsets) {
   options.opset = 13;
   EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
             "[onnx] opset: this exporter writes 21; found 13; leave the option out");
+  options.opset = 21;
+  options.float64 = true;
+  EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
+            "[onnx] float64: an encoder was required; found LlamaForCausalLM; leave the option out");
 }
 
 struct Damage {

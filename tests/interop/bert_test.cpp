@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "export/exporter.h"
+#include "kernels/base/cpu.h"
 #include "kernels/runtime/executor.h"
 #include "recipes/models/load_model.h"
 #include "tests/interop/bert_reference.h"
@@ -21,6 +22,8 @@ constexpr double kFloat = 1e-4;    // of the largest value; 1e-6 is what was mea
 constexpr double kCodes = 0.05;           // of the largest state
 // 1e-3 was measured: a fifth of what the codes lose.
 constexpr double kCosineDistance = 3e-3;  // of embeddings
+// With every float operation in float64 on both sides no code differs.
+constexpr double kSameCodes = 1e-6;  // of the largest value; 1e-7 was measured
 
 class Bert : public bert::Encoders {
  protected:
@@ -54,7 +57,9 @@ class Bert : public bert::Encoders {
     std::vector<float> padded, alone;
   };
   // One Python process for all: importing takes it longer than running.
-  std::vector<Theirs> theirs(const std::vector<Artifact>& artifacts, const Sequences& ids) {
+  std::vector<Theirs> theirs(const std::vector<Artifact>& artifacts, const Sequences& ids,
+                             ExportOptions options = {}) {
+    options.overwrite = true;
     const Exporter* onnx = take(find_exporter("onnx"));
     std::ofstream lines(file("ids"));
     for (const auto& sequence : ids) {
@@ -65,7 +70,7 @@ class Bert : public bert::Encoders {
     std::string arguments = cat("onnx ", file("ids"));
     for (size_t i = 0; i < artifacts.size(); ++i) {
       const std::string folder = file("onnx") + std::to_string(i);
-      const Status status = onnx->write(artifacts[i], folder, ExportOptions{});
+      const Status status = onnx->write(artifacts[i], folder, options);
       EXPECT_TRUE(status.ok()) << status.message();
       arguments += " " + folder;
     }
@@ -86,6 +91,16 @@ class Bert : public bert::Encoders {
     std::printf("ONNX Runtime differs by %.2g (padded batch), %.2g (alone)\n", padded, alone);
     EXPECT_LT(padded, tolerance);
     EXPECT_LT(alone, tolerance);
+  }
+
+  // The graphs in float64 beside the reference rows.
+  void compare_float64(const std::vector<Artifact>& artifacts, const Sequences& ids) {
+    const std::vector<Theirs> runs = theirs(artifacts, ids, {.float64 = true});
+    ASSERT_TRUE(force_cpu("reference").ok());
+    for (size_t i = 0; i < runs.size(); ++i) {
+      compare(runs[i], ours(artifacts[i], ids, true), kSameCodes);
+    }
+    ASSERT_TRUE(force_cpu("").ok());
   }
 
   // Of embeddings of length 1.
@@ -140,6 +155,9 @@ TEST_F(Bert, TinyOnesGiveWhatTransformersGives) {
     const bool dynamic = i + 1 == runs.size();
     compare(runs[i], ours(artifacts[i], ids, true), dynamic ? kCodes : kFloat);
   }
+  compare_float64({w8a8(artifacts[0]), w8a8(take(load_model(references["tanh"].model, {}))),
+                   w8a8(take(load_model(references["relu"].model, {})))},
+                  ids);
 }
 
 TEST_F(Bert, MiniLMGivesTheEmbeddingsThatTransformersGives) {
@@ -172,6 +190,7 @@ TEST_F(Bert, MiniLMGivesTheEmbeddingsThatTransformersGives) {
       EXPECT_LT(1 - cosine, kCosineDistance);
     }
   }
+  compare_float64({integer}, reference.ids);
 }
 
 }  // namespace

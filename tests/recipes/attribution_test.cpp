@@ -11,6 +11,8 @@
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/tokenizer/tokenizer.h"
 #include "recipes/data/story_grammar.h"
+#include "recipes/models/architecture.h"
+#include "recipes/models/initialise.h"
 #include "recipes/models/load_model.h"
 #include "recipes/report/quality_json.h"
 
@@ -40,7 +42,10 @@ class Attributed : public testing::Test {
     delete sequences_;
   }
   static Artifact with_quantized(const std::vector<std::string>& layers) {
-    Artifact artifact = **floats_;
+    return with_quantized(**floats_, layers);
+  }
+  static Artifact with_quantized(Artifact artifact,
+                                 const std::vector<std::string>& layers) {
     const QuantScheme scheme = *parse_scheme("int3/g32@f16");
     for (const std::string& name : layers) {
       const Tensor tensor = artifact.tensors.at(name);
@@ -113,6 +118,53 @@ TEST_F(Attributed, AloneEqualsTheModelWithOnlyThatLayer) {
     EXPECT_NEAR(layer.cost, kl_of(only, reference), 1e-9) << layer.layer;
     EXPECT_GT(layer.cost, 0) << layer.layer;
   }
+}
+
+// A mixture's layers are its experts': each is exchanged by itself.
+TEST_F(Attributed, EveryExpertHasItsOwnCost) {
+  Artifact mixture;
+  mixture.config_json =
+      R"({"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe",
+          "vocab_size":40,"hidden_size":32,"intermediate_size":24,"num_hidden_layers":2,
+          "num_attention_heads":2,"num_key_value_heads":1,"head_dim":8,
+          "max_position_embeddings":64,"num_experts":4,"num_experts_per_tok":2,
+          "moe_intermediate_size":32,"norm_topk_prob":true,"tie_word_embeddings":false})";
+  mixture.program =
+      find_architecture("qwen3_moe").value()->program(mixture.config_json).value();
+  mixture.tensors = initialise(mixture.program, 0.4, 3).value();
+  const std::vector<std::string> layers = {"model.layers.0.mlp.experts.2.gate_proj.weight",
+                                           "model.layers.1.mlp.experts.0.down_proj.weight",
+                                           "model.layers.1.mlp.experts.3.up_proj.weight",
+                                           "model.layers.1.self_attn.o_proj.weight"};
+  std::vector<std::vector<int32_t>> sequences(3);
+  for (int32_t i = 0; i < 60; ++i) {
+    sequences[static_cast<size_t>(i % 3)].push_back(i * i * 7 % 40);
+  }
+  const auto kl = [&](Executor& model, Executor& reference) {
+    return *evaluate_text(model, &reference, sequences, {})->kl;
+  };
+  Executor reference = run(mixture), quantized = run(with_quantized(mixture, layers));
+  const double whole = kl(quantized, reference);
+  const auto restored = attribute_layers(quantized, reference, sequences, false, {});
+  const auto alone = attribute_layers(quantized, reference, sequences, true, {});
+  ASSERT_TRUE(restored.ok()) << restored.status().message();
+  ASSERT_TRUE(alone.ok()) << alone.status().message();
+  ASSERT_EQ(restored->layers.size(), layers.size());
+  for (const LayerCost& layer : restored->layers) {
+    std::vector<std::string> others;
+    for (const std::string& name : layers) {
+      if (name != layer.layer) others.push_back(name);
+    }
+    Executor without = run(with_quantized(mixture, others));
+    EXPECT_NEAR(layer.cost, whole - kl(without, reference), 1e-9) << layer.layer;
+    EXPECT_NE(layer.cost, 0) << layer.layer;
+  }
+  for (const LayerCost& layer : alone->layers) {
+    Executor only = run(with_quantized(mixture, {layer.layer}));
+    EXPECT_NEAR(layer.cost, kl(only, reference), 1e-9) << layer.layer;
+    EXPECT_GT(layer.cost, 0) << layer.layer;
+  }
+  EXPECT_EQ(kl(quantized, reference), whole);  // the executor is as it was
 }
 
 TEST_F(Attributed, Refusals) {
