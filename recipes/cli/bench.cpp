@@ -2,8 +2,10 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "kernels/base/file.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/layer_speed.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/eval/speed.h"
 #include "recipes/report/quality_json.h"
@@ -35,12 +37,6 @@ Json to_json(const std::string& path, const Measurement& size, const Speed& spee
   return json;
 }
 
-std::string rate_text(const Rate& rate) {
-  if (rate.repeats == 0) return "-";
-  return cat(number_text(rate.median, 4), " [", number_text(rate.low, 4), ", ",
-             number_text(rate.high, 4), "]");
-}
-
 }  // namespace
 
 Status run_bench_verb(const std::vector<std::string>& arguments) {
@@ -54,6 +50,8 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.integer("repeats", "timings of each", 9, 1);
   line.integer("tokens", "decoded in one timing", 32, 1);
   line.integer("prefill", "tokens of one prefill, at most the context", 256, 1);
+  line.flag("layers", "time each kind of linear layer of MODEL by itself too");
+  line.text("report", "FILE", "write sizes and speeds with their plots as a web page");
   line.text("text", "FILE", "encoders: time this text's sentences, or ids (safetensors)");
   line.integer("limit", "encoders: at most so many sentences; 0: all", 0, 0);
   line.integer("batch", "encoders: sentences a call", 1, 1);
@@ -65,6 +63,9 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble bench build/w4 --reference recipes/examples/stories",
       "two models in turns, so that both see the same machine");
+  line.example(
+      "nibble bench build/w4 --layers --report build/speed.html",
+      "weight bytes and operations a second of every kernel and shape, plotted");
   line.example(
       "nibble bench build/w4 --threads 1 --cpu avx2 --json",
       "one thread, kernels of at most AVX2");
@@ -116,9 +117,43 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Speed> speeds,
                           measure_speed(pointers, options));
 
+  std::vector<LayerSpeed> layers;
+  const bool text_model = models.front().artifact().program.is_language_model();
+  if (line.has("layers") || (line.has("report") && text_model)) {
+    NIBBLE_ASSIGN_OR_RETURN(layers, measure_layers(models.front(), options.repeats,
+                                                   options.prefill_tokens));
+  }
+  if (line.has("report")) {
+    RunReport report;
+    report.verb = "bench";
+    report.model = sizes[0].name;
+    report.recipe_name = "speed on " + speeds[0].cpu;
+    report.after = sizes[0];
+    report.after.speed = speeds[0];
+    if (speeds.size() > 1) {
+      report.before = sizes[1];
+      report.before->speed = speeds[1];
+    }
+    report.layers = layers;
+    NIBBLE_RETURN_IF_ERROR(
+        write_file_atomically(line.path("report"), report_html(report)));
+  }
+
   if (line.wants_json()) {
     Json json = to_json(paths[0], sizes[0], speeds[0]);
     json["compute"] = compute == Compute::dynamic_int8 ? "int8" : "float";
+    for (const LayerSpeed& kind : layers) {
+      const auto rate = [](const Rate& r) {
+        return Json{{"median", r.median}, {"quartiles", {r.low, r.high}}};
+      };
+      json["layers"].push_back({{"kernel", kind.kernel},
+                                {"scheme", kind.scheme},
+                                {"shape", {kind.rows, kind.cols}},
+                                {"layers", kind.layers},
+                                {"decode_bytes_per_second", rate(kind.decode)},
+                                {"prefill_flops", rate(kind.prefill)},
+                                {"prefill_tokens", options.prefill_tokens}});
+    }
     if (speeds.size() > 1) json["reference"] = to_json(paths[1], sizes[1], speeds[1]);
     std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
     return ok_status();
@@ -138,6 +173,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
                     rate_text(speeds[i].images), rate_text(speeds[i].sentences), kernels});
   }
   std::cout << table_text(rows) << "on  " << speeds[0].cpu << "\n";
+  if (!layers.empty()) std::cout << "\n" << table_text(layer_speed_rows(layers));
   return ok_status();
 }
 

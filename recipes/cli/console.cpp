@@ -93,8 +93,10 @@ class ProgressLine {
   void plain(const std::string& what, int64_t done, int64_t total, bool starts, bool ends,
              Clock::time_point now) {
     const int64_t tenth = total > 0 ? done * 10 / total : 0;
-    if (!starts && !ends && tenth == tenth_) return;
+    const double since = std::chrono::duration<double>(now - drawn_).count();
+    if (!starts && !ends && (tenth == tenth_ || since < 1)) return;
     tenth_ = tenth;
+    drawn_ = now;
     std::fprintf(stderr, "%s\n", text(what, done, total, now).c_str());
   }
 

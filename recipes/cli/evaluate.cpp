@@ -308,7 +308,6 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                  "required; found both; run it twice");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
-
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 
   Models models;
@@ -339,7 +338,14 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   if (measurement.quantized_bits_per_weight > 0) {
     json["quantized_bits_per_weight"] = measurement.quantized_bits_per_weight;
   }
-  if (line.has("text") && models.model->artifact().program.is_encoder()) {
+  const bool encodes = models.model->artifact().program.is_encoder();
+  if (line.has("report") && (encodes || !line.has("text"))) {
+    return error(StatusCode::invalid_argument,
+                 "[evaluate] --report: --text and a model that predicts tokens are required "
+                 "for its plots; found ", encodes ? "an encoder" : "images",
+                 "; leave it out, or see report.html beside the artifact");
+  }
+  if (line.has("text") && encodes) {
     return evaluate_on_sentences(line, models, json, measurement);
   }
   if (line.has("text") && models.reference && has_quantized_cache(*models.model)) {

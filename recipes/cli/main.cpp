@@ -1,5 +1,8 @@
 // nibble VERB ...: finds the verb, runs it, turns its Status into one line and an exit
 // code.
+#include <poll.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -59,7 +62,7 @@ Status run(const std::vector<std::string>& arguments) {
 }  // namespace nibble
 
 int main(int argc, char** argv) {
-  // A reader that has gone away (nibble ... | head) is a write error, not a silent death.
+  // A reader that has gone away (nibble ... | head) must not kill a verb half way.
   std::signal(SIGPIPE, SIG_IGN);
   struct sigaction action = {};
   action.sa_handler = nibble::on_interrupt;
@@ -80,6 +83,11 @@ int main(int argc, char** argv) {
   if (status.ok()) {
     std::cout.flush();
     if (!std::cout) {
+      // Whoever ran "nibble ... | head" knows that the reader has left.
+      pollfd out = {STDOUT_FILENO, 0, 0};
+      if (poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0) {
+        return nibble::exit_code(nibble::StatusCode::io_error);
+      }
       status = nibble::error(nibble::StatusCode::io_error,
                              "[nibble] stdout: the output could not be written");
     }

@@ -9,6 +9,7 @@
 #include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
+#include "recipes/report/text_table.h"
 
 namespace nibble {
 namespace {
@@ -38,18 +39,6 @@ std::vector<float> random_pixels(int64_t count) {
   std::vector<float> pixels(static_cast<size_t>(count));
   for (float& pixel : pixels) pixel = static_cast<float>(random.uniform() * 4 - 2);
   return pixels;
-}
-
-Rate rate_of(std::vector<double> samples) {
-  Rate rate;
-  if (samples.empty()) return rate;
-  std::sort(samples.begin(), samples.end());
-  const size_t n = samples.size();
-  rate.repeats = static_cast<int64_t>(n);
-  rate.median = n % 2 == 1 ? samples[n / 2] : (samples[n / 2 - 1] + samples[n / 2]) / 2;
-  rate.low = samples[n / 4];
-  rate.high = samples[n - 1 - n / 4];
-  return rate;
 }
 
 // Tokens a second of one prefill and one decode run.
@@ -167,6 +156,24 @@ std::string cpu_text() {
 }
 
 }  // namespace
+
+Rate rate_of(std::vector<double> samples) {
+  Rate rate;
+  if (samples.empty()) return rate;
+  std::sort(samples.begin(), samples.end());
+  const size_t n = samples.size();
+  rate.repeats = static_cast<int64_t>(n);
+  rate.median = n % 2 == 1 ? samples[n / 2] : (samples[n / 2 - 1] + samples[n / 2]) / 2;
+  rate.low = samples[n / 4];
+  rate.high = samples[n - 1 - n / 4];
+  return rate;
+}
+
+std::string rate_text(const Rate& rate, double unit) {
+  if (rate.repeats == 0) return "-";
+  return cat(number_text(rate.median / unit, 4), " [", number_text(rate.low / unit, 4), ", ",
+             number_text(rate.high / unit, 4), "]");
+}
 
 Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
                                          const SpeedOptions& options) {

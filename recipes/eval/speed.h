@@ -35,6 +35,10 @@ struct SpeedOptions {
   int64_t batch = 1;
 };
 
+// Of samples a second; none: repeats 0.
+Rate rate_of(std::vector<double> samples);
+std::string rate_text(const Rate& rate, double unit = 1);  // "12.5 [12.1, 12.9]", "-"
+
 // One result a model, in their order. Token ids and pixels come from a fixed seed.
 Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
                                          const SpeedOptions& options);

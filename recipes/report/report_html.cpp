@@ -1,5 +1,5 @@
-// The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no speed,
-// no path: the page is the same bytes wherever the run took place.
+// The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no path,
+// and but for bench no speed: the page is the same bytes wherever the run took place.
 #include <nlohmann/json.hpp>
 
 #include "recipes/report/embedded_files.h"
@@ -130,6 +130,37 @@ Json attribution_data(const RunReport& report) {
   return {{"labels", labels}, {"cost", cost}, {"low", low}, {"high", high}};
 }
 
+// One figure of each model that has it: median, and the quartiles.
+Json speed_data(const RunReport& report) {
+  if (report.verb != "bench") return Json();
+  Json sets = Json::array();
+  const auto add = [&](const char* name, Rate Speed::*rate) {
+    Json labels = Json::array(), values = Json::array();
+    for (const Measurement* model : {&report.after, report.before ? &*report.before : nullptr}) {
+      if (model == nullptr || !model->speed || ((*model->speed).*rate).repeats == 0) continue;
+      labels.push_back(model->name);
+      values.push_back(((*model->speed).*rate).median);
+    }
+    if (!labels.empty()) sets.push_back({{"name", name}, {"labels", labels}, {"values", values}});
+  };
+  add("decode, tokens a second", &Speed::decode);
+  add("prefill, tokens a second", &Speed::prefill);
+  add("images a second", &Speed::images);
+  add("sentences a second", &Speed::sentences);
+  return sets;
+}
+
+Json layer_data(const std::vector<LayerSpeed>& layers) {
+  if (layers.empty()) return Json();
+  Json labels = Json::array(), decode = Json::array(), prefill = Json::array();
+  for (const LayerSpeed& kind : layers) {
+    labels.push_back({layer_kind_text(kind), kind.kernel});
+    decode.push_back(kind.decode.median / 1e9);
+    prefill.push_back(kind.prefill.median / 1e9);
+  }
+  return {{"labels", labels}, {"decode", decode}, {"prefill", prefill}};
+}
+
 Json quality_data(const RunReport& report, bool images) {
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
@@ -173,7 +204,7 @@ th{color:var(--soft);font-weight:600}
 .wide{overflow-x:auto}
 pre{font:12.5px/1.5 ui-monospace,"DejaVu Sans Mono",monospace;margin:0;white-space:pre-wrap}
 ul{margin:8px 0 0;padding-left:18px;color:var(--soft)}
-.plot{position:relative;height:300px}.plot.tall{height:360px}
+.plot{position:relative;height:300px}.plot.low{height:150px}.plot.tall{height:360px}
 )";
 
 constexpr const char* kPlots = R"(
@@ -210,6 +241,14 @@ if(data.attribution){
     datasets:[{data:a.cost,backgroundColor:blue}]},
     options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
       scales:{x:{grid:{display:false},ticks:{maxRotation:90,font:{size:9}}},y:{grid,ticks:{callback:short}}}}})}
+const bars=(id,labels,values,title)=>plot(id,{type:'bar',
+  data:{labels,datasets:[{data:values,backgroundColor:blue,maxBarThickness:26}]},
+  options:{indexAxis:'y',maintainAspectRatio:false,plugins:{legend:{display:false}},
+    scales:{y:{grid:{display:false}},x:{grid,beginAtZero:true,title:{display:true,text:title}}}}});
+if(data.speeds)data.speeds.forEach((s,i)=>bars('speed'+i,s.labels,s.values,s.name));
+if(data.layers){
+  bars('layers_decode',data.layers.labels,data.layers.decode,'weight bytes a second, one token, GB/s');
+  bars('layers_prefill',data.layers.labels,data.layers.prefill,'operations a second, prefill, GFLOP/s')}
 if(data.loss)plot('loss',{type:'line',
   data:{datasets:[{data:data.loss,borderColor:blue,borderWidth:2,pointRadius:0,tension:0}]},
   options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
@@ -254,6 +293,10 @@ std::string report_html(const RunReport& report) {
   const Json attribution = attribution_data(report);
   if (!attribution.is_null()) data["attribution"] = attribution;
   if (!positions.is_null()) data["positions"] = positions;
+  const Json speeds = speed_data(report);
+  const Json layers = layer_data(report.layers);
+  if (!speeds.is_null()) data["speeds"] = speeds;
+  if (!layers.is_null()) data["layers"] = layers;
 
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
@@ -289,9 +332,23 @@ std::string report_html(const RunReport& report) {
   for (const GateResult& gate : report.gates)
     html += "<li>Gate: " + escaped(gate_text(gate)) + "</li>\n";
   for (const std::string& line : report.notes) html += "<li>" + escaped(line) + "</li>\n";
-  html +=
+  if (report.verb == "bench") {
+    html += "</ul></section>\n<div class=\"pair\">\n";
+    for (size_t i = 0; i < speeds.size(); ++i) {
+      html += plot_section("Speed", cat("speed", i).c_str(), "plot low");
+    }
+    html += "</div>\n";
+    if (!layers.is_null()) {
+      html += plot_section("Each kind of linear layer: decode", "layers_decode", "plot");
+      html += plot_section("Each kind of linear layer: prefill", "layers_prefill", "plot");
+      html += "<section><h2>Linear layers</h2><div class=\"wide\">\n" +
+              html_table(layer_speed_rows(report.layers), "ledger") + "</div></section>\n";
+    }
+  } else {
+    html +=
       "<li>Brackets are 95 % intervals by bootstrap over sequences or images: 2,000 "
       "resamples, fixed seed.</li>\n</ul></section>\n";
+  }
 
   if (!quality.is_null() || !loss.is_null()) {
     html += "<div class=\"pair\">\n";
@@ -308,8 +365,9 @@ std::string report_html(const RunReport& report) {
                              : "KL won by giving each layer its float weights back",
                          "attribution", "plot tall");
   if (!errors.is_null()) html += plot_section("Error per layer", "errors", "plot tall");
-  html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) +
-          "</pre></section>\n";
+  if (!report.recipe.empty())
+    html += "<section><h2>Settings, all of them</h2><pre>" + escaped(report.recipe) +
+            "</pre></section>\n";
   if (!report.ledger.entries.empty()) {
     html +=
         "<section><h2>Ledger: what became of every parameter</h2><div class=\"wide\">\n" +

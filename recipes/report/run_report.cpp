@@ -19,7 +19,7 @@ std::string with_interval(const std::string& value, const std::string& low,
   return value + " [" + low + ", " + high + "]";
 }
 
-std::string rate_text(const Rate& rate, const char* unit) {
+std::string rate_in(const char* unit, const Rate& rate) {
   return cat(number_text(rate.median, 4), " ", unit, " [", number_text(rate.low, 4), ", ",
              number_text(rate.high, 4), "]");
 }
@@ -224,7 +224,7 @@ std::string print_report(const RunReport& report) {
   const auto speed_row = [&speeds](const char* label, Rate Speed::*rate,
                                    const char* unit) {
     speeds.add(label, [&](const Measurement& m) {
-      return m.speed && ((*m.speed).*rate).repeats > 0 ? rate_text((*m.speed).*rate, unit)
+      return m.speed && ((*m.speed).*rate).repeats > 0 ? rate_in(unit, (*m.speed).*rate)
                                                        : std::string();
     });
   };

@@ -13,6 +13,7 @@
 #include "recipes/eval/evaluate.h"
 #include "recipes/eval/noise_floor.h"
 #include "recipes/eval/quality_gate.h"
+#include "recipes/eval/layer_speed.h"
 #include "recipes/eval/speed.h"
 
 namespace nibble {
@@ -75,6 +76,7 @@ struct RunReport {
   std::vector<Measurement> others;  // earlier artifacts of the same model, for the plot
   Ledger ledger;                    // empty for a float model
   std::vector<LossPoint> loss;      // train only
+  std::vector<LayerSpeed> layers;   // bench only
   std::vector<std::string> notes;
 };
 
@@ -88,8 +90,8 @@ std::vector<std::vector<std::string>> measurement_rows(
 // The final table, as plain text of at most 100 columns.
 std::string print_report(const RunReport& report);
 
-// A self-contained page. It holds neither times nor speeds: equal inputs give equal
-// bytes.
+// A self-contained page. Only bench's holds times and speeds: of the other verbs equal
+// inputs give equal bytes.
 std::string report_html(const RunReport& report);
 
 // What --json prints: one object.

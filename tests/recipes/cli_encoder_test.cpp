@@ -257,6 +257,11 @@ TEST_F(EncoderFiles, TheCommandEmbedsComparesAndRefuses) {
   EXPECT_EQ(alone.code, 2);
   EXPECT_THAT(alone.error, HasSubstr("give --reference, the float model"));
 
+  const Outcome paged = run({"evaluate", model().string(), "--text", at("ids.safetensors"),
+                             "--reference", model().string(), "--report", at("x.html")});
+  EXPECT_EQ(paged.code, 2);
+  EXPECT_THAT(paged.error, HasSubstr("found an encoder; leave it out"));
+
   const Outcome generated = run({"generate", model().string(), "--prompt", "x"});
   EXPECT_EQ(generated.code, 2);
   EXPECT_THAT(generated.error, HasSubstr("found BertModel, an encoder, which continues no "

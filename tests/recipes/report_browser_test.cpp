@@ -105,8 +105,29 @@ class ReportInABrowser : public testing::Test {
   TemporaryDirectory directory_;
 };
 
-TEST_F(ReportInABrowser, EveryPlotHasData) {
-  const std::string page = write(full_report());
+RunReport speed_report() {
+  RunReport report;
+  report.verb = "bench";
+  report.model = "w4";
+  report.recipe_name = "speed on some CPU";
+  for (auto* model : {&report.after, &report.before.emplace()}) {
+    *model = {.name = "a model", .bytes = 1'000'000};
+    model->speed = Speed{.decode = {300, 290, 310, 5}, .prefill = {2000, 1900, 2100, 5}};
+  }
+  for (const int64_t rows : {384, 512, 1024}) {
+    report.layers.push_back({"linear_f32_int4g__avx2", "int4/g32@f16", rows, 384, 8,
+                             {4e9, 3e9, 5e9, 5}, {8e10, 7e10, 9e10, 5}});
+  }
+  return report;
+}
+
+class EveryPlot : public ReportInABrowser, public testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(Pages, EveryPlot, testing::Bool(), [](const auto& info) {
+  return std::string(info.param ? "bench" : "train");
+});
+
+TEST_P(EveryPlot, HasData) {
+  const std::string page = write(GetParam() ? speed_report() : full_report());
   const std::string dom =
       shell(chromium(directory_.path() / "profile", false) + "--dump-dom " + page);
   const size_t begin = dom.rfind("PROBE[");
@@ -114,9 +135,10 @@ TEST_F(ReportInABrowser, EveryPlotHasData) {
   const std::string found = dom.substr(begin + 5, dom.find("END", begin) - begin - 5);
   const Json plots = Json::parse(found, nullptr, false);
   ASSERT_TRUE(plots.is_array()) << found;
-  EXPECT_GE(plots.size(), 3u) << found;  // error per layer, loss, size against quality
+  // Error per layer, loss, size against quality; or two speeds and two of the layers.
+  EXPECT_GE(plots.size(), GetParam() ? 4u : 3u) << found;
   for (const Json& plot : plots) {
-    EXPECT_GE(plot["points"].get<int>(), 3) << plot;
+    EXPECT_GE(plot["points"].get<int>(), GetParam() ? 2 : 3) << plot;
     EXPECT_GE(plot["drawn"].get<int>(), 500) << plot;
   }
 }
