@@ -36,7 +36,7 @@ Status check_linear(const std::string& layer, const LinearWeight& weight,
   std::vector<const LinearKernel*> rows;
   for (const LinearKernel& row : linear_kernels()) {
     const bool runs = (row.flags & ~usable_cpu_flags()) == 0;
-    if (runs && row.flags != 0 && row.can_run(weight.scheme, activation))
+    if (runs && row.flags != 0 && row.can_run(weight.scheme, weight.cols, activation))
       rows.push_back(&row);
   }
   if (rows.empty()) return ok_status();

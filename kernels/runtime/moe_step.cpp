@@ -25,9 +25,9 @@ Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
                           layer_weight(artifact, layer.tensor));
   const LinearKernel* kernel = nullptr;
   if (options.compute == Compute::dynamic_int8) {
-    kernel = select_linear(weight.scheme, LinearActivation::s8);
+    kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
   }
-  if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
+  if (kernel == nullptr) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
   if (kernel == nullptr) {
     return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
                  to_string(weight.scheme));

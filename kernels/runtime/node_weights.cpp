@@ -60,14 +60,14 @@ Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node&
     }
   }
   const bool must = input != nullptr && input->dynamic;
-  if (int8 || must) kernel = select_linear(weight.scheme, LinearActivation::s8);
+  if (int8 || must) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
   // The option takes int8 where it can be had; what the artifact asks for is its meaning.
   if (kernel == nullptr && must) {
     return failure(StatusCode::unsupported, node.name,
                    "int8 inputs need integer weights with scales along rows; found ",
                    to_string(weight.scheme), "; change the recipe");
   }
-  if (kernel == nullptr) kernel = select_linear(weight.scheme, LinearActivation::f32);
+  if (kernel == nullptr) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
   if (kernel == nullptr) {
     return failure(StatusCode::unsupported, node.name, "no kernel runs ",
                    to_string(weight.scheme));

@@ -59,13 +59,15 @@ Result<std::vector<LayerSpeed>> measure_layers(const Executor& model, int64_t re
     const LayerSpeed key{.kernel = layer.kernel->name,
                          .scheme = to_string(weight.scheme),
                          .rows = weight.rows,
-                         .cols = weight.cols};
+                         .cols = weight.cols,
+                         .decode = {},
+                         .prefill = {}};
     const auto same = [&](const Kind& kind) {
       return kind.speed.kernel == key.kernel && kind.speed.scheme == key.scheme &&
              kind.speed.rows == key.rows && kind.speed.cols == key.cols;
     };
     auto kind = std::find_if(kinds.begin(), kinds.end(), same);
-    if (kind == kinds.end()) kind = kinds.insert(kinds.end(), Kind{.speed = key});
+    if (kind == kinds.end()) kind = kinds.insert(kinds.end(), Kind{key, {}, 0, {}, {}});
     kind->bytes += weight_bytes(weight);
     ++kind->speed.layers;
     kind->layers.push_back(std::move(layer));

@@ -28,7 +28,7 @@ Status run(const char* text) {
 
   // The best kernel of this machine for the scheme, in the layout that it likes.
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight linear, linear_weight(packed));
-  const LinearKernel* kernel = select_linear(scheme, LinearActivation::f32);
+  const LinearKernel* kernel = select_linear(scheme, kCols, LinearActivation::f32);
   NIBBLE_ASSIGN_OR_RETURN(const PreparedLinear prepared, prepare_linear(*kernel, linear));
   std::vector<float> y(kRows);
   run_linear(prepared, {x.data(), 1, kCols}, nullptr, {y.data(), 1, kRows});

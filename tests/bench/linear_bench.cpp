@@ -27,7 +27,8 @@ constexpr int64_t kOutputs = 2048, kInputs = 2048;
 const char* const kSchemes[] = {
     "f32",           "bf16",         "f16",
     "int4/g128@f16", "int4/g32@f16", "uint4/g128@f16+z/g128@uint4",
-    "int8/r@f32",    "nf4/f64@f32",  "e2m1/g16@e4m3/t@f32"};
+    "int8/r@f32",    "nf4/f64@f32",  "e2m1/g16@e4m3/t@f32",
+    "e2m1/g32@e8m0", "e4m3/r@f32"};
 
 std::vector<float> random_floats(int64_t n, uint64_t seed) {
   SplitMix64 random(seed);
@@ -160,7 +161,7 @@ void register_all() {
       const Result<QuantScheme> parsed = parse_scheme(scheme);
       // Each scheme on the row that serves it, once an instruction set.
       if (!parsed.ok() ||
-          select_linear(*parsed, kernel.activation, kernel.flags) != &kernel) {
+          select_linear(*parsed, kInputs, kernel.activation, kernel.flags) != &kernel) {
         continue;
       }
       for (const int64_t tokens : {int64_t{1}, int64_t{512}}) {

@@ -41,7 +41,11 @@ const char* const kSchemes[] = {
     "nf4/f64@dyn8+o/f16384@f32",
     "e2m1/g16@e4m3/t@f32",
     "e2m1/g32@e8m0",
+    "fp4/f64@f32",
     "e4m3/r@f32",
+    "e4m3/g32@f16",
+    "e5m2/g128@f32",
+    "int4/f64@f16",
     "ternary/t@f32",
     "binary/r@f32",
 };
@@ -79,6 +83,9 @@ struct Case {
 class LinearRow : public OpTest, public ::testing::WithParamInterface<size_t> {
  protected:
   const LinearKernel& kernel() const { return linear_kernels()[GetParam()]; }
+  bool can_run(const char* scheme, int64_t inputs) const {
+    return kernel().can_run(*parse_scheme(scheme), inputs, kernel().activation);
+  }
   void SetUp() override {
     if (!this_cpu_has(kernel().flags))
       GTEST_SKIP() << "this CPU lacks what the row needs";
@@ -118,9 +125,9 @@ void compare(const LinearKernel& kernel, const Case& c, int64_t n, const Spaced&
 TEST_P(LinearRow, GivesWhatTheDefinitionGives) {
   int schemes = 0;
   for (const char* scheme : kSchemes) {
-    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
-    ++schemes;
     for (int64_t inputs : kInputs) {
+      if (!can_run(scheme, inputs)) continue;
+      ++schemes;
       if (token_counts(kernel(), inputs).empty()) continue;
       for (int64_t outputs : kOutputs) {
         if (inputs == kLongRow && outputs != 17 && outputs != 33) continue;
@@ -145,16 +152,17 @@ TEST_P(LinearRow, GivesWhatTheDefinitionGives) {
 
 TEST_P(LinearRow, AddsNothingWithoutABias) {
   for (const char* scheme : kSchemes) {
-    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
+    const int64_t inputs = 192;  // whole blocks of 64
+    if (!can_run(scheme, inputs)) continue;
     SCOPED_TRACE(scheme);
-    const LinearWeight weight = random_weight(scheme, 33, 172, 4);
+    const LinearWeight weight = random_weight(scheme, 33, inputs, 4);
     const Result<PreparedLinear> prepared = prepare_linear(kernel(), weight);
     ASSERT_TRUE(prepared.ok()) << prepared.status().message();
     const std::vector<float> zeros(33, 0.0f);
     for (int64_t n : {1, 3, 14}) {
-      const std::vector<float> x = random_floats(n * 172, 5);
+      const std::vector<float> x = random_floats(n * inputs, 5);
       std::vector<float> with(static_cast<size_t>(n * 33), kPoison), without = with;
-      const MatrixView<const float> in(x.data(), n, 172);
+      const MatrixView<const float> in(x.data(), n, inputs);
       run_linear(*prepared, in, zeros.data(), MatrixView<float>(with.data(), n, 33));
       run_linear(*prepared, in, nullptr, MatrixView<float>(without.data(), n, 33));
       for (size_t i = 0; i < with.size(); ++i) ASSERT_EQ(with[i], without[i]);
@@ -164,9 +172,9 @@ TEST_P(LinearRow, AddsNothingWithoutABias) {
 
 TEST_P(LinearRow, GivesTheSameBytesAtAnyThreadCount) {
   for (const char* scheme : kSchemes) {
-    if (!kernel().can_run(*parse_scheme(scheme), kernel().activation)) continue;
+    const int64_t outputs = 300, inputs = 576;
+    if (!can_run(scheme, inputs)) continue;
     SCOPED_TRACE(scheme);
-    const int64_t outputs = 300, inputs = 520;
     const LinearWeight weight = random_weight(scheme, outputs, inputs, 6);
     for (int64_t n : {1, 4, 41}) {
       if (kernel().panel == nullptr && n > 4) continue;  // the definition is slow
@@ -193,9 +201,9 @@ class LinearS8Row : public LinearRow {};
 TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
   for (const char* text : {"uint8/t@f32", "int8/t@f32", "uint4/t@f32", "int4/t@f32"}) {
     const QuantScheme scheme = *parse_scheme(text);
-    if (!kernel().can_run(scheme, LinearActivation::s8)) continue;
-    SCOPED_TRACE(text);
     const int64_t inputs = 520;
+    if (!can_run(text, inputs)) continue;
+    SCOPED_TRACE(text);
     for (int code : {code_lowest(scheme), code_highest(scheme)}) {
       CodedMatrix q;
       q.scheme = scheme;
@@ -240,8 +248,10 @@ INSTANTIATE_TEST_SUITE_P(Rows, LinearRow,
 
 class LinearTable : public OpTest {};
 
-std::string selected(const char* scheme, LinearActivation activation, uint32_t flags) {
-  const LinearKernel* kernel = select_linear(*parse_scheme(scheme), activation, flags);
+std::string selected(const char* scheme, LinearActivation activation, uint32_t flags,
+                     int64_t cols = 256) {
+  const LinearKernel* kernel =
+      select_linear(*parse_scheme(scheme), cols, activation, flags);
   return kernel ? kernel->name : "none";
 }
 
@@ -256,14 +266,25 @@ TEST_F(LinearTable, PicksTheBestRowThatTheCpuAllows) {
   EXPECT_EQ(selected("f32", f32, vnni), "linear_f32_f32__avx512vnni");
   EXPECT_EQ(selected("bf16", f32, avx2), "linear_f32_bf16__avx2");
   EXPECT_EQ(selected("f16", f32, vnni), "linear_f32_f16__avx512vnni");
-  EXPECT_EQ(selected("nf4/f64@f32", f32, vnni), "linear_f32_any__avx512vnni");
+  for (const char* scheme : {"nf4/f64@f32", "nf4/f64@dyn8+o/f16384@f32", "fp4/f64@f32",
+                             "e2m1/g16@e4m3/t@f32", "e2m1/g32@e8m0", "ternary/t@f32"}) {
+    EXPECT_EQ(selected(scheme, f32, vnni), "linear_f32_table4__avx512vnni") << scheme;
+    EXPECT_EQ(selected(scheme, f32, avx2), "linear_f32_table4__avx2") << scheme;
+  }
+  // Blocks of 64 that go over the ends of rows.
+  EXPECT_EQ(selected("nf4/f64@f32", f32, vnni, 100), "linear_f32_any__avx512vnni");
+  EXPECT_EQ(selected("nf4/f64@dyn8+o/f16384@f32", f32, vnni, 192),
+            "linear_f32_table4__avx512vnni");
+  EXPECT_EQ(selected("nf4/f64@f32", f32, vnni, 32), "linear_f32_table4__avx512vnni");
+  EXPECT_EQ(selected("e4m3/r@f32", f32, vnni), "linear_f32_fp8__avx512vnni");
+  EXPECT_EQ(selected("e5m2/g128@f16", f32, avx2), "linear_f32_fp8__avx2");
   EXPECT_EQ(selected("int8/c@f32", f32, avx2), "linear_f32_any__avx2");
   EXPECT_EQ(selected("uint3/g32@f16+m/g32@f16", s8, vnni), "linear_s8_int4g__avx512vnni");
   EXPECT_EQ(selected("int5/r@f32", s8, avx2), "linear_s8_int8__avx2");
   EXPECT_EQ(selected("int4/g128@f16", s8, 0), "linear_s8_any__reference");
   // int8 activations need integer codes, scales along rows, whole zero points.
   for (const char* scheme :
-       {"f32", "nf4/f64@f32", "int8/c@f32", "int4/f64@f32", "int4/g4@f32"}) {
+       {"f32", "nf4/f64@f32", "int8/c@f32", "int4/f96@f32", "int4/g4@f32"}) {
     EXPECT_EQ(selected(scheme, s8, vnni), "none") << scheme;
   }
 }
@@ -272,7 +293,7 @@ TEST_F(LinearTable, FollowsTheForcedLevel) {
   for (const std::string& level : cpu_levels()) {
     ASSERT_TRUE(force_cpu(level).ok());
     const LinearKernel* kernel =
-        select_linear(*parse_scheme("int4/g32@f16"), LinearActivation::s8);
+        select_linear(*parse_scheme("int4/g32@f16"), 64, LinearActivation::s8);
     ASSERT_NE(kernel, nullptr);
     EXPECT_THAT(kernel->name, ::testing::EndsWith("__" + level));
   }
@@ -310,7 +331,7 @@ TEST_F(LinearTable, TheDefinitionByHand) {
 TEST_F(LinearTable, RefusalsSayWhatWasFound) {
   const LinearWeight nf4 = random_weight("nf4/f64@f32", 2, 64, 1);
   const LinearKernel* int8 =
-      select_linear(*parse_scheme("int8/r@f32"), LinearActivation::s8, 0);
+      select_linear(*parse_scheme("int8/r@f32"), 64, LinearActivation::s8, 0);
   ASSERT_NE(int8, nullptr);
   const Result<PreparedLinear> prepared = prepare_linear(*int8, nf4);
   ASSERT_FALSE(prepared.ok());

@@ -8,15 +8,30 @@
 namespace nibble {
 namespace {
 
-bool is_any(const QuantScheme&) { return true; }
-bool is_f32(const QuantScheme& s) { return s.is_float() && s.code == Element::f32; }
-bool is_bf16(const QuantScheme& s) { return s.is_float() && s.code == Element::bf16; }
-bool is_f16(const QuantScheme& s) { return s.is_float() && s.code == Element::f16; }
-bool is_int4(const QuantScheme& s) {
-  return accepts_integer(s) && element_info(s.code).bits <= 4;
+bool is_any(const QuantScheme&, int64_t) { return true; }
+bool is_f32(const QuantScheme& s, int64_t) {
+  return s.is_float() && s.code == Element::f32;
 }
-bool is_int8(const QuantScheme& s) {
-  return accepts_integer(s) && element_info(s.code).bits > 4;
+bool is_bf16(const QuantScheme& s, int64_t) {
+  return s.is_float() && s.code == Element::bf16;
+}
+bool is_f16(const QuantScheme& s, int64_t) {
+  return s.is_float() && s.code == Element::f16;
+}
+bool is_int4(const QuantScheme& s, int64_t cols) {
+  return accepts_integer(s, cols) && element_info(s.code).bits <= 4;
+}
+bool is_int8(const QuantScheme& s, int64_t cols) {
+  return accepts_integer(s, cols) && element_info(s.code).bits > 4;
+}
+// NF4, FP4, E2M1, ternary, binary: at most 16 values.
+bool is_table4(const QuantScheme& s, int64_t cols) {
+  return !s.is_float() && element_info(s.code).kind != ElementKind::integer &&
+         element_info(s.code).bits <= 4 && has_groups(s, cols);
+}
+bool is_fp8(const QuantScheme& s, int64_t cols) {
+  return !s.is_float() && (s.code == Element::e4m3 || s.code == Element::e5m2) &&
+         s.offset == OffsetKind::none && has_groups(s, cols);
 }
 
 }  // namespace
@@ -28,10 +43,10 @@ const std::vector<LinearKernel>& linear_kernels() {
   return kernels;
 }
 
-const LinearKernel* select_linear(const QuantScheme& scheme, LinearActivation activation,
-                                  uint32_t cpu_flags) {
+const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
+                                  LinearActivation activation, uint32_t cpu_flags) {
   for (const LinearKernel& kernel : linear_kernels()) {
-    if ((kernel.flags & ~cpu_flags) == 0 && kernel.can_run(scheme, activation)) {
+    if ((kernel.flags & ~cpu_flags) == 0 && kernel.can_run(scheme, cols, activation)) {
       return &kernel;
     }
   }
@@ -40,7 +55,7 @@ const LinearKernel* select_linear(const QuantScheme& scheme, LinearActivation ac
 
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
                                       const LinearWeight& weight) {
-  if (!kernel.can_run(weight.scheme, kernel.activation)) {
+  if (!kernel.can_run(weight.scheme, weight.cols, kernel.activation)) {
     return error(StatusCode::unsupported, "[linear] ", kernel.name,
                  ": a weight of this row's schemes was required; found ",
                  to_string(weight.scheme), "; ask select_linear for a row");

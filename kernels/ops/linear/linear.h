@@ -33,6 +33,7 @@
 // per-thread scratch. Safe to call from any thread, several at a time.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -78,6 +79,7 @@ struct PreparedLinear {
   int64_t panel_bytes = 0;  // of codes
   bool is_signed = false;   // the scheme's codes are intN
   int bits = 0;             // stored bits a value: 4, 8, 16, 32
+  std::array<float, 16> table = {};  // bits 4: what a stored code stands for
   Bytes codes;              // [panels][padded_cols / step][lanes][step values]
   Bytes scales;             // f32 [panels][groups][lanes]
   Bytes zeros;              // f32, the same shape; empty without a zero point
@@ -92,7 +94,7 @@ struct LinearKernel {
   const char* name;  // linear_<activation>_<weight>__<isa>
   uint32_t flags;    // the CPU flags it needs
   LinearActivation activation;
-  bool (*accepts)(const QuantScheme& scheme);
+  bool (*accepts)(const QuantScheme& scheme, int64_t cols);
   Result<PreparedLinear> (*repack)(const LinearKernel& kernel,
                                    const LinearWeight& weight);
   void (*run)(const PreparedLinear& weight, MatrixView<const float> x, const float* bias,
@@ -100,14 +102,15 @@ struct LinearKernel {
   const PanelIsa* panel;  // null in reference rows
   const LinearIsa* isa;   // null in reference rows and those that only need the panel
 
-  bool can_run(const QuantScheme& scheme, LinearActivation kind) const {
-    return kind == activation && accepts(scheme);
+  bool can_run(const QuantScheme& scheme, int64_t cols, LinearActivation kind) const {
+    return kind == activation && accepts(scheme, cols);
   }
 };
 const std::vector<LinearKernel>& linear_kernels();  // the best first
-// The first row that the CPU and the scheme allow; null when there is none (s8 only:
-// every scheme has an f32 row).
-const LinearKernel* select_linear(const QuantScheme& scheme, LinearActivation activation,
+// The first row that the CPU, the scheme and rows of `cols` columns allow; null when there
+// is none (s8 only: every scheme has an f32 row).
+const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
+                                  LinearActivation activation,
                                   uint32_t cpu_flags = usable_cpu_flags());
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
                                       const LinearWeight& weight);
@@ -127,12 +130,14 @@ inline double linear_tolerance(int64_t cols) {
   return 2.0 * static_cast<double>(cols + 8) * 0x1.0p-24;
 }
 
-// Integer codes whose scales and offsets are constant along runs of >= 8 columns of a
-// row, with whole zero points: what s8 activations can meet.
-bool accepts_integer(const QuantScheme& scheme);
+// Scales and offsets constant along runs of >= 8 columns of rows of `cols`: a step of the
+// 4-bit layout; shorter groups would be mostly padding.
+bool has_groups(const QuantScheme& scheme, int64_t cols);
+// So, with integer codes and whole zero points: what s8 activations can meet.
+bool accepts_integer(const QuantScheme& scheme, int64_t cols);
 // Columns of a row under one scale, zero point and minimum: the greatest common divisor
-// of the levels' blocks, `cols` when they span the row; 0 when no such run exists (f, c
-// blocks).
+// of the levels' blocks, `cols` when they span the row; 0 when no such run exists (c
+// blocks, and f blocks that do not divide the row).
 int64_t group_columns(const QuantScheme& scheme, int64_t cols);
 
 }  // namespace nibble

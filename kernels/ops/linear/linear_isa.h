@@ -3,11 +3,13 @@
 // A panel is `lanes` outputs. Its codes, for the columns of each group padded to whole
 // steps:
 //   bits 4   [padded_cols / 8][lanes] dwords; byte b of a dword holds columns b (low
-//   half)
-//            and b + 4 (high half); intN codes are stored + 8
-//   bits 8   [padded_cols / 4][lanes] dwords, byte b column b; intN codes are stored +
-//   128 bits 16  [cols][lanes] bf16 or f16;  bits 32  [cols][lanes] f32
-// Padding holds whatever stands for code 0; its activations are 0.
+//            half) and b + 4 (high half); intN codes are stored + 8; `table` has what the
+//            16 codes stand for
+//   bits 8   integers: [padded_cols / 4][lanes] dwords, byte b column b; intN codes are
+//            stored + 128. FP8: [padded_cols][lanes] bytes
+//   bits 16  [cols][lanes] bf16 or f16
+//   bits 32  [cols][lanes] f32
+// Padding holds code 0; its activations are 0.
 //
 // Plain data and function pointers. Nothing here allocates; safe from any thread.
 #pragma once
@@ -20,14 +22,15 @@ struct PanelCodes {
   int64_t cols, group, groups, padded_cols;
   int64_t panel_bytes;
   bool is_signed;
+  const float* table;  // [16]
   const uint8_t* codes;
   const float* scales;  // [panels][groups][lanes]
   const float* zeros;   // or null
   const float* minima;  // or null
 };
 
-enum class PanelForm : uint8_t { f32, bf16, f16, int4, int8 };
-inline constexpr int kPanelForms = 5;
+enum class PanelForm : uint8_t { f32, bf16, f16, int4, table4, int8, e4m3, e5m2 };
+inline constexpr int kPanelForms = 8;
 
 struct LinearIsa {
   // Tokens that are cheaper straight from the codes than by decoding a panel first.

@@ -84,32 +84,39 @@ Status reference_s8(const LinearWeight& weight, MatrixView<const float> x,
 
 int64_t group_columns(const QuantScheme& scheme, int64_t cols) {
   int64_t run = 0;  // gcd(0, n) = n
-  const auto add_level = [&](const ScaleLevel& level) {
-    switch (level.block.kind) {
-      case Block::Kind::tensor:
-      case Block::Kind::row:
-        return true;
-      case Block::Kind::group:
-      case Block::Kind::grid:
-        run = std::gcd(run, level.block.cols);
-        return true;
-      case Block::Kind::column:
-      case Block::Kind::flat:
-        return false;
+  for (const auto* levels : {&scheme.scales, &scheme.offsets}) {
+    for (const ScaleLevel& level : *levels) {
+      const int64_t width = level.block.cols;
+      switch (level.block.kind) {
+        case Block::Kind::tensor:
+        case Block::Kind::row:
+          break;
+        case Block::Kind::flat:
+          // Whole blocks a row, or whole rows a block. An outer block is made of whole
+          // inner ones, so the inner's run is all that counts.
+          if (&level == &levels->front() && cols % width != 0 && width % cols != 0) {
+            return 0;
+          }
+          run = std::gcd(run, width);
+          break;
+        case Block::Kind::group:
+        case Block::Kind::grid:
+          run = std::gcd(run, width);
+          break;
+        case Block::Kind::column:
+          return 0;
+      }
     }
-    return false;
-  };
-  for (const ScaleLevel& level : scheme.scales) {
-    if (!add_level(level)) return 0;
-  }
-  for (const ScaleLevel& level : scheme.offsets) {
-    if (!add_level(level)) return 0;
   }
   if (run == 0 || run >= cols) return std::min(cols, kLongestGroup);
   return run <= kLongestGroup ? run : std::gcd(run, kLongestGroup);
 }
 
-bool accepts_integer(const QuantScheme& scheme) {
+bool has_groups(const QuantScheme& scheme, int64_t cols) {
+  return cols > 0 && group_columns(scheme, cols) >= std::min<int64_t>(8, cols);
+}
+
+bool accepts_integer(const QuantScheme& scheme, int64_t cols) {
   if (scheme.is_float() || element_info(scheme.code).kind != ElementKind::integer) {
     return false;
   }
@@ -121,10 +128,7 @@ bool accepts_integer(const QuantScheme& scheme) {
     }
     if (scheme.offsets.size() != 1) return false;
   }
-  // 8 columns are one step of the 4-bit layout; shorter groups would be mostly padding.
-  constexpr int64_t kSpan = int64_t{1} << 40;  // longer than any row
-  const int64_t run = group_columns(scheme, kSpan);
-  return run >= 8;
+  return has_groups(scheme, cols);
 }
 
 RowLevels row_levels(const CodedMatrix& q, int64_t group) {
@@ -139,10 +143,10 @@ RowLevels row_levels(const CodedMatrix& q, int64_t group) {
         float value = 0;
         for (size_t i = 0; i < levels.size(); ++i) {
           const int64_t at = level_index(schemes[i].block, q.rows, q.cols, r, g * group);
-          float level = levels[i].values[static_cast<size_t>(at)];
-          if (schemes[i].shifted) level = level + levels[i].shift;
+          const float level = levels[i].values[static_cast<size_t>(at)];
           value = i == 0 ? level : value * level;
         }
+        if (!levels.empty() && schemes[0].shifted) value = value + levels[0].shift;
         values[static_cast<size_t>(r * result.groups + g)] = value;
       }
     }
@@ -162,7 +166,7 @@ Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                         MatrixView<float> y) {
   NIBBLE_RETURN_IF_ERROR(check_shapes(weight, x.rows, x.cols, y.rows, y.cols));
   if (activation == LinearActivation::f32) return reference_f32(weight, x, bias, y);
-  if (!accepts_integer(weight.scheme)) {
+  if (!accepts_integer(weight.scheme, weight.cols)) {
     return error(StatusCode::unsupported,
                  "[linear] int8 activations need integer codes with scales along rows; "
                  "found ",

@@ -45,7 +45,9 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   PreparedLinear w = frame(kernel, weight);
   w.bits = bits;
-  w.is_signed = element_info(weight.scheme.code).lowest < 0;
+  w.weight.scheme = weight.scheme;  // tells the forms of as many bits apart
+  const ElementInfo& element = element_info(weight.scheme.code);
+  w.is_signed = element.kind == ElementKind::integer && element.lowest < 0;
   w.group = group_columns(weight.scheme, weight.cols);
   w.groups = (w.cols + w.group - 1) / w.group;
   // Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes.
@@ -62,6 +64,13 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
   std::byte* data = nullptr;
   w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
   const int bias = w.is_signed ? 1 << (bits - 1) : 0;
+  for (int code = 0; bits == 4 && code < 16; ++code) {
+    w.table[static_cast<size_t>(code)] =
+        element.kind == ElementKind::integer
+            ? static_cast<float>(code - bias)
+            : value_of(weight.scheme.code,
+                       static_cast<uint8_t>(code & ((1 << element.bits) - 1)));
+  }
   const int64_t step_columns = 32 / bits;  // a dword of codes
   parallel_for(w.panels, [&](int64_t p) {
     uint8_t* panel = reinterpret_cast<uint8_t*>(data) + p * w.panel_bytes;
@@ -121,6 +130,44 @@ Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
   return repack_codes(kernel, weight, 8);
 }
 
+Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
+                                     const LinearWeight& weight) {
+  return repack_codes(kernel, weight, 4);
+}
+
+// [padded_cols][lanes] bytes, each group padded to 8 columns. The rows read e4m3 codes as
+// f16 bit patterns, which stand for 2^-8 of their value; the scales make up for it. (NaN
+// would be a number so; check_packed has refused it.)
+Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight) {
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  PreparedLinear w = frame(kernel, weight);
+  w.weight.scheme = weight.scheme;
+  w.bits = 8;
+  w.group = group_columns(weight.scheme, weight.cols);
+  w.groups = (w.cols + w.group - 1) / w.group;
+  const int64_t padded_group = (w.group + 7) / 8 * 8;
+  const int64_t last = w.cols - (w.groups - 1) * w.group;
+  w.padded_cols = (w.groups - 1) * padded_group + (last + 7) / 8 * 8;
+  w.panel_bytes = w.padded_cols * w.lanes;
+  RowLevels levels = row_levels(q, w.group);
+  if (weight.scheme.code == Element::e4m3) {
+    for (float& scale : levels.scales) scale *= 256;
+  }
+  w.scales = panel_levels(w, levels.scales);
+  std::byte* data = nullptr;
+  w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
+  parallel_for(w.panels, [&](int64_t p) {
+    uint8_t* panel = reinterpret_cast<uint8_t*>(data) + p * w.panel_bytes;
+    for (int64_t lane = 0; lane < std::min(w.lanes, w.rows - p * w.lanes); ++lane) {
+      const uint8_t* row = q.codes.data() + (p * w.lanes + lane) * w.cols;
+      for (int64_t c = 0; c < w.cols; ++c) {
+        panel[(c / w.group * padded_group + c % w.group) * w.lanes + lane] = row[c];
+      }
+    }
+  });
+  return w;
+}
+
 Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
                                       const LinearWeight& weight) {
   PreparedLinear w = frame(kernel, weight);
@@ -131,8 +178,12 @@ Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
 PanelForm panel_form(const PreparedLinear& weight) {
   switch (weight.bits) {
     case 4:
-      return PanelForm::int4;
+      return element_info(weight.weight.scheme.code).kind == ElementKind::integer
+                 ? PanelForm::int4
+                 : PanelForm::table4;
     case 8:
+      if (weight.weight.scheme.code == Element::e4m3) return PanelForm::e4m3;
+      if (weight.weight.scheme.code == Element::e5m2) return PanelForm::e5m2;
       return PanelForm::int8;
     case 16:
       return weight.weight.scheme.code == Element::bf16 ? PanelForm::bf16
@@ -152,6 +203,7 @@ PanelCodes panel_codes(const PreparedLinear& w) {
           .padded_cols = w.padded_cols,
           .panel_bytes = w.panel_bytes,
           .is_signed = w.is_signed,
+          .table = w.table.data(),
           .codes = reinterpret_cast<const uint8_t*>(w.codes.data()),
           .scales = floats(w.scales),
           .zeros = floats(w.zeros),

@@ -13,6 +13,9 @@ Result<PreparedLinear> repack_int4(const LinearKernel& kernel,
 Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
                                    const LinearWeight& weight);
 // Keeps the source: rows that decode it at run time.
+Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
+                                     const LinearWeight& weight);
+Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight);
 Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
                                       const LinearWeight& weight);
 

@@ -16,10 +16,13 @@ struct V {
   // 12 accumulators, 2 weights and a broadcast: 16 registers.
   static constexpr int kTile = 6;
   static constexpr int kSmallTile = 2;
+  static constexpr bool kOneTable = false;  // of 16 floats in a register
   static constexpr int kDwords = 2;
-  static constexpr bool kHasTable = false;
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static I mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
@@ -71,6 +74,29 @@ struct V {
   static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
   static I to_int(F a) { return _mm256_cvtps_epi32(a); }  // half to even
   static F as_float(I a) { return _mm256_castsi256_ps(a); }
+  // 16 floats, and table[index & 15]: bit 3 of an index chooses the half.
+  struct Table {
+    F low, high;
+  };
+  static Table load_table(const float* p) { return {load(p), load(p + 8)}; }
+  static F look_up(const Table& table, I index) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index),
+                            _mm256_permutevar8x32_ps(table.high, index),
+                            as_float(left(index, 28)));
+  }
+  // FP8 codes as f16: e5m2 is its upper half; e4m3 stands for 2^-8 of its value there
+  // (the exponent's bias is 15, not 7), subnormals too. Widening with the sign puts that
+  // at bits 15 and 14; the mask takes the lower one away.
+  static F from_e5m2(const uint8_t* p) {
+    const __m128i x =
+        _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtph_ps(_mm_slli_epi16(x, 8));
+  }
+  static F from_e4m3(const uint8_t* p) {
+    const __m128i x =
+        _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(x, 7), _mm_set1_epi16(-0x4080)));
+  }
   static F from_bf16(const uint16_t* p) {
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));

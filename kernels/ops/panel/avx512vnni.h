@@ -23,10 +23,13 @@ struct V {
   // 24 accumulators, 2 weights, and broadcasts from memory: 32 registers.
   static constexpr int kTile = 12;
   static constexpr int kSmallTile = 4;
+  static constexpr bool kOneTable = true;  // of 16 floats in a register
   static constexpr int kDwords = 1;
-  static constexpr bool kHasTable = true;
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
   // The first n < kLanes values; the others are 0.
@@ -78,14 +81,30 @@ struct V {
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static I to_int(F a) { return _mm512_cvtps_epi32(a); }  // half to even
   static F as_float(I a) { return _mm512_castsi512_ps(a); }
-  // table[index & 15] of 16 floats
-  static F look_up(F table, I index) { return _mm512_permutexvar_ps(index, table); }
+  // 16 floats, and table[index & 15]
+  using Table = F;
+  static Table load_table(const float* p) { return load(p); }
+  static F look_up(Table table, I index) { return _mm512_permutexvar_ps(index, table); }
   static F from_bf16(const uint16_t* p) {
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
   }
   static F from_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  // FP8 codes as f16: e5m2 is its upper half; e4m3 stands for 2^-8 of its value there
+  // (the exponent's bias is 15, not 7), subnormals too. Widening with the sign puts that
+  // at bits 15 and 14; the mask takes the lower one away.
+  static F from_e5m2(const uint8_t* p) {
+    const __m256i x =
+        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_cvtph_ps(_mm256_slli_epi16(x, 8));
+  }
+  static F from_e4m3(const uint8_t* p) {
+    const __m256i x =
+        _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_cvtph_ps(
+        _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(-0x4080)));
   }
   // The low byte of each int32, to 16 bytes.
   static void store_bytes(uint8_t* p, I x) {
@@ -98,8 +117,11 @@ struct V {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   // acc + sum of 4 products u * x in each lane; x is one step, the same for all lanes.
+  // Assembler, because GCC 12 copies and spills the intrinsic's accumulators: half speed.
   static I dot(I acc, I u, const int32_t* x) {
-    return _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(*x));
+    const I value = _mm512_set1_epi32(*x);
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(value));
+    return acc;
   }
 };
 
