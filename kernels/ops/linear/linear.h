@@ -17,9 +17,9 @@
 //
 // Activation s8, bit for bit the same in every row:
 //   a    = max_k |x[t, k]|,  s_x = a / 127 (1 when a = 0),  q_x = rint(x / s_x)
-//   I[g] = sum over group g of q_x (q_w - z),  S[g] = sum over g of q_x        int32,
-//   exact v    = 0;  g ascending: v = v + float(I[g]) * s[g], then v = v + float(S[g]) *
-//   m[g] y    = v * s_x + bias                     f32 in the order written, no FMA
+//   I[g] = sum over group g of q_x (q_w - z),  S[g] = sum over g of q_x   int32, exact
+//   v    = 0;  g ascending: v = fma(float(I[g]), s[g], v), then v = fma(float(S[g]), m[g], v)
+//   y    = v * s_x + bias      f32 in the order written: two roundings, no FMA
 // where a group is the columns that one scale, zero point and minimum govern, cut into
 // pieces of 2^16 columns (127 * 255 * 2^16 < 2^31), and s, z, m the products of their
 // levels.

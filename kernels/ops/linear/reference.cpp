@@ -68,9 +68,9 @@ Status reference_s8(const LinearWeight& weight, MatrixView<const float> x,
           products += activation * (code - zero);
           sum += activation;
         }
-        value = value + static_cast<float>(products) * levels.scales[at];
+        value = std::fma(static_cast<float>(products), levels.scales[at], value);
         if (!levels.minima.empty()) {
-          value = value + static_cast<float>(sum) * levels.minima[at];
+          value = std::fma(static_cast<float>(sum), levels.minima[at], value);
         }
       }
       value = value * scales[static_cast<size_t>(t)];
