@@ -195,6 +195,44 @@ TEST_P(LinearRow, GivesTheSameBytesAtAnyThreadCount) {
   }
 }
 
+// Rows that read activations as digits have none for these.
+TEST_P(LinearRow, TakesInfinityNaNAndTinyActivations) {
+  if (kernel().activation != LinearActivation::f32) return;
+  for (const char* scheme : kSchemes) {
+    const int64_t inputs = 128;
+    if (!can_run(scheme, inputs)) continue;
+    SCOPED_TRACE(scheme);
+    const LinearWeight weight = random_weight(scheme, 5, inputs, 9);
+    const Result<PreparedLinear> prepared = prepare_linear(kernel(), weight);
+    ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+    for (const float special : {INFINITY, NAN, 1e-31f}) {
+      std::vector<float> x = random_floats(2 * inputs, 10);
+      if (special == 1e-31f) {
+        for (float& value : x) value *= special;
+      } else {
+        x[7] = special;
+      }
+      const MatrixView<const float> in(x.data(), 2, inputs);
+      std::vector<float> found(10, kPoison), wanted(10);
+      std::vector<double> magnitude(10);
+      run_linear(*prepared, in, nullptr, MatrixView<float>(found.data(), 2, 5));
+      ASSERT_TRUE(linear_reference(weight, LinearActivation::f32, in, nullptr,
+                                   MatrixView<float>(wanted.data(), 2, 5))
+                      .ok());
+      ASSERT_TRUE(linear_magnitude(weight, in, nullptr,
+                                   MatrixView<double>(magnitude.data(), 2, 5))
+                      .ok());
+      for (size_t i = 0; i < 10; ++i) {
+        if (std::isfinite(wanted[i])) {
+          EXPECT_LE(std::fabs(found[i] - wanted[i]), linear_tolerance(inputs) * magnitude[i]);
+        } else {
+          EXPECT_FALSE(std::isfinite(found[i])) << i;
+        }
+      }
+    }
+  }
+}
+
 class LinearS8Row : public LinearRow {};
 
 // 255 * 127 twice leaves 16 bits: the products that vpmaddubsw would cut off.

@@ -13,7 +13,8 @@
 //   |w|* = |s| (|q| + |z|) + |m|: linear_magnitude computes the bracket.
 // K products and sums round in f32, each by at most 2^-24 of what has been added so far;
 // a row may split s (q - z) into s q and s z, hence |w|* in place of |w|; twice, for
-// group sums.
+// group sums. Rows that read activations as 31-bit numbers add 2^-31 (max over the group
+// of |x|) |q s| a column, which is less unless one activation is 64 K times all others.
 //
 // Activation s8, bit for bit the same in every row:
 //   a    = max_k |x[t, k]|,  s_x = a / 127 (1 when a = 0),  q_x = rint(x / s_x)

@@ -41,6 +41,25 @@ struct LinearIsa {
   //   sums  [tokens, groups], the sum of x over each group (read with zeros or minima)
   void (*direct_f32[kPanelForms])(const PanelCodes& w, int64_t p, int tokens,
                                   const float* x, const float* sums, float* acc);
+  // Float activations of integer codes by int8 products, which is what decoding costs
+  // least where there is VNNI; null elsewhere. A group's activations are 31-bit numbers
+  // under one power of two, x = 2^-k (256^3 d3 + 256^2 d2 + 256 d1 + d0), so that each
+  // digit's sum is exact and what is lost is 2^-31 of the group's largest.
+  //   x       digits [padded_cols / 4, tokens, 4] dwords, d0 first
+  //   starts  [groups, tokens, 4], -bias times the sum of the digits
+  //   powers  [groups, tokens], 2^-k
+  //   sums    [tokens, groups] as above
+  int digit_tokens;
+  // The digits of rint(x up), |x up| <= 2^30, `count` of them, columns from a multiple of
+  // 4: `out` is at the first column's dwords of this token. Adds their sums to sums [4].
+  void (*make_digits)(const float* x, int64_t count, float up, int64_t tokens,
+                      int32_t* out, int32_t* sums);
+  void (*digits_int4)(const PanelCodes& w, int64_t p, int tokens, const int32_t* x,
+                      const int32_t* starts, const float* powers, const float* sums,
+                      float* acc);
+  void (*digits_int8)(const PanelCodes& w, int64_t p, int tokens, const int32_t* x,
+                      const int32_t* starts, const float* powers, const float* sums,
+                      float* acc);
   // Columns [first, first + count) of panel p as f32 [count, lanes]. They lie in one
   // group, first a multiple of 8 from its start, or are whole groups.
   void (*decode[kPanelForms])(const PanelCodes& w, int64_t p, int64_t first,

@@ -1,7 +1,9 @@
 #include "kernels/ops/linear/run.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/linear/repack.h"
@@ -151,15 +153,11 @@ struct PaddedGroups {
   }
 };
 
-void run_direct_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
-                    MatrixView<float> y) {
-  static thread_local Scratch<float> x_scratch, sum_scratch;
-  float* padded = x_scratch.get(static_cast<size_t>(x.rows * w.padded_cols));
-  float* sums = sum_scratch.get(static_cast<size_t>(x.rows * w.groups));
-  const PaddedGroups layout(w);
+// sums [tokens, groups] of x, where something is multiplied by them.
+void group_sums(const PreparedLinear& w, const PaddedGroups& layout,
+                MatrixView<const float> x, float* sums) {
+  if (w.zeros.size() == 0 && w.minima.size() == 0) return;
   for (int64_t t = 0; t < x.rows; ++t) {
-    layout.spread(x.row(t), w.padded_cols, padded + t * w.padded_cols);
-    if (w.zeros.size() == 0 && w.minima.size() == 0) continue;
     for (int64_t g = 0; g < w.groups; ++g) {
       double sum = 0;
       const float* in = x.row(t) + g * w.group;
@@ -167,8 +165,84 @@ void run_direct_f32(const PreparedLinear& w, MatrixView<const float> x, const fl
       sums[t * w.groups + g] = static_cast<float>(sum);
     }
   }
+}
+
+// The largest finite |x|; infinity where one is not finite.
+float largest_of(const float* x, int64_t n) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < n; ++i) {
+    const float size = std::fabs(x[i]);
+    finite = finite && size <= std::numeric_limits<float>::max();
+    largest = std::max(largest, size);
+  }
+  return finite ? largest : std::numeric_limits<float>::infinity();
+}
+
+// The digits of linear_isa.h. False where a group holds infinity, NaN, or nothing above
+// 2^-90: those have none.
+bool make_digits(const PreparedLinear& w, const PaddedGroups& layout, int64_t t,
+                 const float* x, int64_t tokens, int32_t* packed, int32_t* starts,
+                 float* powers) {
+  const int bias = !w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const float* in = x + g * w.group;
+    const float largest = largest_of(in, layout.count(g));
+    int exponent = 0;
+    if (largest > 0) std::frexp(largest, &exponent);  // largest < 2^exponent
+    if (!(largest <= std::numeric_limits<float>::max()) || exponent < -90) return false;
+    powers[g * tokens + t] = std::ldexp(1.0f, exponent - 30);
+    int32_t sums[4] = {};
+    w.kernel->isa->make_digits(in, layout.count(g), std::ldexp(1.0f, 30 - exponent), tokens,
+                               packed + (g * layout.padded_group * tokens + t * 4), sums);
+    for (int d = 0; d < 4; ++d) starts[(g * tokens + t) * 4 + d] = -bias * sums[d];
+  }
+  return true;
+}
+
+// False: the activations have no digits.
+bool run_digits(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                MatrixView<float> y) {
+  static thread_local Scratch<float> power_scratch, sum_scratch;
+  static thread_local Scratch<int32_t> digit_scratch, start_scratch;
+  const PaddedGroups layout(w);
+  const size_t dwords = static_cast<size_t>(w.padded_cols * x.rows);
+  int32_t* packed = digit_scratch.get(dwords);
+  std::memset(packed, 0, dwords * sizeof(int32_t));  // padding
+  int32_t* starts = start_scratch.get(static_cast<size_t>(w.groups * x.rows * 4));
+  float* powers = power_scratch.get(static_cast<size_t>(w.groups * x.rows));
+  float* sums = sum_scratch.get(static_cast<size_t>(w.groups * x.rows));
+  for (int64_t t = 0; t < x.rows; ++t) {
+    if (!make_digits(w, layout, t, x.row(t), x.rows, packed, starts, powers)) return false;
+  }
+  group_sums(w, layout, x, sums);
   const PanelCodes codes = panel_codes(w);
-  const auto direct = w.kernel->isa->direct_f32[static_cast<int>(panel_form(w))];
+  const auto digits = w.bits == 4 ? w.kernel->isa->digits_int4 : w.kernel->isa->digits_int8;
+  for_pairs(w, [&](int64_t pair) {
+    alignas(64) float acc[4 * 2 * 16];  // 4 tokens, two vectors of at most 16 lanes
+    digits(codes, 2 * pair, static_cast<int>(x.rows), packed, starts, powers, sums, acc);
+    store_tile(acc, 2 * w.lanes, 0, x.rows, pair * 2 * w.lanes, bias, y);
+  });
+  return true;
+}
+
+void run_direct_f32(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
+                    MatrixView<float> y) {
+  const PanelForm form = panel_form(w);
+  if ((form == PanelForm::int4 || form == PanelForm::int8) &&
+      x.rows <= w.kernel->isa->digit_tokens && run_digits(w, x, bias, y)) {
+    return;
+  }
+  static thread_local Scratch<float> x_scratch, sum_scratch;
+  float* padded = x_scratch.get(static_cast<size_t>(x.rows * w.padded_cols));
+  float* sums = sum_scratch.get(static_cast<size_t>(x.rows * w.groups));
+  const PaddedGroups layout(w);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    layout.spread(x.row(t), w.padded_cols, padded + t * w.padded_cols);
+  }
+  group_sums(w, layout, x, sums);
+  const PanelCodes codes = panel_codes(w);
+  const auto direct = w.kernel->isa->direct_f32[static_cast<int>(form)];
   for_pairs(w, [&](int64_t pair) {
     alignas(64) float acc[4 * 2 * 16];  // 4 tokens, two vectors of at most 16 lanes
     direct(codes, 2 * pair, static_cast<int>(x.rows), padded, sums, acc);

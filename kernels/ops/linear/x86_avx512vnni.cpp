@@ -4,6 +4,7 @@
 
 namespace nibble::avx512vnni {
 #include "kernels/ops/linear/linear_vector.inc"
+#include "kernels/ops/linear/linear_digits.inc"
 
 const LinearIsa linear_isa = {
     .direct_tokens = 4,
@@ -12,6 +13,10 @@ const LinearIsa linear_isa = {
                    direct_code_form<Table4Step>, direct_int8,
                    direct_code_form<Fp8Step<true>>,
                    direct_code_form<Fp8Step<false>>},
+    .digit_tokens = 3,
+    .make_digits = make_digits,
+    .digits_int4 = digits<true>,
+    .digits_int8 = digits<false>,
     .decode = {decode_plain<F32Form>, decode_plain<Bf16Form>, decode_plain<F16Form>,
                decode_int4,
                decode_codes<Table4Step>, decode_int8, decode_codes<Fp8Step<true>>,
