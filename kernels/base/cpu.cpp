@@ -32,20 +32,11 @@ struct FlagName {
   const char* name;
 };
 constexpr FlagName kFlagNames[] = {
-    {kCpuAvx2, "AVX2/FMA/F16C"},
-    {kCpuAvx512, "AVX-512 F/BW/VL/DQ"},
-    {kCpuAvx512Vnni, "AVX-512 VNNI"},
+    {kCpuAvx2, "AVX2/FMA/F16C"},        {kCpuAvxVnni, "AVX-VNNI"},
+    {kCpuAvx512, "AVX-512 F/BW/VL/DQ"}, {kCpuAvx512Vnni, "AVX-512 VNNI"},
+    {kCpuAvx512Bf16, "AVX-512 BF16"},   {kCpuAmxInt8, "AMX INT8"},
+    {kCpuAmxBf16, "AMX BF16"},
 };
-
-std::string flag_names(uint32_t flags) {
-  std::string text;
-  for (const FlagName& row : kFlagNames) {
-    if ((flags & row.flag) == 0) continue;
-    if (!text.empty()) text += ", ";
-    text += row.name;
-  }
-  return text;
-}
 
 #if defined(__x86_64__)
 uint64_t read_xcr0() {
@@ -113,8 +104,8 @@ Result<uint32_t> allowed_by(std::string_view name) {
       for (const std::string& other : cpu_levels())
         usable += (usable.empty() ? "" : ", ") + other;
       return error(StatusCode::unsupported, "[cpu] ", name, ": this level needs ",
-                   flag_names(level.required), "; this CPU (", cpu_info().model,
-                   ") lacks ", flag_names(missing), "; use one of ", usable);
+                   cpu_flag_names(level.required), "; this CPU (", cpu_info().model,
+                   ") lacks ", cpu_flag_names(missing), "; use one of ", usable);
     }
     return level.allowed & cpu_info().flags;
   }
@@ -145,6 +136,16 @@ std::atomic<uint32_t>& current_flags() {
 const CpuInfo& cpu_info() {
   static const CpuInfo info{detect_model(), detect_flags()};
   return info;
+}
+
+std::string cpu_flag_names(uint32_t flags) {
+  std::string text;
+  for (const FlagName& row : kFlagNames) {
+    if ((flags & row.flag) == 0) continue;
+    if (!text.empty()) text += ", ";
+    text += row.name;
+  }
+  return text;
 }
 
 uint32_t usable_cpu_flags() { return current_flags().load(std::memory_order_relaxed); }

@@ -31,6 +31,7 @@ struct CpuInfo {
   uint32_t flags = 0;  // what the hardware and operating system allow
 };
 const CpuInfo& cpu_info();
+std::string cpu_flag_names(uint32_t flags);  // "AVX2/FMA/F16C, AVX-512 VNNI"
 
 // Flags kernels may use now: the hardware's, cut down to the forced level. Table
 // selection functions take this as a defaulted argument.

@@ -157,18 +157,6 @@ std::string cpu_text() {
 
 }  // namespace
 
-Rate rate_of(std::vector<double> samples) {
-  Rate rate;
-  if (samples.empty()) return rate;
-  std::sort(samples.begin(), samples.end());
-  const size_t n = samples.size();
-  rate.repeats = static_cast<int64_t>(n);
-  rate.median = n % 2 == 1 ? samples[n / 2] : (samples[n / 2 - 1] + samples[n / 2]) / 2;
-  rate.low = samples[n / 4];
-  rate.high = samples[n - 1 - n / 4];
-  return rate;
-}
-
 std::string rate_text(const Rate& rate, double unit) {
   if (rate.repeats == 0) return "-";
   return cat(number_text(rate.median / unit, 4), " [", number_text(rate.low / unit, 4), ", ",

@@ -11,14 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/rate.h"
 #include "kernels/runtime/executor.h"
 
 namespace nibble {
 
-struct Rate {
-  double median = 0, low = 0, high = 0;  // a second; low and high are the quartiles
-  int64_t repeats = 0;
-};
 struct Speed {
   Rate decode, prefill, images, sentences;  // repeats 0: does not apply to this model
   std::map<std::string, int64_t> kernels;  // kernel row -> layers that it serves
@@ -35,8 +32,6 @@ struct SpeedOptions {
   int64_t batch = 1;
 };
 
-// Of samples a second; none: repeats 0.
-Rate rate_of(std::vector<double> samples);
 std::string rate_text(const Rate& rate, double unit = 1);  // "12.5 [12.1, 12.9]", "-"
 
 // One result a model, in their order. Token ids and pixels come from a fixed seed.
