@@ -1,0 +1,468 @@
+#include "recipes/eval/advise.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <optional>
+
+#include "kernels/base/cancel.h"
+#include "kernels/base/parallel.h"
+#include "kernels/base/splitmix64.h"
+#include "kernels/hardware/probe.h"
+#include "kernels/hardware/roofline.h"
+#include "kernels/program/layers.h"
+#include "kernels/runtime/kv_cache.h"
+#include "kernels/runtime/node_weights.h"
+#include "recipes/recipe/recipe.h"
+#include "recipes/report/text_table.h"
+
+namespace nibble {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kLeastSeconds = 0.01;  // of one timing of a kind
+constexpr int64_t kMostCopies = 64;     // of a kind's weight
+
+// What is tried: the layers that w4a16-rtn quantizes get `scheme`, lm_head another.
+struct Candidate {
+  const char* name;
+  const char* command;
+  const char* scheme;   // "" as it is
+  const char* lm_head;  // "" as it is
+  bool int8;            // activations
+};
+const Candidate kCandidates[] = {
+    {"float", "", "", "", false},
+    {"w8a16", "--recipe w8a16", "int8n/r@f32", "", false},
+    {"w8a16, int8 activations", "--recipe w8a16; --compute int8", "int8n/r@f32", "", true},
+    {"w4a16 group 128", "--recipe w4a16-gptq", "int4/g128@f16", "", false},
+    {"w4a16 group 32", "--recipe w4a16-gptq --set group=32", "int4/g32@f16", "", false},
+    {"w4a16 group 128, int8 activations", "--recipe w4a16-gptq; --compute int8",
+     "int4/g128@f16", "", true},
+    {"w4a16 group 32, int8 activations",
+     "--recipe w4a16-gptq --set group=32; --compute int8", "int4/g32@f16", "", true},
+    {"w4a16 group 128, lm_head w8",
+     "--recipe w4a16-gptq --set lm_head=int8n/r@f32", "int4/g128@f16", "int8n/r@f32",
+     false},
+    {"w4a16 group 128, lm_head w8, int8 activations",
+     "--recipe w4a16-gptq --set lm_head=int8n/r@f32; --compute int8", "int4/g128@f16",
+     "int8n/r@f32", true},
+    {"nf4", "a layer pattern with weight: nf4/f64@f32", "nf4/f64@f32", "", false},
+    {"mxfp4", "a layer pattern with weight: e2m1/g32@e8m0", "e2m1/g32@e8m0", "", false},
+    {"fp8", "a layer pattern with weight: e4m3/r@f32", "e4m3/r@f32", "", false},
+};
+
+struct Shape {
+  int64_t rows = 0, cols = 0, layers = 0;
+  bool lm_head = false, quantized = false;  // what the candidates say of it
+  std::string sample;                       // a tensor of it
+};
+
+struct Cost {
+  std::string kernel;
+  double decode = 0, prefill = 0;  // seconds of one layer
+  int64_t bytes = 0;
+  double error = 0;  // squared, over the weight's energy
+  bool falls_back = false;
+};
+
+Status unfit(const std::string& what, const std::string& found) {
+  return error(StatusCode::unsupported, "[advise] ", what,
+               ": a float decoder without mixtures of experts is required; found ", found);
+}
+
+// The linear layers by shape. What w4a16-rtn leaves in float stays so, but for lm_head.
+Result<std::vector<Shape>> shapes_of(const Artifact& model) {
+  NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, load_recipe("w4a16-rtn", {}));
+  NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, model.program));
+  std::vector<Shape> shapes;
+  for (const Layer& layer : layers_of(model.program)) {
+    if (layer.node->op != "linear") continue;
+    const auto tensor = model.tensors.find(layer.tensor);
+    if (tensor == model.tensors.end()) {
+      return unfit(layer.tensor, "a quantized one; give the model that it was made from");
+    }
+    const LayerPlan* row = plan.find(layer.tensor);
+    Shape shape{.rows = tensor->second.rows(),
+                .cols = tensor->second.cols(),
+                .layers = 1,
+                .lm_head = layer.name == "lm_head",
+                .quantized = row != nullptr && row->method != "float",
+                .sample = layer.tensor};
+    const auto same = std::find_if(shapes.begin(), shapes.end(), [&](const Shape& other) {
+      return other.rows == shape.rows && other.cols == shape.cols &&
+             other.lm_head == shape.lm_head && other.quantized == shape.quantized;
+    });
+    if (same == shapes.end()) {
+      shapes.push_back(shape);
+    } else {
+      ++same->layers;
+    }
+  }
+  return shapes;
+}
+
+const char* scheme_of(const Candidate& candidate, const Shape& shape) {
+  if (shape.lm_head && candidate.lm_head[0] != '\0') return candidate.lm_head;
+  return shape.quantized ? candidate.scheme : "";
+}
+
+Result<LinearWeight> weight_of(const Tensor& tensor, const std::string& scheme,
+                               double* squared_error) {
+  *squared_error = 0;
+  if (scheme.empty()) return linear_weight(tensor);
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor));
+  const MatrixView<const float> x(values.data(), tensor.rows(), tensor.cols());
+  NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
+  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, parsed, ScaleRule{}));
+  NIBBLE_RETURN_IF_ERROR(quantize(x, q));
+  std::vector<float> back(values.size());
+  NIBBLE_RETURN_IF_ERROR(
+      dequantize(q, MatrixView<float>(back.data(), tensor.rows(), tensor.cols())));
+  double lost = 0, energy = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double difference = static_cast<double>(back[i]) - values[i];
+    lost += difference * difference;
+    energy += static_cast<double>(values[i]) * values[i];
+  }
+  *squared_error = energy > 0 ? lost / energy : 0;
+  NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, tensor.shape));
+  return linear_weight(packed);
+}
+
+int64_t bytes_of(const LinearWeight& weight) {
+  return weight.is_plain() ? static_cast<int64_t>(weight.plain.bytes.size())
+                           : weight.packed.bytes();
+}
+
+PreparedLinear copy_of(const PreparedLinear& layer) {
+  PreparedLinear copy = layer;
+  for (Bytes* part : {&copy.codes, &copy.scales, &copy.zeros, &copy.minima}) {
+    *part = Bytes::copy_of(part->data(), part->size());
+  }
+  return copy;
+}
+
+// Seconds of one layer: each copy in turn, the median of the repeats.
+double seconds_of(const std::vector<PreparedLinear>& layers, int64_t tokens,
+                  int64_t repeats) {
+  const int64_t cols = layers[0].cols, rows = layers[0].rows;
+  SplitMix64 random(20262);  // any: the values do not change the work
+  std::vector<float> x(static_cast<size_t>(tokens * cols)),
+      y(static_cast<size_t>(tokens * rows));
+  for (float& value : x) value = static_cast<float>(random.uniform() * 2 - 1);
+  const MatrixView<const float> in(x.data(), tokens, cols);
+  const MatrixView<float> out(y.data(), tokens, rows);
+  std::vector<double> samples;
+  for (int64_t repeat = 0; repeat <= repeats; ++repeat) {  // the first warms up
+    const Clock::time_point start = Clock::now();
+    double seconds = 0;
+    int64_t calls = 0;
+    do {
+      // Prefill is long enough with one.
+      for (const PreparedLinear& layer : layers) {
+        run_linear(layer, in, nullptr, out);
+        ++calls;
+        if (tokens > 64) break;
+      }
+      seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    } while (seconds < kLeastSeconds);
+    if (repeat > 0) samples.push_back(seconds / static_cast<double>(calls));
+  }
+  std::sort(samples.begin(), samples.end());
+  return samples[samples.size() / 2];
+}
+
+// A step of `batch` tokens with `context` positions in the cache, and a prompt.
+Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options) {
+  const Program& program = model.artifact().program;
+  const int64_t context =
+      std::clamp<int64_t>(options.context, 1, program.context_length - options.batch);
+  const int64_t prefill = std::min(options.prefill, program.context_length);
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::unique_ptr<KvCache> cache,
+      model.make_cache(std::max(context + options.batch, prefill)));
+  SplitMix64 random(20263);
+  const std::vector<int32_t> ids = [&] {
+    std::vector<int32_t> result(static_cast<size_t>(std::max(prefill, options.batch)));
+    for (int32_t& id : result) {
+      id = static_cast<int32_t>(random.below(static_cast<uint64_t>(program.vocabulary)));
+    }
+    return result;
+  }();
+  const std::span<const int32_t> all(ids);
+  std::vector<float> logits(static_cast<size_t>(options.batch * program.vocabulary));
+  std::vector<double> decode, prompt;
+  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+    cache->truncate(0);
+    Clock::time_point start = Clock::now();
+    NIBBLE_RETURN_IF_ERROR(
+        model.forward(all.first(static_cast<size_t>(prefill)), *cache,
+                      MatrixView<float>(logits.data(), 1, program.vocabulary)));
+    const double prompt_seconds =
+        std::chrono::duration<double>(Clock::now() - start).count();
+    cache->truncate(std::min(prefill, context));
+    while (cache->length() < context) {  // what the rows hold does not change the work
+      const int64_t more = std::min<int64_t>(256, context - cache->length());
+      for (size_t state = 0; state < program.states.size(); ++state) {
+        const int64_t width =
+            program.states[state].kv_heads * program.states[state].head_dim;
+        std::vector<float> rows(static_cast<size_t>(more * width));
+        for (float& value : rows) value = static_cast<float>(random.uniform() - 0.5);
+        const MatrixView<const float> view(rows.data(), more, width);
+        NIBBLE_RETURN_IF_ERROR(cache->append(state, view, view));
+      }
+      cache->advance(more);
+    }
+    start = Clock::now();
+    double seconds = 0;
+    int64_t steps = 0;
+    do {
+      cache->truncate(context);
+      NIBBLE_RETURN_IF_ERROR(model.forward(
+          all.first(static_cast<size_t>(options.batch)), *cache,
+          MatrixView<float>(logits.data(), options.batch == 1 ? 1 : options.batch,
+                            program.vocabulary)));
+      ++steps;
+      seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    } while (seconds < 4 * kLeastSeconds);
+    if (repeat == 0) continue;
+    prompt.push_back(prompt_seconds);
+    decode.push_back(seconds / static_cast<double>(steps));
+  }
+  std::sort(prompt.begin(), prompt.end());
+  std::sort(decode.begin(), decode.end());
+  return MeasuredAdvice{decode[decode.size() / 2], prompt[prompt.size() / 2]};
+}
+
+std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
+  const auto named = [&](const char* name) {
+    return std::find_if(all.begin(), all.end(),
+                        [&](const Advice& a) { return a.name == name; });
+  };
+  const auto floats = named("float");
+  for (const AdvisedKind& kind : advice.kinds) {
+    if (kind.falls_back) {
+      return cat(kind.scheme, ": no kernel of this CPU reads it as it is; ", kind.kernel,
+                 " decodes rows first");
+    }
+  }
+  if (advice.name != "float" && advice.decode_seconds >= floats->decode_seconds) {
+    return cat("decode ",
+               number_text(floats->decode_seconds / advice.decode_seconds, 2),
+               "x of the float model's");
+  }
+  // Beaten in speed by one that is no larger and loses no more.
+  for (const Advice& other : all) {
+    if (&other == &advice || other.decode_seconds >= 0.97 * advice.decode_seconds ||
+        other.weight_bytes > advice.weight_bytes * 1.02 || other.error > advice.error * 1.02 ||
+        other.compute != advice.compute) {
+      continue;
+    }
+    return cat("decode ", number_text(other.decode_seconds / advice.decode_seconds, 2),
+               "x of ", other.name, ", which is no larger and loses no more");
+  }
+  return "";
+}
+
+}  // namespace
+
+Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
+                            const AdviseOptions& options,
+                            const std::function<void(int64_t, int64_t)>& progress) {
+  const Program& program = model->program;
+  if (!program.is_language_model() || program.is_encoder()) {
+    return unfit(program.architecture, program.is_encoder() ? "an encoder" : "images");
+  }
+  for (const Node& node : program.nodes) {
+    if (node.op == "moe") return unfit(node.name, "a mixture");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Shape> shapes, shapes_of(*model));
+  const Machine machine = this_machine();
+
+  AdviceReport report;
+  const std::vector<std::string> levels = cpu_levels();
+  report.cpu = cat(cpu_info().model, ", ", levels.empty() ? "reference" : levels.front(),
+                   ", ", thread_count(), thread_count() == 1 ? " thread" : " threads");
+  std::string note;
+  const int64_t memory_set = std::min<int64_t>(memory_working_set(machine, &note),
+                                               int64_t{1} << 30);
+  {
+    NIBBLE_ASSIGN_OR_RETURN(const ReadBuffer buffer, ReadBuffer::create(memory_set));
+    NIBBLE_ASSIGN_OR_RETURN(report.read_bandwidth,
+                            read_bandwidth(buffer, thread_count(), 0, 0.2));
+  }
+  std::map<Numbers, double> peaks;
+  for (const Numbers numbers : {Numbers::int8, Numbers::f32}) {
+    const PeakRow* row = best_peak(numbers, usable_cpu_flags());
+    if (row == nullptr) continue;
+    NIBBLE_ASSIGN_OR_RETURN(peaks[numbers], peak(*row, thread_count(), 0.05));
+  }
+
+  // How many different weights lie between two uses of one, in bytes: all of the model's,
+  // or more than the caches hold.
+  const int64_t cold = std::max<int64_t>(3 * machine.largest_cache(), int64_t{32} << 20);
+  std::map<std::pair<size_t, std::string>, Cost> costs;  // of shape, "scheme:int8"
+  const auto key = [](const char* scheme, bool int8) { return cat(scheme, int8 ? ":s8" : ""); };
+  const auto measure = [&](size_t at, const char* scheme, bool int8,
+                           int64_t model_bytes) -> Status {
+    if (costs.count({at, key(scheme, int8)})) return ok_status();
+    const Shape& shape = shapes[at];
+    Cost cost;
+    NIBBLE_ASSIGN_OR_RETURN(
+        const LinearWeight weight,
+        weight_of(model->tensors.at(shape.sample), scheme, &cost.error));
+    const LinearKernel* kernel = nullptr;
+    if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
+    if (kernel == nullptr) {
+      kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
+    }
+    cost.kernel = kernel->name;
+    cost.falls_back = cost.kernel.find("_any__") != std::string::npos;
+    cost.bytes = bytes_of(weight);
+    std::vector<PreparedLinear> layers;
+    NIBBLE_ASSIGN_OR_RETURN(PreparedLinear first, prepare_linear(*kernel, weight));
+    layers.push_back(std::move(first));
+    const int64_t wanted = std::min(cold, model_bytes) / std::max<int64_t>(1, cost.bytes);
+    while (static_cast<int64_t>(layers.size()) < std::min(wanted, kMostCopies)) {
+      layers.push_back(copy_of(layers[0]));
+    }
+    cost.decode = seconds_of(layers, options.batch, options.repeats);
+    cost.prefill = seconds_of(layers, std::min(options.prefill, program.context_length),
+                              options.repeats);
+    costs[{at, key(scheme, int8)}] = cost;
+    return ok_status();
+  };
+  const int64_t float_bytes = model->weight_bytes();
+  const int64_t total = static_cast<int64_t>(std::size(kCandidates)) + 1;
+  int64_t done = 0;
+
+  NIBBLE_ASSIGN_OR_RETURN(
+      Executor executor,
+      Executor::create(model, ExecutorOptions{.kv = options.kv}));
+  NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice floats, time_model(executor, options));
+  const int64_t cache_bytes = KvCache::bytes_for(
+      program, executor.kv_schemes(), std::min(options.context, program.context_length));
+  progress(++done, total);
+
+  for (const Candidate& candidate : kCandidates) {
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+    Advice advice;
+    advice.name = candidate.name;
+    advice.command = candidate.command;
+    advice.compute = candidate.int8 ? Compute::dynamic_int8 : Compute::float_activations;
+    advice.weight_bytes = float_bytes;
+    advice.cache_bytes = cache_bytes * options.batch;
+    bool applies = candidate.lm_head[0] == '\0';
+    double lost = 0, energy = 0;
+    for (const Shape& shape : shapes) {
+      const char* scheme = scheme_of(candidate, shape);
+      if (scheme[0] == '\0') continue;
+      const Tensor& tensor = model->tensors.at(shape.sample);
+      NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
+      const double bits = bits_per_value(parsed, shape.rows, shape.cols);
+      advice.weight_bytes -=
+          shape.layers * (static_cast<int64_t>(tensor.bytes.size()) -
+                          static_cast<int64_t>(bits / 8 * static_cast<double>(
+                                                              shape.rows * shape.cols)));
+      applies = applies || shape.lm_head;
+    }
+    if (!applies) {  // no lm_head of its own
+      progress(++done, total);
+      continue;
+    }
+    for (size_t at = 0; at < shapes.size(); ++at) {
+      const Shape& shape = shapes[at];
+      const char* scheme = scheme_of(candidate, shape);
+      const bool int8 = candidate.int8 && scheme[0] != '\0';
+      NIBBLE_RETURN_IF_ERROR(measure(at, scheme, int8, advice.weight_bytes));
+      const Cost& cost = costs.at({at, key(scheme, int8)});
+      const bool s8 = cost.kernel.rfind("linear_s8", 0) == 0;
+      const double operations = 2.0 * static_cast<double>(shape.rows * shape.cols);
+      const double peak = peaks[s8 ? Numbers::int8 : Numbers::f32];
+      const auto by_memory = [&](int64_t tokens) {
+        return peak <= 0 || roofline(static_cast<double>(cost.bytes),
+                                     operations * static_cast<double>(tokens),
+                                     report.read_bandwidth, peak)
+                                .memory_binds();
+      };
+      advice.kinds.push_back({.scheme = scheme[0] == '\0' ? "float" : scheme,
+                              .kernel = cost.kernel,
+                              .rows = shape.rows,
+                              .cols = shape.cols,
+                              .layers = shape.layers,
+                              .bytes = cost.bytes,
+                              .decode_seconds = cost.decode,
+                              .prefill_seconds = cost.prefill,
+                              .decode_by_memory = by_memory(options.batch),
+                              .prefill_by_memory = by_memory(options.prefill),
+                              .falls_back = cost.falls_back});
+      advice.decode_seconds += static_cast<double>(shape.layers) * cost.decode;
+      // Of a prompt only the last token needs logits.
+      advice.prefill_seconds += shape.lm_head
+                                    ? cost.decode / static_cast<double>(options.batch)
+                                    : static_cast<double>(shape.layers) * cost.prefill;
+      if (scheme[0] == '\0') continue;
+      const double weights =
+          static_cast<double>(shape.layers) * static_cast<double>(shape.rows * shape.cols);
+      lost += cost.error * weights;
+      energy += weights;
+    }
+    advice.error = energy > 0 ? std::sqrt(lost / energy) : 0;
+    if (report.advice.empty()) {  // the float model itself
+      report.rest_decode = std::max(0.0, floats.decode_seconds - advice.decode_seconds);
+      report.rest_prefill = std::max(0.0, floats.prefill_seconds - advice.prefill_seconds);
+    }
+    advice.decode_seconds += report.rest_decode;
+    advice.prefill_seconds += report.rest_prefill;
+    report.advice.push_back(std::move(advice));
+    progress(++done, total);
+  }
+  for (Advice& advice : report.advice) advice.verdict = verdict_of(advice, report.advice);
+  std::stable_sort(report.advice.begin(), report.advice.end(),
+                   [](const Advice& a, const Advice& b) {
+                     return a.decode_seconds < b.decode_seconds;
+                   });
+  return report;
+}
+
+Result<MeasuredAdvice> measure_advice(std::shared_ptr<const Artifact> model,
+                                      const Advice& advice, const AdviseOptions& options) {
+  Artifact quantized = *model;
+  const Candidate* candidate = std::find_if(
+      std::begin(kCandidates), std::end(kCandidates),
+      [&](const Candidate& row) { return advice.name == row.name; });
+  if (candidate == std::end(kCandidates)) {
+    return error(StatusCode::invalid_argument, "[advise] ", advice.name,
+                 ": an advice of this program was required");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Shape> shapes, shapes_of(*model));
+  for (const Layer& layer : layers_of(model->program)) {
+    if (layer.node->op != "linear" || !quantized.tensors.count(layer.tensor)) continue;
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+    const Tensor tensor = quantized.tensors.at(layer.tensor);
+    const bool lm_head = layer.name == "lm_head";
+    const auto shape = std::find_if(shapes.begin(), shapes.end(), [&](const Shape& s) {
+      return s.rows == tensor.rows() && s.cols == tensor.cols() && s.lm_head == lm_head;
+    });
+    const char* scheme = scheme_of(*candidate, *shape);
+    if (scheme[0] == '\0') continue;
+    double ignored = 0;
+    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(tensor, scheme, &ignored));
+    quantized.packed[layer.tensor] = weight.packed;
+    quantized.layers[layer.tensor].weight = weight.scheme;
+    // A tied embedding keeps its floats under the same name, and the executor takes packed
+    // ones first; those are what a tied artifact would gather from.
+    quantized.tensors.erase(layer.tensor);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      Executor executor,
+      Executor::create(std::make_shared<const Artifact>(std::move(quantized)),
+                       ExecutorOptions{.compute = advice.compute, .kv = options.kv}));
+  return time_model(executor, options);
+}
+
+}  // namespace nibble
