@@ -13,34 +13,66 @@ namespace {
 
 // exp() of it is as good as 0 beside the row's largest term, which is exp(0) = 1.
 constexpr float kMasked = -1e30f;
+// Positions whose keys, or values, a few queries read again and again. Rows of a cache lie
+// a power of two apart, so that the first cache holds few of them.
+constexpr int64_t kFewTile = 32;
 
-// A few tokens: transposing all keys would cost more than the products.
+// A few tokens: transposing all keys would cost more than the products. The heads that
+// share keys go through a tile of them together, while a cache near the core holds it.
 void attend_few(const AttentionKernel& kernel, const AttentionShape& shape,
                 MatrixView<const float> q, MatrixView<const float> k,
                 MatrixView<const float> v, MatrixView<float> y) {
   const int64_t first = k.rows - q.rows;
   const int64_t lanes = kernel.panel->lanes;
+  const int64_t dim = shape.head_dim;
+  const int64_t group = shape.heads / shape.kv_heads;
+  // Heads of a task: of one key head, and not so many that four threads lack work.
+  const int64_t heads = std::clamp<int64_t>(q.rows * shape.heads / 4, 1, group);
+  const int64_t parts = (group + heads - 1) / heads;
   const auto one = [&](int64_t i) {
-    const int64_t t = i / shape.heads;
-    const int64_t h = i % shape.heads;
-    const int64_t kv = h / (shape.heads / shape.kv_heads) * shape.head_dim;
+    const int64_t t = i / (shape.kv_heads * parts);
+    const int64_t kv = i / parts % shape.kv_heads;
+    const int64_t head = kv * group + i % parts * heads;
+    const int64_t count = std::min(heads, (kv + 1) * group - head);
     const int64_t begin = shape.first_seen(first + t);
     const int64_t n = shape.end_seen(first + t, k.rows) - begin;
     static thread_local Scratch<float> scratch;
-    float* a = scratch.get(static_cast<size_t>(n + lanes + shape.head_dim));
-    float* scaled = a + n + lanes;
-    for (int64_t d = 0; d < shape.head_dim; ++d) {
-      scaled[d] = q(t, h * shape.head_dim + d) * shape.scale;
+    float* a = scratch.get(static_cast<size_t>(count * (n + lanes + 1) + (count + 1) * dim));
+    float* factors = a + count * (n + lanes);
+    float* scaled = factors + count;
+    float* added = scaled + count * dim;
+    for (int64_t h = 0; h < count; ++h) {
+      for (int64_t d = 0; d < dim; ++d) {
+        scaled[h * dim + d] = q(t, (head + h) * dim + d) * shape.scale;
+      }
     }
-    kernel.isa->scores(scaled, k.row(begin) + kv, k.stride, shape.head_dim, n, a);
-    for (int64_t j = 0; j < lanes; ++j) a[n + j] = kMasked;
-    const float sum = kernel.isa->softmax(a, n);
-    kernel.isa->weighted_sum(a, v.row(begin) + kv, v.stride, shape.head_dim, n,
-                             1.0f / sum, y.row(t) + h * shape.head_dim);
+    for (int64_t tile = 0; tile < n; tile += kFewTile) {
+      const int64_t keys = std::min(kFewTile, n - tile);
+      for (int64_t h = 0; h < count; ++h) {
+        kernel.isa->scores(scaled + h * dim, k.row(begin + tile) + kv * dim, k.stride, dim,
+                           keys, a + h * (n + lanes) + tile);
+      }
+    }
+    for (int64_t h = 0; h < count; ++h) {
+      float* row = a + h * (n + lanes);
+      for (int64_t j = 0; j < lanes; ++j) row[n + j] = kMasked;
+      factors[h] = 1.0f / kernel.isa->softmax(row, n);
+      std::fill_n(y.row(t) + (head + h) * dim, dim, 0.0f);
+    }
+    for (int64_t tile = 0; tile < n; tile += kFewTile) {
+      const int64_t values = std::min(kFewTile, n - tile);
+      for (int64_t h = 0; h < count; ++h) {
+        kernel.isa->weighted_sum(a + h * (n + lanes) + tile,
+                                 v.row(begin + tile) + kv * dim, v.stride, dim, values,
+                                 factors[h], added);
+        float* out = y.row(t) + (head + h) * dim;
+        for (int64_t d = 0; d < dim; ++d) out[d] += added[d];
+      }
+    }
   };
-  const int64_t tasks = q.rows * shape.heads;
+  const int64_t tasks = q.rows * shape.kv_heads * parts;
   // Below some ten thousand products a second thread costs more than it brings.
-  if (tasks * k.rows * shape.head_dim < (1 << 15)) {
+  if (q.rows * shape.heads * k.rows * dim < (1 << 15)) {
     for (int64_t i = 0; i < tasks; ++i) one(i);
   } else {
     parallel_for(tasks, one);

@@ -1,5 +1,6 @@
 #include "kernels/ops/attention/attention_isa.h"
 #include "kernels/ops/panel/avx2.h"
+#include "kernels/ops/panel/unroll.h"
 
 namespace nibble::avx2 {
 #include "kernels/ops/attention/attention_vector.inc"

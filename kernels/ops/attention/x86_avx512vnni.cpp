@@ -1,5 +1,6 @@
 #include "kernels/ops/attention/attention_isa.h"
 #include "kernels/ops/panel/avx512vnni.h"
+#include "kernels/ops/panel/unroll.h"
 
 namespace nibble::avx512vnni {
 #include "kernels/ops/attention/attention_vector.inc"

@@ -57,6 +57,15 @@ struct V {
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
   }
+  // The four sums to p[0..3].
+  static void store_sums(float* p, const F x[4]) {
+    const auto half = [](F v) {
+      return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    };
+    const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(half(x[0]), half(x[1])),
+                                    _mm256_hadd_ps(half(x[2]), half(x[3])));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
+  }
   static float highest(F x) {
     const __m256 a =
         _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
