@@ -35,8 +35,8 @@ struct Candidate {
 };
 const Candidate kCandidates[] = {
     {"float", "", "", "", false},
-    {"w8a16", "--recipe w8a16", "int8n/r@f32", "", false},
-    {"w8a16, int8 activations", "--recipe w8a16; --compute int8", "int8n/r@f32", "", true},
+    {"w8a16", "--recipe w8a16", "int8/r@f16", "", false},
+    {"w8a16, int8 activations", "--recipe w8a16; --compute int8", "int8/r@f16", "", true},
     {"w4a16 group 128", "--recipe w4a16-gptq", "int4/g128@f16", "", false},
     {"w4a16 group 32", "--recipe w4a16-gptq --set group=32", "int4/g32@f16", "", false},
     {"w4a16 group 128, int8 activations", "--recipe w4a16-gptq; --compute int8",

@@ -201,6 +201,24 @@ TEST_F(Cli, BenchTimesTwoModelsInTurns) {
   EXPECT_FALSE(json["cpu"].get<std::string>().empty());
 }
 
+TEST_F(Cli, AdviseRanksSchemesAndMeasuresTheFirst) {
+  const Json json = parsed(run({"advise", at("model"), "--context", "16", "--prompt", "8",
+                                "--batch", "2", "--budget-mb", "1000", "--measure", "--json"}));
+  ASSERT_GE(json["advice"].size(), 9u);
+  int measured = 0;
+  for (const Json& advice : json["advice"]) {
+    EXPECT_GT(advice["decode_tokens_per_second"], 0);
+    EXPECT_EQ(advice["pays"], advice["verdict"] == "");
+    EXPECT_EQ(advice["fits"], true);
+    EXPECT_FALSE(advice["layers"].empty());
+    measured += advice.contains("measured_decode_tokens_per_second");
+  }
+  EXPECT_EQ(measured, 1);
+  const Outcome wide = run({"advise", at("model"), "--batch", "100000"});
+  EXPECT_EQ(wide.code, 8);
+  EXPECT_THAT(wide.error, HasSubstr("less than the model's context"));
+}
+
 TEST_F(Cli, BenchTimesEveryKindOfLayerAndPlotsThem) {
   const Json json = parsed(run({"bench", at("model"), "--layers", "--repeats", "2",
                                 "--tokens", "2", "--prefill", "8", "--report",
