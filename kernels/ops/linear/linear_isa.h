@@ -77,6 +77,10 @@ struct LinearIsa {
                   const uint8_t* u0, const uint8_t* u1, int bias, float* acc);
   void (*small_s8)(const PanelCodes& w, int64_t p, const int32_t* x, const int32_t* sums,
                    const uint8_t* u0, const uint8_t* u1, int bias, float* acc);
+  // y[m, j] = acc[m, j] factors[m] (+ bias[j]), each step rounded, for `rows` rows of acc
+  // [rows, 2 lanes] and all its columns; bias may be null.
+  void (*store_s8)(const float* acc, int64_t rows, const float* factors, const float* bias,
+                   float* y, int64_t stride);
   // One token, straight from the codes.
   void (*direct_s8_int4)(const PanelCodes& w, int64_t p, const int32_t* x,
                          const int32_t* sums, float* acc);

@@ -353,6 +353,11 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   // acc s_x + bias, each step rounded: the definition is unfused.
   const auto store = [&](const float* acc, const Tile& tile, int64_t pair) {
     const int64_t n = pair * width, columns = std::min(width, y.cols - n);
+    if (columns == width) {
+      return linear.store_s8(acc, tile.count, scales + tile.first,
+                             bias == nullptr ? nullptr : bias + n, y.row(tile.first) + n,
+                             y.stride);
+    }
     for (int64_t m = 0; m < tile.count; ++m) {
       const float scale = scales[tile.first + m];
       const float* in = acc + m * width;
