@@ -1,6 +1,7 @@
 #include "kernels/hardware/machine.h"
 
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -196,6 +197,24 @@ int64_t Machine::largest_cache() const {
 std::string Machine::text() const {
   return model + " (family " + std::to_string(family) + ", model " +
          std::to_string(model_number) + ")";
+}
+
+double busy_seconds() {
+  // "cpu user nice system idle iowait irq softirq steal ...", in ticks.
+  std::istringstream line(first_line("/proc/stat"));
+  std::string name;
+  double ticks[8];
+  line >> name;
+  for (double& tick : ticks) line >> tick;
+  if (!line || name != "cpu") return -1;
+  const double busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6];
+  return busy / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+double own_seconds() {
+  timespec time;
+  if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) != 0) return -1;
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 Machine this_machine() {

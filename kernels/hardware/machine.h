@@ -42,6 +42,12 @@ struct Machine {
 };
 Machine this_machine();
 
+// CPU time that everything on the machine has used since it started, and this process
+// alone, in seconds; their difference over a while is what others took. Negative:
+// unknown.
+double busy_seconds();
+double own_seconds();
+
 // The parts of it, for tests: `cpu` stands for /sys/devices/system/cpu/cpu0.
 std::vector<Cache> caches_of_sysfs(const std::filesystem::path& cpu);
 std::vector<Cache> caches_of_cpuid();

@@ -1,10 +1,14 @@
 // nibble bench: how fast a model runs on this machine, beside another one.
+#include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/file.h"
+#include "kernels/base/parallel.h"
 #include "recipes/cli/command_line.h"
+#include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/kernel_speed.h"
 #include "recipes/eval/layer_speed.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/eval/speed.h"
@@ -37,15 +41,137 @@ Json to_json(const std::string& path, const Measurement& size, const Speed& spee
   return json;
 }
 
+Json to_json(const Rate& rate) {
+  if (rate.repeats == 0) return Json();
+  return {{"median", rate.median}, {"quartiles", {rate.low, rate.high}}};
+}
+
+Json to_json(const KernelSpeeds& speeds) {
+  const Machine& machine = speeds.limits.machine;
+  Json json = {{"cpu", machine.text()},
+               {"make", machine.make},
+               {"level", machine.levels.front()},
+               {"cpus", machine.cpus},
+               {"huge_pages", machine.huge_pages},
+               {"shape", {speeds.rows, speeds.cols}},
+               {"working_set", speeds.working_set},
+               {"other_processes_cores", speeds.others}};
+  if (!speeds.limits.note.empty()) json["note"] = speeds.limits.note;
+  for (const Cache& cache : machine.caches) {
+    json["caches"].push_back({{"level", cache.level},
+                              {"bytes", cache.bytes},
+                              {"shared_by", cache.shared_by},
+                              {"line", cache.line}});
+  }
+  for (const BandwidthLimit& limit : speeds.limits.bandwidths) {
+    json["read"].push_back({{"level", limit.level},
+                            {"bytes", limit.bytes},
+                            {"threads", limit.threads},
+                            {"bytes_per_second", to_json(limit.rate)}});
+  }
+  for (const PeakLimit& limit : speeds.limits.peaks) {
+    Json row = {{"instruction", limit.row->name},
+                {"numbers", numbers_name(limit.row->numbers)},
+                {"threads", limit.threads},
+                {"operations_per_second", to_json(limit.rate)}};
+    if (!limit.refused.empty()) row["refused"] = limit.refused;
+    json["peaks"].push_back(std::move(row));
+  }
+  for (const KernelSpeed& s : speeds.cases) {
+    json["cases"].push_back({{"scheme", s.scheme},
+                             {"activation", s.activation},
+                             {"tokens", s.tokens},
+                             {"threads", s.threads},
+                             {"kernel", s.kernel},
+                             {"instruction", s.instruction},
+                             {"weight_bytes", s.weight_bytes},
+                             {"weights", s.weights},
+                             {"repeats", s.bytes.repeats},
+                             {"bytes_per_second", to_json(s.bytes)},
+                             {"operations_per_second", to_json(s.operations)},
+                             {"read_bandwidth", to_json(s.read)},
+                             {"peak", to_json(s.peak)},
+                             {"of_read", to_json(s.of_read)},
+                             {"of_peak", to_json(s.of_peak)},
+                             {"error", s.error}});
+  }
+  return json;
+}
+
+// "4096x11008"
+Status parse_shape(const std::string& text, KernelSpeedOptions& options) {
+  int end = 0;
+  long long rows = 0, cols = 0;
+  if (std::sscanf(text.c_str(), "%lldx%lld%n", &rows, &cols, &end) != 2 ||
+      static_cast<size_t>(end) != text.size()) {
+    return error(StatusCode::invalid_argument,
+                 "[bench] --shape: ROWSxCOLS is required; found \"", text,
+                 "\"; give for example 4096x4096");
+  }
+  options.rows = rows;
+  options.cols = cols;
+  return ok_status();
+}
+
+// bench --kernels: the table of kernels by itself, without a model.
+Status run_kernels(const CommandLine& line) {
+  for (const char* option : {"MODEL", "reference", "layers", "text", "kv", "compute"}) {
+    if (!line.has(option)) continue;
+    return error(StatusCode::invalid_argument, "[bench] --kernels: the kernels are timed "
+                 "without a model; found ", option == std::string("MODEL") ? "" : "--",
+                 option, "; leave one of them out");
+  }
+  KernelSpeedOptions options{.working_set = line.integer("working-set"),
+                             .repeats = line.integer("repeats"),
+                             .filter = line.text("filter")};
+  if (line.has("shape")) NIBBLE_RETURN_IF_ERROR(parse_shape(line.text("shape"), options));
+  if (line.has("threads")) options.threads = {thread_count()};
+  options.progress = [progress = make_progress()](int64_t done, int64_t total,
+                                                  const std::string& what) {
+    progress("kernels", what, done, total);
+  };
+  NIBBLE_ASSIGN_OR_RETURN(const KernelSpeeds speeds, measure_kernels(options));
+  options.progress = nullptr;  // ends the line
+  if (line.has("report")) {
+    RunReport report;
+    report.verb = "bench";
+    report.model = cat("kernels, ", speeds.rows, "x", speeds.cols);
+    report.recipe_name = speeds.limits.machine.text();
+    report.kernels = speeds;
+    NIBBLE_RETURN_IF_ERROR(
+        write_file_atomically(line.path("report"), report_html(report)));
+  }
+  if (line.wants_json()) {
+    std::cout << to_json(speeds).dump(-1, ' ', false, Json::error_handler_t::replace)
+              << "\n";
+    return ok_status();
+  }
+  std::cout << kernel_speed_heading(speeds) << "\n"
+            << table_text(limit_rows(speeds.limits)) << "\n"
+            << table_text(kernel_speed_rows(speeds));
+  return ok_status();
+}
+
 }  // namespace
 
 Status run_bench_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
-      "bench MODEL [--reference MODEL]",
+      "bench (MODEL [--reference MODEL] | --kernels)",
       "Tokens a second one at a time (decode) and in one call (prefill), images a second in "
       "batches of 32,\nor sentences of 32 tokens a second, one after another (encoders). Median and quartiles of repeats; two models take "
-      "turns, so that both see the same machine.");
+      "turns, so that both see the same machine.\n"
+      "--kernels: every kernel by itself, beside the read bandwidth and the peak of its "
+      "instruction, measured in turns.");
   line.positional("MODEL");
+  line.flag("kernels", "time the kernels against this machine's limits; no MODEL");
+  line.waive("MODEL", "kernels");
+  line.text("shape", "ROWSxCOLS", "--kernels: of a weight (default: 4096x4096)");
+  line.integer("working-set",
+               "--kernels: bytes of weights that decode goes through; 0: four times the "
+               "largest cache and at least 1 GiB",
+               0, 0);
+  line.text("filter", "TEXT",
+            "--kernels: cases whose \"SCHEME ACTIVATION TOKENS\" has TEXT in it");
   line.text("reference", "MODEL", "time this one too, in turns");
   line.integer("repeats", "timings of each", 9, 1);
   line.integer("tokens", "decoded in one timing", 32, 1);
@@ -69,8 +195,17 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble bench build/w4 --threads 1 --cpu avx2 --json",
       "one thread, kernels of at most AVX2");
+  line.example("nibble bench --kernels --filter \"int4/g128@f16 s8\"",
+               "decode and prefill of w4a8, as fractions of what this machine can do");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
+  if (line.has("kernels")) return run_kernels(line);
+  for (const char* option : {"shape", "working-set", "filter"}) {
+    if (!line.has(option)) continue;
+    return error(StatusCode::invalid_argument, "[bench] --", option,
+                 ": --kernels is required with it; found a model; add --kernels or leave "
+                 "it out");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 

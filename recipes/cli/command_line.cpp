@@ -191,18 +191,18 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
 }
 
 Status CommandLine::check(const po::variables_map& values) const {
-  for (const auto& [name, required] : positionals_) {
-    if (required && values.count(name) == 0) {
-      return error(StatusCode::invalid_argument, "[", verb_, "] command line: ", name,
-                   " is required; found none; usage: nibble ", usage_);
-    }
-  }
   const auto is_waived = [&](const std::string& name) {
     return std::any_of(waived_.begin(), waived_.end(), [&](const auto& waiver) {
       const po::variable_value& flag = values[waiver.second];
       return waiver.first == name && flag.as<bool>();
     });
   };
+  for (const auto& [name, required] : positionals_) {
+    if (required && values.count(name) == 0 && !is_waived(name)) {
+      return error(StatusCode::invalid_argument, "[", verb_, "] command line: ", name,
+                   " is required; found none; usage: nibble ", usage_);
+    }
+  }
   for (const std::string& name : required_) {
     if (values.count(name) == 0 && !is_waived(name)) {
       return error(StatusCode::invalid_argument, "[", verb_, "] command line: --", name,

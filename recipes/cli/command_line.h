@@ -42,7 +42,7 @@ class CommandLine {
   CommandLine(std::string usage, std::string summary);
 
   void flag(const char* name, const char* description);
-  // The required option may be missing where this flag is given.
+  // The required option or argument may be missing where this flag is given.
   void waive(const char* required, const char* flag);
   void text(const char* name, const char* value, const char* description,
             bool required = false);

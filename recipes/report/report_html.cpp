@@ -1,5 +1,6 @@
 // The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no path,
 // and but for bench no speed: the page is the same bytes wherever the run took place.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "recipes/report/embedded_files.h"
@@ -161,6 +162,41 @@ Json layer_data(const std::vector<LayerSpeed>& layers) {
   return {{"labels", labels}, {"decode", decode}, {"prefill", prefill}};
 }
 
+// Decode against the read bandwidth, prefill against its instruction's peak, one set a
+// thread count: every case and the limit of its own rounds.
+Json kernel_data(const KernelSpeeds& speeds) {
+  if (speeds.cases.empty()) return Json();
+  Json sets = Json::array();
+  std::vector<int> threads;
+  for (const KernelSpeed& s : speeds.cases) {
+    if (std::find(threads.begin(), threads.end(), s.threads) == threads.end()) {
+      threads.push_back(s.threads);
+    }
+  }
+  for (const bool decode : {true, false}) {
+    for (const int count : threads) {
+      Json labels = Json::array(), values = Json::array(), limits = Json::array();
+      for (const KernelSpeed& s : speeds.cases) {
+        if (s.threads != count || (s.of_read.repeats > 0) != decode) continue;
+        labels.push_back(kernel_case_text(s));
+        values.push_back((decode ? s.bytes : s.operations).median / 1e9);
+        const Rate& limit = decode ? s.read : s.peak;
+        limits.push_back(limit.repeats > 0 ? Json(limit.median / 1e9) : Json());
+      }
+      if (labels.empty()) continue;
+      const std::string on = cat(count, count == 1 ? " thread" : " threads");
+      sets.push_back(
+          {{"name", decode ? "weight bytes a second, GB/s" : "operations a second, GFLOP/s"},
+           {"title", cat(decode ? "Decode, " : "Prefill, ", on)},
+           {"limit", decode ? "read bandwidth" : "peak of the row's instruction"},
+           {"labels", labels},
+           {"values", values},
+           {"limits", limits}});
+    }
+  }
+  return sets;
+}
+
 Json quality_data(const RunReport& report, bool images) {
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
@@ -204,7 +240,7 @@ th{color:var(--soft);font-weight:600}
 .wide{overflow-x:auto}
 pre{font:12.5px/1.5 ui-monospace,"DejaVu Sans Mono",monospace;margin:0;white-space:pre-wrap}
 ul{margin:8px 0 0;padding-left:18px;color:var(--soft)}
-.plot{position:relative;height:300px}.plot.low{height:150px}.plot.tall{height:360px}
+.plot{position:relative;height:300px}.plot.low{height:150px}.plot.tall{height:360px}.plot.tallest{height:640px}
 )";
 
 constexpr const char* kPlots = R"(
@@ -249,6 +285,12 @@ if(data.speeds)data.speeds.forEach((s,i)=>bars('speed'+i,s.labels,s.values,s.nam
 if(data.layers){
   bars('layers_decode',data.layers.labels,data.layers.decode,'weight bytes a second, one token, GB/s');
   bars('layers_prefill',data.layers.labels,data.layers.prefill,'operations a second, prefill, GFLOP/s')}
+if(data.kernels)data.kernels.forEach((k,i)=>plot('kernels'+i,{type:'bar',
+  data:{labels:k.labels,datasets:[{label:'kernel',data:k.values,backgroundColor:blue},
+    {label:k.limit,data:k.limits,backgroundColor:orange}]},
+  options:{indexAxis:'y',maintainAspectRatio:false,plugins:{legend:{align:'end'}},
+    scales:{y:{grid:{display:false},ticks:{autoSkip:false}},
+      x:{grid,beginAtZero:true,title:{display:true,text:k.name}}}}}));
 if(data.loss)plot('loss',{type:'line',
   data:{datasets:[{data:data.loss,borderColor:blue,borderWidth:2,pointRadius:0,tension:0}]},
   options:{maintainAspectRatio:false,plugins:{legend:{display:false}},
@@ -297,6 +339,8 @@ std::string report_html(const RunReport& report) {
   const Json layers = layer_data(report.layers);
   if (!speeds.is_null()) data["speeds"] = speeds;
   if (!layers.is_null()) data["layers"] = layers;
+  const Json kernels = kernel_data(report.kernels);
+  if (!kernels.is_null()) data["kernels"] = kernels;
 
   std::vector<const Measurement*> models;
   if (report.before) models.push_back(&*report.before);
@@ -312,8 +356,14 @@ std::string report_html(const RunReport& report) {
       escaped(title), "</h1>\n<p class=\"sub\">made by nibble ", escaped(report.verb),
       "</p>\n");
 
-  html += "<section><h2>Size and quality</h2>\n" +
-          html_table(measurement_rows(models), "summary");
+  if (kernels.is_null()) {
+    html += "<section><h2>Size and quality</h2>\n" +
+            html_table(measurement_rows(models), "summary");
+  } else {
+    html += "<section><h2>Limits of this machine</h2><pre>" +
+            escaped(kernel_speed_heading(report.kernels)) + "</pre>\n" +
+            html_table(limit_rows(report.kernels.limits), "summary");
+  }
   html += "<ul>\n";
   if (!report.evaluation.empty())
     html += "<li>Measured on " + escaped(report.evaluation) + "</li>\n";
@@ -333,7 +383,16 @@ std::string report_html(const RunReport& report) {
     html += "<li>Gate: " + escaped(gate_text(gate)) + "</li>\n";
   for (const std::string& line : report.notes) html += "<li>" + escaped(line) + "</li>\n";
   if (report.verb == "bench") {
-    html += "</ul></section>\n<div class=\"pair\">\n";
+    html += "</ul></section>\n";
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      html += plot_section(kernels[i]["title"].get<std::string>().c_str(),
+                           cat("kernels", i).c_str(), "plot tallest");
+    }
+    if (!kernels.is_null()) {
+      html += "<section><h2>Kernels</h2><div class=\"wide\">\n" +
+              html_table(kernel_speed_rows(report.kernels), "ledger") + "</div></section>\n";
+    }
+    html += "<div class=\"pair\">\n";
     for (size_t i = 0; i < speeds.size(); ++i) {
       html += plot_section("Speed", cat("speed", i).c_str(), "plot low");
     }

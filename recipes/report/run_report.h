@@ -13,6 +13,7 @@
 #include "recipes/eval/evaluate.h"
 #include "recipes/eval/noise_floor.h"
 #include "recipes/eval/quality_gate.h"
+#include "recipes/eval/kernel_speed.h"
 #include "recipes/eval/layer_speed.h"
 #include "recipes/eval/speed.h"
 
@@ -77,6 +78,7 @@ struct RunReport {
   Ledger ledger;                    // empty for a float model
   std::vector<LossPoint> loss;      // train only
   std::vector<LayerSpeed> layers;   // bench only
+  KernelSpeeds kernels;             // bench --kernels only: then there are no models
   std::vector<std::string> notes;
 };
 

@@ -97,6 +97,17 @@ TEST(MachineTest, HugePageState) {
   EXPECT_EQ(chosen_of(""), "unknown");
 }
 
+TEST(MachineTest, CountsCpuTime) {
+  const double busy = busy_seconds(), own = own_seconds();
+  EXPECT_GT(busy, 0);
+  EXPECT_GT(own, 0);
+  const PeakRow* const row = best_peak(Numbers::f32, cpu_info().flags);
+  if (row == nullptr) GTEST_SKIP() << "nothing to spend time with";
+  ASSERT_TRUE(peak(*row, 1, 0.03).ok());
+  EXPECT_GT(own_seconds(), own);
+  EXPECT_GE(busy_seconds(), busy);  // in ticks of 10 ms
+}
+
 TEST(MachineTest, WorkingSetIsCutToMemoryAndSaysSo) {
   Machine machine;
   machine.caches = {{1, 32 << 10, 1, 64}, {3, int64_t{480} << 20, 2, 64}};

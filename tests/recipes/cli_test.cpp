@@ -242,6 +242,64 @@ TEST_F(Cli, BenchTimesEveryKindOfLayerAndPlotsThem) {
   EXPECT_THAT(html, HasSubstr(json["layers"][0]["kernel"].get<std::string>()));
 }
 
+TEST_F(Cli, BenchKernelsHoldsEachRowToItsLimits) {
+  const Json json = parsed(run({"bench", "--kernels", "--shape", "40x256", "--working-set",
+                                "65536", "--repeats", "1", "--filter", "int4/g128@f16",
+                                "--threads", "1", "--report", mine("kernels.html"),
+                                "--json"}));
+  EXPECT_FALSE(json["cpu"].get<std::string>().empty());
+  EXPECT_EQ(json["shape"], Json({40, 256}));
+  EXPECT_EQ(json["working_set"], 65536);
+  EXPECT_FALSE(json["caches"].empty());
+  EXPECT_EQ(json["read"].back()["level"], "memory");
+  EXPECT_GT(json["read"].back()["bytes_per_second"]["median"], 0);
+  for (const Json& row : json["peaks"]) {
+    EXPECT_NE(row.contains("refused"), row["operations_per_second"].is_object()) << row;
+  }
+  ASSERT_EQ(json["cases"].size(), 6u);  // f32 and s8; 1, 8 and 512 tokens
+  // 40 rows of 128 bytes of codes and two scales of two bytes.
+  for (const Json& row : json["cases"]) {
+    EXPECT_EQ(row["weight_bytes"], 40 * (128 + 4)) << row;
+    const bool decode = row["tokens"] <= 8;
+    EXPECT_EQ(row["weights"], decode ? 13 : 1) << row;  // 65536 bytes of 5280
+    EXPECT_EQ(row["of_read"].is_object(), decode) << row;
+    EXPECT_GT(row["operations_per_second"]["median"], 0) << row;
+    EXPECT_LT(row["error"], row["activation"] == "s8" ? 0.05 : 1e-5) << row;
+    EXPECT_EQ(row["threads"], 1);
+  }
+  std::ifstream page(mine("kernels.html"));
+  const std::string html{std::istreambuf_iterator<char>(page), {}};
+  EXPECT_THAT(html, HasSubstr("Decode, 1 thread"));
+  EXPECT_THAT(html, HasSubstr(json["cases"][0]["kernel"].get<std::string>()));
+}
+
+TEST_F(Cli, BenchKernelsRefusesWhatItCannotDo) {
+  const auto refused = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(with({"bench"}, arguments));
+    EXPECT_EQ(outcome.code, 2) << outcome.out;
+    EXPECT_EQ(outcome.out, "");
+    return last_line(outcome, shared_->path());
+  };
+  EXPECT_EQ(refused({"--kernels", at("model")}),
+            "nibble: [bench] --kernels: the kernels are timed without a model; found "
+            "MODEL; leave one of them out");
+  EXPECT_EQ(refused({"--kernels", "--layers"}),
+            "nibble: [bench] --kernels: the kernels are timed without a model; found "
+            "--layers; leave one of them out");
+  EXPECT_EQ(refused({at("model"), "--shape", "8x8"}),
+            "nibble: [bench] --shape: --kernels is required with it; found a model; add "
+            "--kernels or leave it out");
+  EXPECT_EQ(refused({"--kernels", "--shape", "4096"}),
+            "nibble: [bench] --shape: ROWSxCOLS is required; found \"4096\"; give for "
+            "example 4096x4096");
+  EXPECT_EQ(refused({"--kernels", "--shape", "0x8"}),
+            "nibble: [bench] --shape: 1 to 1048576 rows and columns are required; found "
+            "0x8; give ROWSxCOLS, as 4096x4096");
+  EXPECT_THAT(refused({"--kernels", "--filter", "int5"}),
+              HasSubstr("found \"int5\"; the cases are bf16 f32 1, bf16 f32 8, "));
+  EXPECT_THAT(refused({}), HasSubstr("MODEL is required; found none"));
+}
+
 TEST_F(Cli, WithoutLibTorchTheTwoVerbsSaySo) {
   if (built_with_torch(scratch_.path())) GTEST_SKIP() << "this build has LibTorch";
   const Outcome outcome = run(quantize("w4a16-rtn", mine("q")));

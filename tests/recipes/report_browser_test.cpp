@@ -121,13 +121,46 @@ RunReport speed_report() {
   return report;
 }
 
-class EveryPlot : public ReportInABrowser, public testing::WithParamInterface<bool> {};
-INSTANTIATE_TEST_SUITE_P(Pages, EveryPlot, testing::Bool(), [](const auto& info) {
-  return std::string(info.param ? "bench" : "train");
-});
+RunReport kernel_report() {
+  RunReport report;
+  report.verb = "bench";
+  report.model = "kernels";
+  report.recipe_name = "some CPU";
+  report.kernels.limits.machine.levels = {"avx2"};
+  for (const int threads : {1, 2}) {
+    for (const int64_t tokens : {1, 8, 512}) {
+      KernelSpeed speed{.scheme = "int4/g32@f16",
+                        .activation = "s8",
+                        .tokens = tokens,
+                        .threads = threads};
+      const Rate rate{20e9, 19e9, 21e9, 5}, part{0.8, 0.7, 0.9, 5};
+      speed.bytes = speed.operations = speed.read = speed.peak = rate;
+      speed.of_peak = part;
+      if (tokens <= kDecodeTokens) speed.of_read = part;
+      report.kernels.cases.push_back(speed);
+    }
+  }
+  return report;
+}
+
+struct Page {
+  const char* name;
+  RunReport (*report)();
+  size_t plots;  // at least
+  int points;    // of each, at least
+};
+void PrintTo(const Page& page, std::ostream* out) { *out << page.name; }
+class EveryPlot : public ReportInABrowser, public testing::WithParamInterface<Page> {};
+// Error per layer, loss, size against quality; two speeds and two of the layers; decode
+// and prefill at two thread counts, each value beside its limit.
+INSTANTIATE_TEST_SUITE_P(Pages, EveryPlot,
+                         testing::Values(Page{"train", full_report, 3, 3},
+                                         Page{"bench", speed_report, 4, 2},
+                                         Page{"kernels", kernel_report, 4, 2}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(EveryPlot, HasData) {
-  const std::string page = write(GetParam() ? speed_report() : full_report());
+  const std::string page = write(GetParam().report());
   const std::string dom =
       shell(chromium(directory_.path() / "profile", false) + "--dump-dom " + page);
   const size_t begin = dom.rfind("PROBE[");
@@ -135,10 +168,9 @@ TEST_P(EveryPlot, HasData) {
   const std::string found = dom.substr(begin + 5, dom.find("END", begin) - begin - 5);
   const Json plots = Json::parse(found, nullptr, false);
   ASSERT_TRUE(plots.is_array()) << found;
-  // Error per layer, loss, size against quality; or two speeds and two of the layers.
-  EXPECT_GE(plots.size(), GetParam() ? 4u : 3u) << found;
+  EXPECT_GE(plots.size(), GetParam().plots) << found;
   for (const Json& plot : plots) {
-    EXPECT_GE(plot["points"].get<int>(), GetParam() ? 2 : 3) << plot;
+    EXPECT_GE(plot["points"].get<int>(), GetParam().points) << plot;
     EXPECT_GE(plot["drawn"].get<int>(), 500) << plot;
   }
 }
