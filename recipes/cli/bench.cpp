@@ -54,8 +54,7 @@ Json to_json(const KernelSpeeds& speeds) {
                {"cpus", machine.cpus},
                {"huge_pages", machine.huge_pages},
                {"shape", {speeds.rows, speeds.cols}},
-               {"working_set", speeds.working_set},
-               {"other_processes_cores", speeds.others}};
+               {"working_set", speeds.working_set}};
   if (!speeds.limits.note.empty()) json["note"] = speeds.limits.note;
   for (const Cache& cache : machine.caches) {
     json["caches"].push_back({{"level", cache.level},
@@ -93,7 +92,8 @@ Json to_json(const KernelSpeeds& speeds) {
                              {"peak", to_json(s.peak)},
                              {"of_read", to_json(s.of_read)},
                              {"of_peak", to_json(s.of_peak)},
-                             {"error", s.error}});
+                             {"error", s.error},
+                             {"other_processes_cores", s.others}});
   }
   return json;
 }

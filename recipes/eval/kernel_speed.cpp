@@ -198,14 +198,20 @@ const PeakRow* peak_of(const LinearKernel& kernel) {
   return best_peak(bf16 ? Numbers::bf16 : Numbers::f32, kernel.flags);
 }
 
+// Cores that others may use of a round that counts: less is what an idle system does. The
+// system counts in ticks of 10 ms, so that short rounds cannot be judged.
+constexpr double kDisturbed = 0.06, kLeastJudged = 0.1;  // cores, seconds
+
 // How many cores other processes kept busy since it was made; negative: unknown.
 class OthersLoad {
  public:
+  double seconds() const {
+    return std::chrono::duration<double>(Clock::now() - start_).count();
+  }
   double cores() const {
     const double busy = busy_seconds(), own = own_seconds();
     if (busy < 0 || own < 0 || busy_ < 0 || own_ < 0) return -1;
-    const double wall = std::chrono::duration<double>(Clock::now() - start_).count();
-    return std::max(0.0, (busy - busy_ - (own - own_)) / wall);
+    return std::max(0.0, (busy - busy_ - (own - own_)) / seconds());
   }
 
  private:
@@ -287,7 +293,10 @@ Status measure_one(Bench& bench, const LinearKernel& kernel,
   }
   std::vector<Samples> samples(speeds.size());
   size_t next = 0, only = 0;
-  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
+  double disturbed = 0;
+  for (int64_t repeat = 0, again = 0; repeat <= options.repeats;) {  // the first warms up
+    const std::vector<Samples> before = samples;
+    const OthersLoad others;
     for (size_t t = 0; t < bench.threads.size(); ++t) {
       const int threads = bench.threads[t];
       NIBBLE_RETURN_IF_ERROR(check_cancelled("bench"));
@@ -324,9 +333,20 @@ Status measure_one(Bench& bench, const LinearKernel& kernel,
         }
       }
     }
+    // Another process had a core meanwhile: once more, but not for ever.
+    const double load = others.seconds() < kLeastJudged ? 0 : others.cores();
+    if (load > kDisturbed && again < options.repeats) {
+      samples = before;
+      ++again;
+      continue;
+    }
+    if (repeat > 0)
+      disturbed += std::max(load, 0.0) / static_cast<double>(options.repeats);
+    ++repeat;
   }
   for (size_t i = 0; i < speeds.size(); ++i) {
     Samples& s = samples[i];
+    speeds[i].others = disturbed;
     speeds[i].bytes = rate_of(std::move(s.bytes));
     speeds[i].operations = rate_of(std::move(s.operations));
     speeds[i].read = rate_of(std::move(s.read));
@@ -414,7 +434,6 @@ Result<KernelSpeeds> measure_kernels(const KernelSpeedOptions& options) {
                        what);
     }
   };
-  const OthersLoad others;
   report(0, "limits");
   NIBBLE_ASSIGN_OR_RETURN(result.limits, probe({.threads = bench.threads,
                                                 .repeats = options.repeats,
@@ -453,7 +472,6 @@ Result<KernelSpeeds> measure_kernels(const KernelSpeedOptions& options) {
     NIBBLE_RETURN_IF_ERROR(
         measure_one(bench, *part.kernel, sources, part.tokens, reference, &result.cases));
   }
-  result.others = others.cores();
   report(parts.size(), "done");
   return result;
 }
@@ -463,7 +481,8 @@ std::vector<std::vector<std::string>> kernel_speed_rows(const KernelSpeeds& spee
                                                  "GB/s", "GFLOP/s", "of read", "of peak",
                                                  "instruction", "error"}};
   for (const KernelSpeed& s : speeds.cases) {
-    rows.push_back({s.scheme, s.activation, cat(s.tokens), cat(s.threads), s.kernel,
+    rows.push_back({s.scheme, s.activation, cat(s.tokens),
+                    cat(s.threads, s.others > kDisturbed ? " *" : ""), s.kernel,
                     s.of_read.repeats > 0 ? rate_text(s.bytes, 1e9) : "-",
                     rate_text(s.operations, 1e9),
                     s.of_read.repeats > 0 ? number_text(s.of_read.median, 3) : "-",
@@ -501,10 +520,12 @@ std::string kernel_speed_heading(const KernelSpeeds& speeds) {
   }
   text += cat("\nweights ", speeds.rows, "x", speeds.cols, ", decode over ",
               bytes_text(speeds.working_set), " of them\n");
-  // Less is what any idle system does; more makes limits and kernels alike uncertain.
-  if (speeds.others > 0.06) {
-    text += cat("note: other processes kept ", number_text(speeds.others, 2),
-                " cores busy meanwhile; trust no figure of all threads\n");
+  int64_t disturbed = 0;
+  for (const KernelSpeed& s : speeds.cases) disturbed += s.others > kDisturbed ? 1 : 0;
+  if (disturbed > 0) {
+    text += cat("note: ", disturbed,
+                " cases, marked *, were measured while other processes "
+                "kept cores busy; do not trust them\n");
   }
   if (!speeds.limits.note.empty()) text += cat("note: ", speeds.limits.note, "\n");
   return text;

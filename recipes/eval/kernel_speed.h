@@ -10,7 +10,8 @@
 // memory and not in a cache: a few of different random codes and copies of them, together
 // the working set. Prefill stays with one weight. Limits and kernels take turns within a
 // round, one round a repeat; every figure is the median over rounds with its quartiles. A
-// case's weights are freed before the next case's are made.
+// case's weights are freed before the next case's are made. A round in which other
+// processes had a core is run again, at most as often as there are repeats.
 //
 //   error   max |y - reference| / max |reference| of one random token, the reference in
 //           f64 from float activations: what int8 activations cost is in it
@@ -41,6 +42,7 @@ struct KernelSpeed {
   Rate read = {}, peak = {};        // the limits, of the same rounds
   Rate of_read = {}, of_peak = {};  // repeats 0: does not apply
   double error = 0;
+  double others = 0;  // cores that other processes kept busy meanwhile
 };
 
 struct KernelSpeedOptions {
@@ -57,7 +59,6 @@ struct KernelSpeedOptions {
 struct KernelSpeeds {
   Probe limits = {};
   int64_t rows = 0, cols = 0, working_set = 0;
-  double others = 0;  // cores that other processes used meanwhile; negative: unknown
   std::vector<KernelSpeed> cases = {};
 };
 

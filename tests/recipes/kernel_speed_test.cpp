@@ -17,6 +17,7 @@ namespace nibble {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 KernelSpeedOptions tiny() {
   KernelSpeedOptions options;
@@ -93,6 +94,21 @@ TEST(KernelSpeedTest, BytesOfAWeightAreThePackedOnes) {
   EXPECT_EQ(bytes["e2m1/g32@e8m0"], codes4 + 33 * 8);
   EXPECT_EQ(bytes["e2m1/g16@e4m3/t@f32"], codes4 + 33 * 16 + 4);
   EXPECT_EQ(bytes["e4m3/r@f32"], codes8 + 33 * 4);
+}
+
+TEST(KernelSpeedTest, SaysWhichCasesWereDisturbed) {
+  KernelSpeeds speeds{.rows = 2, .cols = 3};
+  speeds.limits.machine.levels = {"avx2"};
+  speeds.cases.push_back({.scheme = "bf16", .tokens = 1, .threads = 1});
+  speeds.cases.push_back({.scheme = "bf16", .tokens = 1, .threads = 2, .others = 0.5});
+  EXPECT_THAT(
+      kernel_speed_heading(speeds),
+      HasSubstr("note: 1 cases, marked *, were measured while other processes kept "
+                "cores busy; do not trust them\n"));
+  EXPECT_EQ(kernel_speed_rows(speeds)[1][3], "1");
+  EXPECT_EQ(kernel_speed_rows(speeds)[2][3], "2 *");
+  speeds.cases.pop_back();
+  EXPECT_THAT(kernel_speed_heading(speeds), Not(HasSubstr("note")));
 }
 
 // A level that is forced is the level whose rows are timed.
