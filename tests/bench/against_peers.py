@@ -1,0 +1,218 @@
+"""Linear layers of low-precision weights: nibble beside the peers that are installed, in turns.
+
+against_peers.py NIBBLE [--shape 4096x4096] [--threads 1] [--tokens 1,8,512] [--rounds 5]
+                 [--working-set BYTES]
+
+A round times each once, one after the other, so that a slow minute of the machine hits all;
+medians and quartiles over the rounds are printed, as weight bytes a second (decode), GFLOP/s,
+and the ratio of medians to nibble's. Decode goes through different weights, together the working
+set (default: 1 GiB; ONNX Runtime shares prepacked weights of equal content, so each is random);
+512 tokens stay with one weight. Weight bytes are codes and scales alike for all: bits / 8 of each
+weight, and two bytes of scale a group.
+
+Error: max |y - exact| / max |exact| of one random token, exact in float64 from float activations
+and the dequantized weight.
+
+Peers: ONNX Runtime MatMulNBits (accuracy levels 1: float, 4: int8 activations), torch's int4pack,
+_int_mm and bfloat16 product. One that cannot be imported is left out, with the reason.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("nibble")
+parser.add_argument("--shape", default="4096x4096")
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--tokens", default="1,8,512")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--working-set", type=int, default=1 << 30)
+options = parser.parse_args()
+N, K = (int(n) for n in options.shape.split("x"))
+
+import numpy as np  # noqa: E402
+
+random = np.random.default_rng(1)
+
+
+def copies(bytes_each, tokens):
+    return max(1, options.working_set // bytes_each) if tokens <= 8 else 1
+
+
+def weight_bytes(bits, group):
+    return N * K * bits // 8 + (2 * N * (K // group) if group else 4 * N)
+
+
+def seconds_of(call, count):
+    """Of one weight: `count` of them a call."""
+    start, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - start < 0.2:
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls / count
+
+
+def error_of(found, exact):
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+class OnnxRuntime:
+    def __init__(self, group, level):
+        self.name = f"ONNX Runtime MatMulNBits g{group} level {level}"
+        self.bits, self.group, self.level = 4, group, level
+        self.like = (f"int4/g{group}@f16", "s8" if level == 4 else "f32")
+
+    def prepare(self, tokens):
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+
+        count = copies(weight_bytes(4, self.group), tokens)
+        nodes, weights = [], []
+        blocks = K // self.group
+        for i in range(count):
+            codes = random.integers(0, 256, (N, blocks, self.group // 2), np.uint8)
+            scales = random.uniform(0.001, 0.01, (N * blocks,)).astype(np.float32)
+            if i == 0:
+                self.codes, self.scales = codes, scales
+            weights += [numpy_helper.from_array(codes, f"w{i}"),
+                        numpy_helper.from_array(scales, f"s{i}")]
+            nodes.append(helper.make_node(
+                "MatMulNBits", ["x", f"w{i}", f"s{i}"], [f"y{i}"], domain="com.microsoft", K=K,
+                N=N, bits=4, block_size=self.group, accuracy_level=self.level))
+        graph = helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [tokens, K])],
+            [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [tokens, N])
+             for i in range(count)], weights)
+        model = helper.make_model(graph, opset_imports=[
+            helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        import os
+        import tempfile
+        with tempfile.TemporaryDirectory() as folder:  # more than protobuf's 2 GiB in all
+            import onnx
+            path = os.path.join(folder, "m.onnx")
+            onnx.save(model, path, save_as_external_data=True, location="m.data")
+            del model, graph, weights
+            session = onnxruntime.InferenceSession(path, settings,
+                                                   providers=["CPUExecutionProvider"])
+        x = random.standard_normal((tokens, K)).astype(np.float32)
+        low, high = self.codes & 15, self.codes >> 4
+        q = np.stack([low, high], -1).reshape(N, blocks, self.group).astype(np.float64) - 8
+        exact = x[:1].astype(np.float64) @ (
+            q * self.scales.reshape(N, blocks, 1).astype(np.float64)).reshape(N, K).T
+        self.error = error_of(session.run(["y0"], {"x": x})[0][:1], exact)
+        return lambda: session.run(None, {"x": x}), count
+
+
+class TorchInt4:
+    name = "torch int4pack g128, bf16"
+    bits, group, like = 4, 128, ("int4/g128@f16", "f32")
+
+    def prepare(self, tokens):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        count = copies(weight_bytes(4, 128), tokens)
+        layers = []
+        for i in range(count):
+            codes = torch.randint(0, 16, (N, K), dtype=torch.int32)
+            scales = torch.rand(K // 128, N, 2).to(torch.bfloat16) * 0.01
+            scales[..., 1] = 0
+            if i == 0:
+                first, scale = codes, scales
+            layers.append((torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2), scales))
+        x = torch.randn(tokens, K).to(torch.bfloat16)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu
+        w = (first.double() - 8) * scale[..., 0].double().T.repeat_interleave(128, 1)
+        self.error = error_of(product(x[:1], layers[0][0], 128, scale).double().numpy(),
+                              (x[:1].double() @ w.T).numpy())
+
+        def call():
+            for packed, s in layers:
+                product(x, packed, 128, s)
+        return call, count
+
+
+class TorchBf16:
+    name = "torch bf16"
+    bits, group, like = 16, 0, ("bf16", "f32")
+
+    def prepare(self, tokens):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        count = copies(2 * N * K, tokens)
+        layers = [torch.randn(N, K).to(torch.bfloat16) for _ in range(count)]
+        x = torch.randn(tokens, K).to(torch.bfloat16)
+        self.error = error_of((x[:1] @ layers[0].T).double().numpy(),
+                              (x[:1].double() @ layers[0].double().T).numpy())
+
+        def call():
+            for layer in layers:
+                torch.nn.functional.linear(x, layer)
+        return call, count
+
+
+class TorchInt8:
+    name = "torch _int_mm (products alone)"
+    bits, group, like = 8, 0, ("int8n/r@f32", "s8")
+
+    def prepare(self, tokens):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        count = copies(N * K, tokens)
+        layers = [torch.randint(-127, 128, (N, K), dtype=torch.int8) for _ in range(count)]
+        x = torch.randint(-127, 128, (tokens, K), dtype=torch.int8)
+        self.error = 0.0
+
+        def call():
+            for layer in layers:
+                torch._int_mm(x, layer.T)
+        return call, count
+
+
+def nibble(scheme, activation, tokens):
+    out = subprocess.run(
+        [options.nibble, "bench", "--kernels", "--shape", options.shape, "--threads",
+         str(options.threads), "--working-set", str(options.working_set), "--repeats", "1",
+         "--filter", f"{scheme} {activation} {tokens}", "--json"],
+        check=True, capture_output=True, text=True).stdout
+    found = [c for c in json.loads(out)["cases"] if c["tokens"] == tokens]
+    return 2.0 * N * K * tokens / found[0]["operations_per_second"]["median"], found[0]["error"]
+
+
+def rate(seconds, bits, group, tokens):
+    gflops = 2e-9 * N * K * tokens / seconds
+    return (f"{weight_bytes(bits, group) / seconds / 1e9:.1f} GB/s" if tokens == 1
+            else f"{gflops:.0f} GFLOP/s")
+
+
+for tokens in (int(t) for t in options.tokens.split(",")):
+    for peer in (OnnxRuntime(32, 4), OnnxRuntime(128, 4), OnnxRuntime(32, 1), TorchInt4(),
+                 TorchInt8(), TorchBf16()):
+        try:
+            call, count = peer.prepare(tokens)
+        except Exception as reason:  # absent, or too old for this operator
+            print(f"{tokens} tokens, {peer.name}: left out ({str(reason).splitlines()[0]})")
+            continue
+        call()
+        theirs, ours, error = [], [], 0
+        for _ in range(options.rounds):
+            theirs.append(seconds_of(call, count))
+            seconds, error = nibble(*peer.like, tokens)
+            ours.append(seconds)
+        a, b = statistics.median(ours), statistics.median(theirs)
+        spread = [f"{min(s) / statistics.median(s):.2f} to {max(s) / statistics.median(s):.2f}"
+                  for s in (ours, theirs)]
+        print(f"{tokens} tokens, {options.threads} threads: nibble {' '.join(peer.like)} "
+              f"{rate(a, peer.bits, peer.group, tokens)} (times {spread[0]}), error {error:.1e}; "
+              f"{peer.name} {rate(b, peer.bits, peer.group, tokens)} (times {spread[1]}), error "
+              f"{peer.error:.1e}; {b / a:.2f}x", flush=True)
+        del call
