@@ -81,8 +81,8 @@ struct PreparedLinear {
   bool is_signed = false;   // the scheme's codes are intN
   int bits = 0;             // stored bits a value: 4, 8, 16, 32
   std::array<float, 16> table = {};  // bits 4: what a stored code stands for
-  Bytes codes;              // [panels][padded_cols / step][lanes][step values]
-  Bytes scales;             // f32 [panels][groups][lanes]
+  Bytes codes;              // as ops/linear/linear_isa.h lays them out
+  Bytes scales;             // f32 [pairs][groups][2][lanes]
   Bytes zeros;              // f32, the same shape; empty without a zero point
   Bytes minima;             // f32, the same shape; empty without a minimum
   LinearWeight weight;      // the source, for rows that decode it at run time

@@ -1,14 +1,15 @@
 // What an instruction set gives the linear rows, beside the panel product: reading codes.
 //
-// A panel is `lanes` outputs. Its codes, for the columns of each group padded to whole
-// steps:
-//   bits 4   [padded_cols / 8][lanes] dwords; byte b of a dword holds columns b (low
-//            half) and b + 4 (high half); intN codes are stored + 8; `table` has what the
-//            16 codes stand for
-//   bits 8   integers: [padded_cols / 4][lanes] dwords, byte b column b; intN codes are
-//            stored + 128. FP8: [padded_cols][lanes] bytes
-//   bits 16  [cols][lanes] bf16 or f16
-//   bits 32  [cols][lanes] f32
+// A panel is `lanes` outputs; two lie together as a pair. Codes, for the columns of each
+// group padded to whole steps:
+//   bits 4   [pairs][padded_cols / 8][2][lanes] dwords; byte b of a dword holds columns b
+//            (low half) and b + 4 (high half); intN codes are stored + 8; `table` has what
+//            the 16 codes stand for
+//   bits 8   integers: [pairs][padded_cols / 4][2][lanes] dwords, byte b column b; intN
+//            codes are stored + 128. FP8: [pairs][padded_cols / 4][2][4][lanes] bytes
+//   bits 16  [panels][cols][lanes] bf16 or f16
+//   bits 32  [panels][cols][lanes] f32
+// so that a pair's codes are one stream. A unit is 4 * lanes bytes of one panel.
 // Padding holds code 0; its activations are 0.
 //
 // Plain data and function pointers. Nothing here allocates; safe from any thread.
@@ -24,7 +25,7 @@ struct PanelCodes {
   bool is_signed;
   const float* table;  // [16]
   const uint8_t* codes;
-  const float* scales;  // [panels][groups][lanes]
+  const float* scales;  // [pairs][groups][2][lanes]
   const float* zeros;   // or null
   const float* minima;  // or null
 };
@@ -65,18 +66,18 @@ struct LinearIsa {
   void (*decode[kPanelForms])(const PanelCodes& w, int64_t p, int64_t first,
                               int64_t count, float* out);
 
-  // int4 codes of panel p as bytes in the int8 arrangement: u [padded_cols / 4][lanes]
-  // dwords.
+  // int4 codes of panels p and p + 1 as bytes in the int8 arrangement: u
+  // [padded_cols / 4][2][lanes] dwords.
   void (*unpack_int4)(const PanelCodes& w, int64_t p, uint8_t* u);
   // The s8 definition (linear.h) but for the activation's scale and the bias:
   // acc[m, 2 lanes] of panels p and p + 1, for mr = tile or small_tile rows.
   //   x     packed codes [padded_cols / 4, mr, dwords]
   //   sums  [groups, mr], the sum of codes over each group
-  //   u0, u1  the panels' bytes
+  //   u     the pair's bytes, as unpack_int4 leaves them and bits 8 are
   void (*tile_s8)(const PanelCodes& w, int64_t p, const int32_t* x, const int32_t* sums,
-                  const uint8_t* u0, const uint8_t* u1, int bias, float* acc);
+                  const uint8_t* u, int bias, float* acc);
   void (*small_s8)(const PanelCodes& w, int64_t p, const int32_t* x, const int32_t* sums,
-                   const uint8_t* u0, const uint8_t* u1, int bias, float* acc);
+                   const uint8_t* u, int bias, float* acc);
   // y[m, j] = acc[m, j] factors[m] (+ bias[j]), each step rounded, for `rows` rows of acc
   // [rows, 2 lanes] and all its columns; bias may be null.
   void (*store_s8)(const float* acc, int64_t rows, const float* factors, const float* bias,

@@ -25,7 +25,7 @@ PreparedLinear frame(const LinearKernel& kernel, const LinearWeight& weight) {
   return result;
 }
 
-// [rows, groups] to [panels][groups][lanes]; rows that do not exist hold 0.
+// [rows, groups] to [pairs][groups][2][lanes]; rows that do not exist hold 0.
 Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
   std::byte* data = nullptr;
   Bytes bytes = Bytes::allocate(
@@ -33,11 +33,17 @@ Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
   float* out = reinterpret_cast<float*>(data);
   for (int64_t r = 0; r < w.rows; ++r) {
     for (int64_t g = 0; g < w.groups; ++g) {
-      out[(r / w.lanes * w.groups + g) * w.lanes + r % w.lanes] =
+      out[(r / (2 * w.lanes) * w.groups + g) * 2 * w.lanes + r % (2 * w.lanes)] =
           values[static_cast<size_t>(r * w.groups + g)];
     }
   }
   return bytes;
+}
+
+// Of panel p: the pair's, or the one beside it.
+uint8_t* first_unit(const PreparedLinear& w, std::byte* data, int64_t p) {
+  return reinterpret_cast<uint8_t*>(data) + p / 2 * 2 * w.panel_bytes +
+         p % 2 * 4 * w.lanes;
 }
 
 Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
@@ -73,14 +79,14 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
   }
   const int64_t step_columns = 32 / bits;  // a dword of codes
   parallel_for(w.panels, [&](int64_t p) {
-    uint8_t* panel = reinterpret_cast<uint8_t*>(data) + p * w.panel_bytes;
+    uint8_t* panel = first_unit(w, data, p);
     for (int64_t lane = 0; lane < w.lanes; ++lane) {
       const int64_t r = p * w.lanes + lane;
       if (r >= w.rows) break;
       const uint8_t* row = q.codes.data() + r * w.cols;
       for (int64_t c = 0; c < w.cols; ++c) {
         const int64_t at = c / w.group * padded_group + c % w.group;
-        uint8_t* dword = panel + (at / step_columns * w.lanes + lane) * 4;
+        uint8_t* dword = panel + (at / step_columns * 2 * w.lanes + lane) * 4;
         const uint8_t code = static_cast<uint8_t>(row[c] + bias);
         if (bits == 8) {
           dword[at % 4] = code;
@@ -135,7 +141,7 @@ Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
   return repack_codes(kernel, weight, 4);
 }
 
-// [padded_cols][lanes] bytes, each group padded to 8 columns. The rows read e4m3 codes as
+// Bytes in units of 4 columns, each group padded to 8 columns. The rows read e4m3 codes as
 // f16 bit patterns, which stand for 2^-8 of their value; the scales make up for it. (NaN
 // would be a number so; check_packed has refused it.)
 Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight) {
@@ -157,11 +163,12 @@ Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight
   std::byte* data = nullptr;
   w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
   parallel_for(w.panels, [&](int64_t p) {
-    uint8_t* panel = reinterpret_cast<uint8_t*>(data) + p * w.panel_bytes;
+    uint8_t* panel = first_unit(w, data, p);
     for (int64_t lane = 0; lane < std::min(w.lanes, w.rows - p * w.lanes); ++lane) {
       const uint8_t* row = q.codes.data() + (p * w.lanes + lane) * w.cols;
       for (int64_t c = 0; c < w.cols; ++c) {
-        panel[(c / w.group * padded_group + c % w.group) * w.lanes + lane] = row[c];
+        const int64_t at = c / w.group * padded_group + c % w.group;
+        panel[(at / 4 * 8 + at % 4) * w.lanes + lane] = row[c];
       }
     }
   });

@@ -382,16 +382,13 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
   parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
     const int64_t pair = task / chunks;
-    const uint8_t* u0 = codes.codes + 2 * pair * w.panel_bytes;
-    const uint8_t* u1 = u0 + w.panel_bytes;
+    const uint8_t* u = codes.codes + 2 * pair * w.panel_bytes;
     static thread_local Scratch<uint8_t> u_scratch;
     static thread_local Scratch<float> acc_scratch;
     if (w.bits == 4) {
-      uint8_t* u = u_scratch.get(static_cast<size_t>(2 * panel_u8));
-      linear.unpack_int4(codes, 2 * pair, u);
-      linear.unpack_int4(codes, 2 * pair + 1, u + panel_u8);
-      u0 = u;
-      u1 = u + panel_u8;
+      uint8_t* bytes = u_scratch.get(static_cast<size_t>(2 * panel_u8));
+      linear.unpack_int4(codes, 2 * pair, bytes);
+      u = bytes;
     }
     float* acc = acc_scratch.get(static_cast<size_t>(isa.tile * width));
     const int64_t begin = task % chunks * kTaskTiles;
@@ -399,7 +396,7 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
       const Tile& tile = tiles[static_cast<size_t>(i)];
       (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
           codes, 2 * pair, packed + tile.at * steps * isa.dwords,
-          sums + tile.at * w.groups, u0, u1, code_bias, acc);
+          sums + tile.at * w.groups, u, code_bias, acc);
       store(acc, tile, pair);
     }
   });
