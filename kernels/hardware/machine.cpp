@@ -207,7 +207,8 @@ double busy_seconds() {
   line >> name;
   for (double& tick : ticks) line >> tick;
   if (!line || name != "cpu") return -1;
-  const double busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6];
+  // Steal is what the host gave to others while a CPU of ours had work.
+  const double busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6] + ticks[7];
   return busy / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 

@@ -6,9 +6,11 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include "kernels/base/parallel.h"
+#include "kernels/hardware/pin.h"
 #include "kernels/hardware/probe_isa.h"
 
 namespace nibble {
@@ -51,8 +53,11 @@ double timed_on(int threads, const std::function<void(int)>& body) {
   std::atomic<bool> go{false};
   std::vector<Clock::time_point> ends(static_cast<size_t>(threads));
   std::vector<std::thread> crew;
+  std::optional<Pinned> here;  // one thread alone is better off where the system puts it
+  if (threads > 1) here.emplace(0);
   for (int t = 1; t < threads; ++t) {
     crew.emplace_back([&, t] {
+      pin_this_thread(t);
       ready.fetch_add(1);
       while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
       body(t);
@@ -69,16 +74,24 @@ double timed_on(int threads, const std::function<void(int)>& body) {
   return std::max(std::chrono::duration<double>(end - start).count(), 1e-9);
 }
 
-// Seconds that run(1) takes, from the first call that is long enough to trust: times(n)
-// is the seconds of n repetitions.
+// Seconds that one repetition takes, of a run of about `seconds`: times(n) is what n of
+// them took. A short run that something interrupts looks long enough; runs before and
+// after it tell.
 template <class Times>
 double seconds_of_one(double seconds, const Times& times) {
-  for (int64_t n = 1;;) {
-    const double taken = times(n);
-    if (taken >= 0.5 * seconds) return taken / static_cast<double>(n);
-    // At most 64 times as many: the first timings are short, and so not to be trusted.
-    n = static_cast<int64_t>(static_cast<double>(n) *
-                             std::clamp(seconds / taken, 2.0, 64.0));
+  double smallest = 0;  // of one, in any run
+  int64_t n = 1;
+  for (int run = 0;; ++run) {
+    const double taken = times(n), one = taken / static_cast<double>(n);
+    smallest = run == 0 ? one : std::min(smallest, one);
+    const bool long_enough = taken >= 0.5 * seconds;
+    const bool plausible = static_cast<double>(n) * smallest >= 0.25 * seconds &&
+                           (run > 0 || taken >= 4 * seconds);
+    if (long_enough && plausible) return one;
+    // At most 64 times as many: the first runs are short, and so not to be trusted.
+    const double count = static_cast<double>(n);
+    n = static_cast<int64_t>(std::clamp(seconds / std::max(smallest, 1e-12),
+                                        long_enough ? count : 2 * count, 64 * count));
   }
 }
 

@@ -4,7 +4,8 @@
 //   read_bandwidth  bytes / seconds       of vector loads of the whole buffer
 //   peak            operations / seconds  of one instruction on registers
 //
-//   threads   run at once, each on its own part of the buffer or its own registers; the
+//   threads   run at once, each bound to a CPU and on its own part of the buffer or its
+//   own registers; the
 //             clock runs from when all are ready until the last is done
 //   seconds   of one timing, about: short ones are repeated inside
 //

@@ -1,12 +1,16 @@
 #include "recipes/eval/kernel_speed.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
+#include <optional>
+#include <thread>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
+#include "kernels/hardware/pin.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/scheme/element_codec.h"
 #include "recipes/eval/speed.h"
@@ -184,10 +188,22 @@ double time_calls(const std::vector<PreparedLinear>& weights, size_t* next,
   return taken / static_cast<double>(calls);
 }
 
-// parallel_for's threads, awake before the clock starts.
+// parallel_for's threads, awake and each bound to a CPU of its own before the clock
+// starts (the caller is bound to the first).
 void use_threads(int threads) {
   set_thread_count(threads);
-  parallel_for(4 * threads, [](int64_t) {});
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> arrived{0}, cpu{1};
+  const Clock::time_point start = Clock::now();
+  parallel_for(threads, [&](int64_t) {
+    if (std::this_thread::get_id() != caller) pin_this_thread(cpu.fetch_add(1));
+    // Nobody leaves before all are here, so that each takes one part; not for ever, as
+    // the pool may be in other hands.
+    arrived.fetch_add(1);
+    while (arrived.load() < threads && Clock::now() - start < std::chrono::seconds(1)) {
+      std::this_thread::yield();
+    }
+  });
 }
 
 const PeakRow* peak_of(const LinearKernel& kernel) {
@@ -219,10 +235,13 @@ class OthersLoad {
   const double busy_ = busy_seconds(), own_ = own_seconds();
 };
 
-// parallel_for's thread count as it was, on every way out.
+// parallel_for's threads as they were, on every way out: as many, and bound to nothing.
 struct ThreadsKept {
   const int count = thread_count();
-  ~ThreadsKept() { set_thread_count(count); }
+  ~ThreadsKept() {
+    set_thread_count(1);
+    set_thread_count(count);
+  }
 };
 
 struct Samples {
@@ -309,6 +328,8 @@ Status measure_one(Bench& bench, const LinearKernel& kernel,
       if (peak_row != nullptr) {
         NIBBLE_ASSIGN_OR_RETURN(peak_rate, peak(*peak_row, threads, bench.limit_seconds));
       }
+      std::optional<Pinned> here;  // one thread alone goes where the system puts it
+      if (threads > 1) here.emplace(0);
       use_threads(threads);
       for (size_t i = 0; i < tokens.size(); ++i) {
         const int64_t n = tokens[i];

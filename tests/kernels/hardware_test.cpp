@@ -9,6 +9,7 @@
 #include "kernels/base/cpu.h"
 #include "kernels/base/parallel.h"
 #include "kernels/hardware/machine.h"
+#include "kernels/hardware/pin.h"
 #include "kernels/hardware/probe.h"
 #include "kernels/hardware/probe_isa.h"
 #include "kernels/hardware/roofline.h"
@@ -123,6 +124,44 @@ TEST(MachineTest, WorkingSetIsCutToMemoryAndSaysSo) {
       note,
       "the memory's working set is 100 MiB in place of 1024: 300 MiB are available; "
       "caches of 0 MiB may serve a part of it");
+}
+
+cpu_set_t affinity() {
+  cpu_set_t set;
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  return set;
+}
+
+TEST(PinTest, BindsToOneCpuAndLetsGo) {
+  const cpu_set_t before = affinity();
+  for (const int index : {0, 1, 1000}) {
+    const Pinned here(index);
+    const cpu_set_t now = affinity();
+    EXPECT_EQ(CPU_COUNT(&now), 1);
+    EXPECT_TRUE(CPU_ISSET(sched_getcpu(), &now));
+    EXPECT_TRUE(CPU_ISSET(sched_getcpu(), &before));
+  }
+  const cpu_set_t after = affinity();
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
+}
+
+TEST(PinTest, DifferentIndicesAreDifferentCpus) {
+  const int cpus = this_machine().cpus;
+  std::set<int> seen;
+  for (int i = 0; i < cpus; ++i) {
+    const Pinned here(i);
+    seen.insert(sched_getcpu());
+  }
+  EXPECT_EQ(static_cast<int>(seen.size()), cpus);
+}
+
+TEST(PinTest, TimingsLeaveTheCallerUnbound) {
+  const cpu_set_t before = affinity();
+  Result<ReadBuffer> buffer = ReadBuffer::create(4096);
+  ASSERT_TRUE(buffer.ok());
+  ASSERT_TRUE(read_bandwidth(*buffer, 2, 0, kShort).ok());
+  const cpu_set_t after = affinity();
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
 }
 
 class PeakTest : public ::testing::TestWithParam<PeakRow> {};
