@@ -4,13 +4,11 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <optional>
 #include <thread>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
-#include "kernels/hardware/pin.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/scheme/element_codec.h"
 #include "recipes/eval/speed.h"
@@ -192,11 +190,9 @@ double time_calls(const std::vector<PreparedLinear>& weights, size_t* next,
 // starts (the caller is bound to the first).
 void use_threads(int threads) {
   set_thread_count(threads);
-  const std::thread::id caller = std::this_thread::get_id();
-  std::atomic<int> arrived{0}, cpu{1};
+  std::atomic<int> arrived{0};
   const Clock::time_point start = Clock::now();
   parallel_for(threads, [&](int64_t) {
-    if (std::this_thread::get_id() != caller) pin_this_thread(cpu.fetch_add(1));
     // Nobody leaves before all are here, so that each takes one part; not for ever, as
     // the pool may be in other hands.
     arrived.fetch_add(1);
@@ -235,13 +231,10 @@ class OthersLoad {
   const double busy_ = busy_seconds(), own_ = own_seconds();
 };
 
-// parallel_for's threads as they were, on every way out: as many, and bound to nothing.
+// parallel_for's thread count as it was, on every way out.
 struct ThreadsKept {
   const int count = thread_count();
-  ~ThreadsKept() {
-    set_thread_count(1);
-    set_thread_count(count);
-  }
+  ~ThreadsKept() { set_thread_count(count); }
 };
 
 struct Samples {
@@ -328,8 +321,6 @@ Status measure_one(Bench& bench, const LinearKernel& kernel,
       if (peak_row != nullptr) {
         NIBBLE_ASSIGN_OR_RETURN(peak_rate, peak(*peak_row, threads, bench.limit_seconds));
       }
-      std::optional<Pinned> here;  // one thread alone goes where the system puts it
-      if (threads > 1) here.emplace(0);
       use_threads(threads);
       for (size_t i = 0; i < tokens.size(); ++i) {
         const int64_t n = tokens[i];
