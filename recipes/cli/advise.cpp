@@ -170,7 +170,7 @@ Status run_advise_verb(const std::vector<std::string>& arguments) {
     options.prefill = std::min(options.prefill, most);
   }
   NIBBLE_ASSIGN_OR_RETURN(const AdviceReport report,
-                          advise(model, options, make_counter("advise", "schemes")));
+                          advise(model, options, make_counter("advise", "layer shapes")));
   std::vector<Line> lines;
   for (const Advice& advice : report.advice) {
     lines.push_back({&advice,

@@ -145,34 +145,107 @@ PreparedLinear copy_of(const PreparedLinear& layer) {
   return copy;
 }
 
-// Seconds of one layer: each copy in turn, the median of the repeats.
-double seconds_of(const std::vector<PreparedLinear>& layers, int64_t tokens,
-                  int64_t repeats) {
-  const int64_t cols = layers[0].cols, rows = layers[0].rows;
-  SplitMix64 random(20262);  // any: the values do not change the work
-  std::vector<float> x(static_cast<size_t>(tokens * cols)),
-      y(static_cast<size_t>(tokens * rows));
-  for (float& value : x) value = static_cast<float>(random.uniform() * 2 - 1);
-  const MatrixView<const float> in(x.data(), tokens, cols);
-  const MatrixView<float> out(y.data(), tokens, rows);
-  std::vector<double> samples;
-  for (int64_t repeat = 0; repeat <= repeats; ++repeat) {  // the first warms up
-    const Clock::time_point start = Clock::now();
-    double seconds = 0;
-    int64_t calls = 0;
-    do {
-      // Prefill is long enough with one.
-      for (const PreparedLinear& layer : layers) {
-        run_linear(layer, in, nullptr, out);
-        ++calls;
-        if (tokens > 64) break;
-      }
-      seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    } while (seconds < kLeastSeconds);
-    if (repeat > 0) samples.push_back(seconds / static_cast<double>(calls));
-  }
+// Seconds of one layer, one timing: each copy in turn; of a prompt, which is long enough,
+// the first alone.
+double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const float> x,
+                  std::vector<float>& y) {
+  y.resize(static_cast<size_t>(x.rows * layers[0].rows));
+  const MatrixView<float> out(y.data(), x.rows, layers[0].rows);
+  const Clock::time_point start = Clock::now();
+  double seconds = 0;
+  int64_t calls = 0;
+  do {
+    for (const PreparedLinear& layer : layers) {
+      run_linear(layer, x, nullptr, out);
+      ++calls;
+      if (x.rows > 64) break;
+    }
+    seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  } while (seconds < kLeastSeconds);
+  return seconds / static_cast<double>(calls);
+}
+
+double median(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
   return samples[samples.size() / 2];
+}
+
+// What serves a shape under one scheme, while it is timed.
+struct Timed {
+  std::string key;
+  Cost cost;
+  std::vector<PreparedLinear> layers;
+  std::vector<double> decode, prefill;
+};
+
+std::string key_of(const char* scheme, bool int8) { return cat(scheme, int8 ? ":s8" : ""); }
+
+// `spread`: bytes of different weights to go through in turn.
+Result<Timed> prepare_timed(const Tensor& tensor, const char* scheme, bool int8,
+                            int64_t spread) {
+  Timed timed;
+  timed.key = key_of(scheme, int8);
+  NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
+                          weight_of(tensor, scheme, &timed.cost.error));
+  const LinearKernel* kernel = nullptr;
+  if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
+  if (kernel == nullptr) {
+    kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
+  }
+  timed.cost.kernel = kernel->name;
+  timed.cost.falls_back = timed.cost.kernel.find("_any__") != std::string::npos;
+  timed.cost.bytes = bytes_of(weight);
+  NIBBLE_ASSIGN_OR_RETURN(PreparedLinear first, prepare_linear(*kernel, weight));
+  timed.layers.push_back(std::move(first));
+  const int64_t wanted =
+      std::min(spread / std::max<int64_t>(1, timed.cost.bytes), kMostCopies);
+  while (static_cast<int64_t>(timed.layers.size()) < wanted) {
+    timed.layers.push_back(copy_of(timed.layers[0]));
+  }
+  return timed;
+}
+
+// All that the candidates make of one shape, timed in turns, so that a slow minute of the
+// machine hits every scheme.
+Result<std::map<std::string, Cost>> time_shape(const Tensor& tensor, const Shape& shape,
+                                               const std::vector<int64_t>& model_bytes,
+                                               int64_t cold, const AdviseOptions& options) {
+  std::vector<Timed> all;
+  for (size_t i = 0; i < std::size(kCandidates); ++i) {
+    const char* scheme = scheme_of(kCandidates[i], shape);
+    const bool int8 = kCandidates[i].int8 && scheme[0] != '\0';
+    const std::string key = key_of(scheme, int8);
+    if (std::any_of(all.begin(), all.end(), [&](const Timed& t) { return t.key == key; })) {
+      continue;
+    }
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Timed timed, prepare_timed(tensor, scheme, int8, std::min(cold, model_bytes[i])));
+    all.push_back(std::move(timed));
+  }
+  SplitMix64 random(20262);  // any: the values do not change the work
+  std::vector<float> values(static_cast<size_t>(
+      std::max(options.batch, options.prefill) * shape.cols)), y;
+  for (float& value : values) value = static_cast<float>(random.uniform() * 2 - 1);
+  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
+    for (Timed& timed : all) {
+      NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+      const double one =
+          seconds_of(timed.layers, {values.data(), options.batch, shape.cols}, y);
+      const double many =
+          seconds_of(timed.layers, {values.data(), options.prefill, shape.cols}, y);
+      if (repeat == 0) continue;
+      timed.decode.push_back(one);
+      timed.prefill.push_back(many);
+    }
+  }
+  std::map<std::string, Cost> costs;
+  for (Timed& timed : all) {
+    timed.cost.decode = median(timed.decode);
+    timed.cost.prefill = median(timed.prefill);
+    costs[timed.key] = timed.cost;
+  }
+  return costs;
 }
 
 // A step of `batch` tokens with `context` positions in the cache, and a prompt.
@@ -233,9 +306,7 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options)
     prompt.push_back(prompt_seconds);
     decode.push_back(seconds / static_cast<double>(steps));
   }
-  std::sort(prompt.begin(), prompt.end());
-  std::sort(decode.begin(), decode.end());
-  return MeasuredAdvice{decode[decode.size() / 2], prompt[prompt.size() / 2]};
+  return MeasuredAdvice{median(decode), median(prompt)};
 }
 
 std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
@@ -271,7 +342,7 @@ std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
 }  // namespace
 
 Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
-                            const AdviseOptions& options,
+                            const AdviseOptions& asked,
                             const std::function<void(int64_t, int64_t)>& progress) {
   const Program& program = model->program;
   if (!program.is_language_model() || program.is_encoder()) {
@@ -281,6 +352,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     if (node.op == "moe") return unfit(node.name, "a mixture");
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Shape> shapes, shapes_of(*model));
+  AdviseOptions options = asked;
+  options.prefill = std::min(options.prefill, program.context_length);
   const Machine machine = this_machine();
 
   AdviceReport report;
@@ -305,41 +378,23 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   // How many different weights lie between two uses of one, in bytes: all of the model's,
   // or more than the caches hold.
   const int64_t cold = std::max<int64_t>(3 * machine.largest_cache(), int64_t{32} << 20);
-  std::map<std::pair<size_t, std::string>, Cost> costs;  // of shape, "scheme:int8"
-  const auto key = [](const char* scheme, bool int8) { return cat(scheme, int8 ? ":s8" : ""); };
-  const auto measure = [&](size_t at, const char* scheme, bool int8,
-                           int64_t model_bytes) -> Status {
-    if (costs.count({at, key(scheme, int8)})) return ok_status();
-    const Shape& shape = shapes[at];
-    Cost cost;
-    NIBBLE_ASSIGN_OR_RETURN(
-        const LinearWeight weight,
-        weight_of(model->tensors.at(shape.sample), scheme, &cost.error));
-    const LinearKernel* kernel = nullptr;
-    if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
-    if (kernel == nullptr) {
-      kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
-    }
-    cost.kernel = kernel->name;
-    cost.falls_back = cost.kernel.find("_any__") != std::string::npos;
-    cost.bytes = bytes_of(weight);
-    std::vector<PreparedLinear> layers;
-    NIBBLE_ASSIGN_OR_RETURN(PreparedLinear first, prepare_linear(*kernel, weight));
-    layers.push_back(std::move(first));
-    const int64_t wanted = std::min(cold, model_bytes) / std::max<int64_t>(1, cost.bytes);
-    while (static_cast<int64_t>(layers.size()) < std::min(wanted, kMostCopies)) {
-      layers.push_back(copy_of(layers[0]));
-    }
-    cost.decode = seconds_of(layers, options.batch, options.repeats);
-    cost.prefill = seconds_of(layers, std::min(options.prefill, program.context_length),
-                              options.repeats);
-    costs[{at, key(scheme, int8)}] = cost;
-    return ok_status();
-  };
   const int64_t float_bytes = model->weight_bytes();
-  const int64_t total = static_cast<int64_t>(std::size(kCandidates)) + 1;
+  std::vector<int64_t> model_bytes;  // of each candidate
+  for (const Candidate& candidate : kCandidates) {
+    double bytes = static_cast<double>(float_bytes);
+    for (const Shape& shape : shapes) {
+      const char* scheme = scheme_of(candidate, shape);
+      if (scheme[0] == '\0') continue;
+      NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
+      const auto own = static_cast<double>(model->tensors.at(shape.sample).bytes.size());
+      bytes -= static_cast<double>(shape.layers) *
+               (own - bits_per_value(parsed, shape.rows, shape.cols) / 8 *
+                          static_cast<double>(shape.rows * shape.cols));
+    }
+    model_bytes.push_back(static_cast<int64_t>(bytes));
+  }
+  const int64_t total = static_cast<int64_t>(shapes.size()) + 1;
   int64_t done = 0;
-
   NIBBLE_ASSIGN_OR_RETURN(
       Executor executor,
       Executor::create(model, ExecutorOptions{.kv = options.kv}));
@@ -347,39 +402,33 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   const int64_t cache_bytes = KvCache::bytes_for(
       program, executor.kv_schemes(), std::min(options.context, program.context_length));
   progress(++done, total);
+  std::vector<std::map<std::string, Cost>> costs;  // of each shape
+  for (const Shape& shape : shapes) {
+    NIBBLE_ASSIGN_OR_RETURN(auto of_shape,
+                            time_shape(model->tensors.at(shape.sample), shape, model_bytes,
+                                       cold, options));
+    costs.push_back(std::move(of_shape));
+    progress(++done, total);
+  }
 
-  for (const Candidate& candidate : kCandidates) {
-    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
+  for (size_t i = 0; i < std::size(kCandidates); ++i) {
+    const Candidate& candidate = kCandidates[i];
     Advice advice;
     advice.name = candidate.name;
     advice.command = candidate.command;
     advice.compute = candidate.int8 ? Compute::dynamic_int8 : Compute::float_activations;
-    advice.weight_bytes = float_bytes;
+    advice.weight_bytes = model_bytes[i];
     advice.cache_bytes = cache_bytes * options.batch;
-    bool applies = candidate.lm_head[0] == '\0';
+    const bool applies =
+        candidate.lm_head[0] == '\0' ||
+        std::any_of(shapes.begin(), shapes.end(), [](const Shape& s) { return s.lm_head; });
+    if (!applies) continue;  // no lm_head of its own
     double lost = 0, energy = 0;
-    for (const Shape& shape : shapes) {
-      const char* scheme = scheme_of(candidate, shape);
-      if (scheme[0] == '\0') continue;
-      const Tensor& tensor = model->tensors.at(shape.sample);
-      NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
-      const double bits = bits_per_value(parsed, shape.rows, shape.cols);
-      advice.weight_bytes -=
-          shape.layers * (static_cast<int64_t>(tensor.bytes.size()) -
-                          static_cast<int64_t>(bits / 8 * static_cast<double>(
-                                                              shape.rows * shape.cols)));
-      applies = applies || shape.lm_head;
-    }
-    if (!applies) {  // no lm_head of its own
-      progress(++done, total);
-      continue;
-    }
     for (size_t at = 0; at < shapes.size(); ++at) {
       const Shape& shape = shapes[at];
       const char* scheme = scheme_of(candidate, shape);
       const bool int8 = candidate.int8 && scheme[0] != '\0';
-      NIBBLE_RETURN_IF_ERROR(measure(at, scheme, int8, advice.weight_bytes));
-      const Cost& cost = costs.at({at, key(scheme, int8)});
+      const Cost& cost = costs[at].at(key_of(scheme, int8));
       const bool s8 = cost.kernel.rfind("linear_s8", 0) == 0;
       const double operations = 2.0 * static_cast<double>(shape.rows * shape.cols);
       const double peak = peaks[s8 ? Numbers::int8 : Numbers::f32];
@@ -419,7 +468,6 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     advice.decode_seconds += report.rest_decode;
     advice.prefill_seconds += report.rest_prefill;
     report.advice.push_back(std::move(advice));
-    progress(++done, total);
   }
   for (Advice& advice : report.advice) advice.verdict = verdict_of(advice, report.advice);
   std::stable_sort(report.advice.begin(), report.advice.end(),
