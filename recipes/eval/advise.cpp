@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
@@ -248,8 +249,39 @@ Result<std::map<std::string, Cost>> time_shape(const Tensor& tensor, const Shape
   return costs;
 }
 
+// Adds up what an executor spends outside its linear layers, node by node.
+class RestClock {
+ public:
+  explicit RestClock(Executor& model) : model_(model) {
+    for (const Node& node : model.artifact().program.nodes) {
+      linear_[node.outputs[0]] = node.op == "linear";
+    }
+    model.set_tap([this](const TapValue& value) {
+      const Clock::time_point now = Clock::now();
+      if (!linear_[value.name]) {
+        seconds_ += std::chrono::duration<double>(now - last_).count();
+      }
+      last_ = Clock::now();
+    });
+  }
+  ~RestClock() { model_.set_tap({}); }
+  RestClock(const RestClock&) = delete;
+  RestClock& operator=(const RestClock&) = delete;
+
+  void start() { last_ = Clock::now(); }
+  double take() { return std::exchange(seconds_, 0.0); }
+
+ private:
+  Executor& model_;
+  std::map<std::string, bool> linear_;
+  Clock::time_point last_;
+  double seconds_ = 0;
+};
+
 // A step of `batch` tokens with `context` positions in the cache, and a prompt.
-Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options) {
+// rest: the same outside linear layers instead.
+Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
+                                  bool rest = false) {
   const Program& program = model.artifact().program;
   const int64_t context =
       std::clamp<int64_t>(options.context, 1, program.context_length - options.batch);
@@ -267,16 +299,20 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options)
   }();
   const std::span<const int32_t> all(ids);
   std::vector<float> logits(static_cast<size_t>(options.batch * program.vocabulary));
+  std::optional<RestClock> clock;
+  if (rest) clock.emplace(model);
   std::vector<double> decode, prompt;
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
     NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
     cache->truncate(0);
     Clock::time_point start = Clock::now();
+    if (clock) clock->start();
     NIBBLE_RETURN_IF_ERROR(
         model.forward(all.first(static_cast<size_t>(prefill)), *cache,
                       MatrixView<float>(logits.data(), 1, program.vocabulary)));
     const double prompt_seconds =
-        std::chrono::duration<double>(Clock::now() - start).count();
+        clock ? clock->take()
+              : std::chrono::duration<double>(Clock::now() - start).count();
     cache->truncate(std::min(prefill, context));
     while (cache->length() < context) {  // what the rows hold does not change the work
       const int64_t more = std::min<int64_t>(256, context - cache->length());
@@ -295,6 +331,7 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options)
     int64_t steps = 0;
     do {
       cache->truncate(context);
+      if (clock) clock->start();
       NIBBLE_RETURN_IF_ERROR(model.forward(
           all.first(static_cast<size_t>(options.batch)), *cache,
           MatrixView<float>(logits.data(), options.batch == 1 ? 1 : options.batch,
@@ -302,6 +339,7 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options)
       ++steps;
       seconds = std::chrono::duration<double>(Clock::now() - start).count();
     } while (seconds < 4 * kLeastSeconds);
+    if (clock) seconds = clock->take();
     if (repeat == 0) continue;
     prompt.push_back(prompt_seconds);
     decode.push_back(seconds / static_cast<double>(steps));
@@ -398,7 +436,9 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   NIBBLE_ASSIGN_OR_RETURN(
       Executor executor,
       Executor::create(model, ExecutorOptions{.kv = options.kv}));
-  NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice floats, time_model(executor, options));
+  NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice rest, time_model(executor, options, true));
+  report.rest_decode = rest.decode_seconds;
+  report.rest_prefill = rest.prefill_seconds;
   const int64_t cache_bytes = KvCache::bytes_for(
       program, executor.kv_schemes(), std::min(options.context, program.context_length));
   progress(++done, total);
@@ -461,10 +501,6 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
       energy += weights;
     }
     advice.error = energy > 0 ? std::sqrt(lost / energy) : 0;
-    if (report.advice.empty()) {  // the float model itself
-      report.rest_decode = std::max(0.0, floats.decode_seconds - advice.decode_seconds);
-      report.rest_prefill = std::max(0.0, floats.prefill_seconds - advice.prefill_seconds);
-    }
     advice.decode_seconds += report.rest_decode;
     advice.prefill_seconds += report.rest_prefill;
     report.advice.push_back(std::move(advice));

@@ -2,13 +2,13 @@
 // before anything is quantized.
 //
 //   decode  seconds a step = rest + sum over kinds of layers (layers x seconds of one)
-//   rest    the float model's own step at that context, measured, less its linear layers
+//   rest    attention, norms and all else that is no linear layer, timed node by node in
+//           the float model's own step at that context
 //
 // A kind is layers of one shape. Its seconds are measured here, on the row that would serve
 // it, over as many different weights as the model would have between two uses of one, or as
 // no cache holds; weights are the model's own, rounded to nearest, whose relative squared
-// error is the risk. Attention, norms and the cache are in `rest`. The roofline
-// (kernels/hardware) says what binds a layer.
+// error is the risk. The roofline (kernels/hardware) says what binds a layer.
 //
 // unsupported: a model that is no float decoder, or has mixtures of experts.
 #pragma once
