@@ -111,8 +111,11 @@ RunReport speed_report() {
   report.model = "w4";
   report.recipe_name = "speed on some CPU";
   for (auto* model : {&report.after, &report.before.emplace()}) {
-    *model = {.name = "a model", .bytes = 1'000'000};
-    model->speed = Speed{.decode = {300, 290, 310, 5}, .prefill = {2000, 1900, 2100, 5}};
+    model->name = "a model";
+    model->bytes = 1'000'000;
+    model->speed.emplace();
+    model->speed->decode = {300, 290, 310, 5};
+    model->speed->prefill = {2000, 1900, 2100, 5};
   }
   for (const int64_t rows : {384, 512, 1024}) {
     report.layers.push_back({"linear_f32_int4g__avx2", "int4/g32@f16", rows, 384, 8,
