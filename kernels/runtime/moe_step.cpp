@@ -23,11 +23,8 @@ Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
   }
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                           layer_weight(artifact, layer.tensor));
-  const LinearKernel* kernel = nullptr;
-  if (options.compute == Compute::dynamic_int8) {
-    kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
-  }
-  if (kernel == nullptr) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
+  const LinearKernel* kernel =
+      preferred_linear(weight, options.compute == Compute::dynamic_int8);
   if (kernel == nullptr) {
     return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
                  to_string(weight.scheme));

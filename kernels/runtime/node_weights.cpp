@@ -43,7 +43,6 @@ const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) 
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
                                            const LinearWeight& weight, bool int8,
                                            std::map<std::string, std::string>* kernels) {
-  const LinearKernel* kernel = nullptr;
   const ActivationScheme* input = asked_input(artifact, node);
   if (input != nullptr) {
     // A static input scheme belongs to the integer path of nets whose values are all
@@ -60,14 +59,13 @@ Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node&
     }
   }
   const bool must = input != nullptr && input->dynamic;
-  if (int8 || must) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
+  const LinearKernel* kernel = preferred_linear(weight, int8 || must);
   // The option takes int8 where it can be had; what the artifact asks for is its meaning.
-  if (kernel == nullptr && must) {
+  if (must && (kernel == nullptr || kernel->activation != LinearActivation::s8)) {
     return failure(StatusCode::unsupported, node.name,
                    "int8 inputs need integer weights with scales along rows; found ",
                    to_string(weight.scheme), "; change the recipe");
   }
-  if (kernel == nullptr) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
   if (kernel == nullptr) {
     return failure(StatusCode::unsupported, node.name, "no kernel runs ",
                    to_string(weight.scheme));

@@ -15,6 +15,8 @@
 #include "kernels/program/layers.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/node_weights.h"
+#include "recipes/eval/prepared_copy.h"
+#include "recipes/eval/speed.h"
 #include "recipes/recipe/recipe.h"
 #include "recipes/report/text_table.h"
 
@@ -133,19 +135,6 @@ Result<LinearWeight> weight_of(const Tensor& tensor, const std::string& scheme,
   return linear_weight(packed);
 }
 
-int64_t bytes_of(const LinearWeight& weight) {
-  return weight.is_plain() ? static_cast<int64_t>(weight.plain.bytes.size())
-                           : weight.packed.bytes();
-}
-
-PreparedLinear copy_of(const PreparedLinear& layer) {
-  PreparedLinear copy = layer;
-  for (Bytes* part : {&copy.codes, &copy.scales, &copy.zeros, &copy.minima}) {
-    *part = Bytes::copy_of(part->data(), part->size());
-  }
-  return copy;
-}
-
 // Seconds of one layer, one timing: each copy in turn; of a prompt, which is long enough,
 // the first alone.
 double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const float> x,
@@ -166,11 +155,6 @@ double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const fl
   return seconds / static_cast<double>(calls);
 }
 
-double median(std::vector<double> samples) {
-  std::sort(samples.begin(), samples.end());
-  return samples[samples.size() / 2];
-}
-
 // What serves a shape under one scheme, while it is timed.
 struct Timed {
   std::string key;
@@ -188,14 +172,10 @@ Result<Timed> prepare_timed(const Tensor& tensor, const char* scheme, bool int8,
   timed.key = key_of(scheme, int8);
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                           weight_of(tensor, scheme, &timed.cost.error));
-  const LinearKernel* kernel = nullptr;
-  if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
-  if (kernel == nullptr) {
-    kernel = select_linear(weight.scheme, weight.cols, LinearActivation::f32);
-  }
+  const LinearKernel* kernel = preferred_linear(weight, int8);
   timed.cost.kernel = kernel->name;
   timed.cost.falls_back = timed.cost.kernel.find("_any__") != std::string::npos;
-  timed.cost.bytes = bytes_of(weight);
+  timed.cost.bytes = weight.bytes();
   NIBBLE_ASSIGN_OR_RETURN(PreparedLinear first, prepare_linear(*kernel, weight));
   timed.layers.push_back(std::move(first));
   const int64_t wanted =
@@ -242,8 +222,8 @@ Result<std::map<std::string, Cost>> time_shape(const Tensor& tensor, const Shape
   }
   std::map<std::string, Cost> costs;
   for (Timed& timed : all) {
-    timed.cost.decode = median(timed.decode);
-    timed.cost.prefill = median(timed.prefill);
+    timed.cost.decode = rate_of(timed.decode).median;
+    timed.cost.prefill = rate_of(timed.prefill).median;
     costs[timed.key] = timed.cost;
   }
   return costs;
@@ -344,7 +324,7 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
     prompt.push_back(prompt_seconds);
     decode.push_back(seconds / static_cast<double>(steps));
   }
-  return MeasuredAdvice{median(decode), median(prompt)};
+  return MeasuredAdvice{rate_of(decode).median, rate_of(prompt).median};
 }
 
 std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
@@ -395,9 +375,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   const Machine machine = this_machine();
 
   AdviceReport report;
-  const std::vector<std::string> levels = cpu_levels();
-  report.cpu = cat(cpu_info().model, ", ", levels.empty() ? "reference" : levels.front(),
-                   ", ", thread_count(), thread_count() == 1 ? " thread" : " threads");
+  report.cpu = cpu_text();
   std::string note;
   const int64_t memory_set = std::min<int64_t>(memory_working_set(machine, &note),
                                                int64_t{1} << 30);
@@ -538,8 +516,7 @@ Result<MeasuredAdvice> measure_advice(std::shared_ptr<const Artifact> model,
     NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(tensor, scheme, &ignored));
     quantized.packed[layer.tensor] = weight.packed;
     quantized.layers[layer.tensor].weight = weight.scheme;
-    // A tied embedding keeps its floats under the same name, and the executor takes packed
-    // ones first; those are what a tied artifact would gather from.
+    // A tied embedding gathers from the same codes.
     quantized.tensors.erase(layer.tensor);
   }
   NIBBLE_ASSIGN_OR_RETURN(

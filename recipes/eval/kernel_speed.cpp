@@ -11,6 +11,7 @@
 #include "kernels/base/splitmix64.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/scheme/element_codec.h"
+#include "recipes/eval/prepared_copy.h"
 #include "recipes/eval/speed.h"
 #include "recipes/report/text_table.h"
 
@@ -122,28 +123,6 @@ Result<LinearWeight> random_weight(const QuantScheme& scheme, int64_t rows, int6
   return linear_weight(packed);
 }
 
-double bytes_of(const LinearWeight& weight) {
-  return weight.is_plain() ? static_cast<double>(weight.plain.bytes.size())
-                           : static_cast<double>(weight.packed.bytes());
-}
-
-// The same weight in memory of its own; *copied counts the bytes.
-PreparedLinear copy_of(const PreparedLinear& source, size_t* copied) {
-  PreparedLinear copy = source;
-  const auto own = [copied](Bytes& bytes) {
-    if (bytes.size() == 0) return;
-    bytes = Bytes::copy_of(bytes.data(), bytes.size());
-    *copied += bytes.size();
-  };
-  for (Bytes* bytes : {&copy.codes, &copy.scales, &copy.zeros, &copy.minima,
-                       &copy.weight.plain.bytes, &copy.weight.packed.codes}) {
-    own(*bytes);
-  }
-  for (PackedLevel& level : copy.weight.packed.scales) own(level.values);
-  for (PackedLevel& level : copy.weight.packed.offsets) own(level.values);
-  return copy;
-}
-
 Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
                                             const std::vector<LinearWeight>& sources,
                                             int64_t count) {
@@ -162,9 +141,9 @@ Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
   for (size_t i = static_cast<size_t>(different); i < weights.size(); ++i) {
     // A prepared weight holds at least its codes again; if it does not, a layout has
     // gained a part that copy_of shares, and the cache would be timed.
-    if (static_cast<double>(copied[i]) < 0.8 * bytes_of(sources[0])) {
+    if (static_cast<double>(copied[i]) < 0.8 * static_cast<double>(sources[0].bytes())) {
       return error(StatusCode::internal, "[bench] ", kernel.name,
-                   ": a copy of a weight of ", bytes_of(sources[0]), " bytes holds ",
+                   ": a copy of a weight of ", static_cast<double>(sources[0].bytes()), " bytes holds ",
                    copied[i], "; copy what PreparedLinear gained");
     }
   }
@@ -273,7 +252,7 @@ Status measure_one(Bench& bench, const LinearKernel& kernel,
                    const std::vector<float>& reference,
                    std::vector<KernelSpeed>* result) {
   const KernelSpeedOptions& options = bench.options;
-  const double weight_bytes = bytes_of(sources[0]);
+  const double weight_bytes = static_cast<double>(sources[0].bytes());
   const bool decodes = tokens.front() <= kDecodeTokens;
   const int64_t count =
       decodes ? std::max<int64_t>(

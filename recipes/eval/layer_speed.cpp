@@ -21,11 +21,6 @@ struct Kind {
   std::vector<double> decode, prefill;  // of each repeat
 };
 
-double weight_bytes(const LinearWeight& weight) {
-  if (weight.is_plain()) return static_cast<double>(weight.plain.bytes.size());
-  return static_cast<double>(weight.packed.bytes());
-}
-
 // Seconds that each layer once takes with these tokens.
 double time_kind(const Kind& kind, MatrixView<const float> x, std::vector<float>& y) {
   y.resize(static_cast<size_t>(x.rows * kind.speed.rows));
@@ -68,7 +63,7 @@ Result<std::vector<LayerSpeed>> measure_layers(const Executor& model, int64_t re
     };
     auto kind = std::find_if(kinds.begin(), kinds.end(), same);
     if (kind == kinds.end()) kind = kinds.insert(kinds.end(), Kind{key, {}, 0, {}, {}});
-    kind->bytes += weight_bytes(weight);
+    kind->bytes += static_cast<double>(weight.bytes());
     ++kind->speed.layers;
     kind->layers.push_back(std::move(layer));
   }

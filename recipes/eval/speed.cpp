@@ -149,13 +149,13 @@ Result<double> time_images(Executor& model, const SpeedOptions& options) {
   return static_cast<double>(batch) / seconds_since(start);
 }
 
+}  // namespace
+
 std::string cpu_text() {
   const std::vector<std::string> levels = cpu_levels();
   return cat(cpu_info().model, ", ", levels.empty() ? "reference" : levels.front(), ", ",
              thread_count(), thread_count() == 1 ? " thread" : " threads");
 }
-
-}  // namespace
 
 std::string rate_text(const Rate& rate, double unit) {
   if (rate.repeats == 0) return "-";

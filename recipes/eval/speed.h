@@ -32,6 +32,7 @@ struct SpeedOptions {
   int64_t batch = 1;
 };
 
+std::string cpu_text();  // "model name, avx512vnni, 2 threads": those in use now
 std::string rate_text(const Rate& rate, double unit = 1);  // "12.5 [12.1, 12.9]", "-"
 
 // One result a model, in their order. Token ids and pixels come from a fixed seed.

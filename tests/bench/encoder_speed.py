@@ -12,7 +12,6 @@ other, so that a slow minute of the machine hits all; medians and quartiles are 
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import tempfile
@@ -27,20 +26,12 @@ options = parser.parse_args()
 
 import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
-import tokenizers  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
+from sentences import sentence_ids, write_ids  # noqa: E402
 
-tokenizer = tokenizers.Tokenizer.from_file(os.path.join(options.model, "tokenizer.json"))
-tokenizer.no_padding()
-tokenizer.enable_truncation(256)
-sentences = []
-for line in open(options.text, encoding="utf-8"):
-    sentences += [s for s in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+", line.strip()) if s]
-ids = [tokenizer.encode(s).ids for s in sentences[:options.sentences]]
+ids = sentence_ids(options.model, options.text, options.sentences)
 folder = tempfile.mkdtemp(prefix="encoder_speed")
-longest = max(len(i) for i in ids)
 ids_file = os.path.join(folder, "ids.safetensors")
-save_file({"input_ids": np.array([i + [-1] * (longest - len(i)) for i in ids], np.int32)}, ids_file)
+write_ids(ids, ids_file)
 
 
 def exported(model, name):

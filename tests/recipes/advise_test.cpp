@@ -7,11 +7,10 @@
 
 #include "kernels/ops/linear/linear.h"
 #include "kernels/runtime/kv_cache.h"
-#include "recipes/models/architecture.h"
-#include "recipes/models/initialise.h"
 #include "recipes/models/load_model.h"
 #include "recipes/recipe/predict.h"
 #include "recipes/recipe/recipe.h"
+#include "tests/recipes/tiny_mixture.h"
 
 namespace nibble {
 namespace {
@@ -97,18 +96,8 @@ TEST(Advise, SaysWhatTheRecipesWillMake) {
 
 TEST(Advise, RefusesWhatItCannotJudge) {
   const auto nothing = [](int64_t, int64_t) {};
-  Artifact mixture;
-  mixture.config_json =
-      R"({"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe",
-          "vocab_size":40,"hidden_size":32,"intermediate_size":24,"num_hidden_layers":1,
-          "num_attention_heads":2,"num_key_value_heads":1,"head_dim":8,
-          "max_position_embeddings":64,"num_experts":4,"num_experts_per_tok":2,
-          "moe_intermediate_size":32,"norm_topk_prob":true,"tie_word_embeddings":false})";
-  mixture.program =
-      find_architecture("qwen3_moe").value()->program(mixture.config_json).value();
-  mixture.tensors = initialise(mixture.program, 0.4, 3).value();
   EXPECT_THAT(
-      advise(std::make_shared<const Artifact>(mixture), kQuick, nothing).status().message(),
+      advise(std::make_shared<const Artifact>(tiny_mixture()), kQuick, nothing).status().message(),
       HasSubstr("found a mixture"));
 
   Artifact quantized = *stories();

@@ -11,10 +11,9 @@
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/tokenizer/tokenizer.h"
 #include "recipes/data/story_grammar.h"
-#include "recipes/models/architecture.h"
-#include "recipes/models/initialise.h"
 #include "recipes/models/load_model.h"
 #include "recipes/report/quality_json.h"
+#include "tests/recipes/tiny_mixture.h"
 
 namespace nibble {
 namespace {
@@ -122,16 +121,7 @@ TEST_F(Attributed, AloneEqualsTheModelWithOnlyThatLayer) {
 
 // A mixture's layers are its experts': each is exchanged by itself.
 TEST_F(Attributed, EveryExpertHasItsOwnCost) {
-  Artifact mixture;
-  mixture.config_json =
-      R"({"architectures":["Qwen3MoeForCausalLM"],"model_type":"qwen3_moe",
-          "vocab_size":40,"hidden_size":32,"intermediate_size":24,"num_hidden_layers":2,
-          "num_attention_heads":2,"num_key_value_heads":1,"head_dim":8,
-          "max_position_embeddings":64,"num_experts":4,"num_experts_per_tok":2,
-          "moe_intermediate_size":32,"norm_topk_prob":true,"tie_word_embeddings":false})";
-  mixture.program =
-      find_architecture("qwen3_moe").value()->program(mixture.config_json).value();
-  mixture.tensors = initialise(mixture.program, 0.4, 3).value();
+  const Artifact mixture = tiny_mixture();
   const std::vector<std::string> layers = {"model.layers.0.mlp.experts.2.gate_proj.weight",
                                            "model.layers.1.mlp.experts.0.down_proj.weight",
                                            "model.layers.1.mlp.experts.3.up_proj.weight",

@@ -53,6 +53,13 @@ const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
   return nullptr;
 }
 
+const LinearKernel* preferred_linear(const LinearWeight& weight, bool int8) {
+  const LinearKernel* kernel = nullptr;
+  if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
+  if (kernel != nullptr) return kernel;
+  return select_linear(weight.scheme, weight.cols, LinearActivation::f32);
+}
+
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
                                       const LinearWeight& weight) {
   if (!kernel.can_run(weight.scheme, weight.cols, kernel.activation)) {

@@ -58,6 +58,7 @@ struct LinearWeight {
   Tensor plain;
   PackedTensor packed;
   bool is_plain() const { return scheme.is_float(); }
+  int64_t bytes() const;  // codes, scales and offsets as the artifact stores them
 };
 Result<LinearWeight> linear_weight(const Tensor& tensor);  // f64 becomes f32
 Result<LinearWeight> linear_weight(const PackedTensor& packed);
@@ -113,6 +114,8 @@ const std::vector<LinearKernel>& linear_kernels();  // the best first
 const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
                                   LinearActivation activation,
                                   uint32_t cpu_flags = usable_cpu_flags());
+// The row for s8 activations where `int8` and the weight allow, else the one for f32.
+const LinearKernel* preferred_linear(const LinearWeight& weight, bool int8);
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
                                       const LinearWeight& weight);
 void run_linear(const PreparedLinear& weight, MatrixView<const float> x,

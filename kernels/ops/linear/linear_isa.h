@@ -51,6 +51,8 @@ struct LinearIsa {
   //   powers  [groups, tokens], 2^-k
   //   sums    [tokens, groups] as above
   int digit_tokens;
+  // max |x|; infinity where one is not finite.
+  float (*largest_of)(const float* x, int64_t n);
   // The digits of rint(x up), |x up| <= 2^30, `count` of them, columns from a multiple of
   // 4: `out` is at the first column's dwords of this token. Adds their sums to sums [4].
   void (*make_digits)(const float* x, int64_t count, float up, int64_t tokens,

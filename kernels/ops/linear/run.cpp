@@ -167,18 +167,6 @@ void group_sums(const PreparedLinear& w, const PaddedGroups& layout,
   }
 }
 
-// The largest finite |x|; infinity where one is not finite.
-float largest_of(const float* x, int64_t n) {
-  float largest = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < n; ++i) {
-    const float size = std::fabs(x[i]);
-    finite = finite && size <= std::numeric_limits<float>::max();
-    largest = std::max(largest, size);
-  }
-  return finite ? largest : std::numeric_limits<float>::infinity();
-}
-
 // The digits of linear_isa.h. False where a group holds infinity, NaN, or nothing above
 // 2^-90: those have none.
 bool make_digits(const PreparedLinear& w, const PaddedGroups& layout, int64_t t,
@@ -187,7 +175,7 @@ bool make_digits(const PreparedLinear& w, const PaddedGroups& layout, int64_t t,
   const int bias = !w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
   for (int64_t g = 0; g < w.groups; ++g) {
     const float* in = x + g * w.group;
-    const float largest = largest_of(in, layout.count(g));
+    const float largest = w.kernel->isa->largest_of(in, layout.count(g));
     int exponent = 0;
     if (largest > 0) std::frexp(largest, &exponent);  // largest < 2^exponent
     if (!(largest <= std::numeric_limits<float>::max()) || exponent < -90) return false;
@@ -208,7 +196,7 @@ bool run_digits(const PreparedLinear& w, MatrixView<const float> x, const float*
   const PaddedGroups layout(w);
   const size_t dwords = static_cast<size_t>(w.padded_cols * x.rows);
   int32_t* packed = digit_scratch.get(dwords);
-  std::memset(packed, 0, dwords * sizeof(int32_t));  // padding
+  if (w.padded_cols != w.cols) std::memset(packed, 0, dwords * sizeof(int32_t));
   int32_t* starts = start_scratch.get(static_cast<size_t>(w.groups * x.rows * 4));
   float* powers = power_scratch.get(static_cast<size_t>(w.groups * x.rows));
   float* sums = sum_scratch.get(static_cast<size_t>(w.groups * x.rows));

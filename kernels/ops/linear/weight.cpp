@@ -5,6 +5,10 @@
 
 namespace nibble {
 
+int64_t LinearWeight::bytes() const {
+  return is_plain() ? static_cast<int64_t>(plain.bytes.size()) : packed.bytes();
+}
+
 Result<LinearWeight> linear_weight(const Tensor& tensor) {
   LinearWeight weight;
   weight.rows = tensor.rows();

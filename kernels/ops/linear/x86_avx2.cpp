@@ -13,6 +13,7 @@ const LinearIsa linear_isa = {
                    direct_code_form<Fp8Step<true>>,
                    direct_code_form<Fp8Step<false>>},
     .digit_tokens = 0,
+    .largest_of = nullptr,
     .make_digits = nullptr,
     .digits_int4 = nullptr,
     .digits_int8 = nullptr,

@@ -14,6 +14,7 @@ const LinearIsa linear_isa = {
                    direct_code_form<Fp8Step<true>>,
                    direct_code_form<Fp8Step<false>>},
     .digit_tokens = 3,
+    .largest_of = largest_of,
     .make_digits = make_digits,
     .digits_int4 = digits<true>,
     .digits_int8 = digits<false>,
