@@ -52,9 +52,9 @@ const Candidate kCandidates[] = {
     {"w4a16 group 128, lm_head w8, int8 activations",
      "--recipe w4a16-gptq --set lm_head=int8n/r@f32; --compute int8", "int4/g128@f16",
      "int8n/r@f32", true},
-    {"nf4", "a layer pattern with weight: nf4/f64@f32", "nf4/f64@f32", "", false},
-    {"mxfp4", "a layer pattern with weight: e2m1/g32@e8m0", "e2m1/g32@e8m0", "", false},
-    {"fp8", "a layer pattern with weight: e4m3/r@f32", "e4m3/r@f32", "", false},
+    {"nf4", "--recipe w4a16-rtn --set weight=nf4/f64@f32", "nf4/f64@f32", "", false},
+    {"mxfp4", "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0", "e2m1/g32@e8m0", "", false},
+    {"fp8", "--recipe w4a16-rtn --set weight=e4m3/r@f32", "e4m3/r@f32", "", false},
 };
 
 struct Shape {

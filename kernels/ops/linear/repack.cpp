@@ -40,6 +40,20 @@ Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
   return bytes;
 }
 
+// Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes. Returns
+// a whole group's padded columns.
+int64_t set_groups(PreparedLinear& w, const QuantScheme& scheme, int bits) {
+  w.weight.scheme = scheme;  // tells the forms of as many bits apart
+  w.bits = bits;
+  w.group = group_columns(scheme, w.cols);
+  w.groups = (w.cols + w.group - 1) / w.group;
+  const int64_t padded_group = (w.group + 7) / 8 * 8;
+  const int64_t last = w.cols - (w.groups - 1) * w.group;
+  w.padded_cols = (w.groups - 1) * padded_group + (last + 7) / 8 * 8;
+  w.panel_bytes = w.padded_cols * w.lanes * bits / 8;
+  return padded_group;
+}
+
 // Of panel p: the pair's, or the one beside it.
 uint8_t* first_unit(const PreparedLinear& w, std::byte* data, int64_t p) {
   return reinterpret_cast<uint8_t*>(data) + p / 2 * 2 * w.panel_bytes +
@@ -50,18 +64,9 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
                                     const LinearWeight& weight, int bits) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   PreparedLinear w = frame(kernel, weight);
-  w.bits = bits;
-  w.weight.scheme = weight.scheme;  // tells the forms of as many bits apart
+  const int64_t padded_group = set_groups(w, weight.scheme, bits);
   const ElementInfo& element = element_info(weight.scheme.code);
   w.is_signed = element.kind == ElementKind::integer && element.lowest < 0;
-  w.group = group_columns(weight.scheme, weight.cols);
-  w.groups = (w.cols + w.group - 1) / w.group;
-  // Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes.
-  const int64_t padded_group = (w.group + 7) / 8 * 8;
-  const int64_t last = w.cols - (w.groups - 1) * w.group;
-  w.padded_cols = (w.groups - 1) * padded_group + (last + 7) / 8 * 8;
-  w.panel_bytes = w.padded_cols * w.lanes * bits / 8;
-
   const RowLevels levels = row_levels(q, w.group);
   w.scales = panel_levels(w, levels.scales);
   if (!levels.zeros.empty()) w.zeros = panel_levels(w, levels.zeros);
@@ -147,14 +152,7 @@ Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
 Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   PreparedLinear w = frame(kernel, weight);
-  w.weight.scheme = weight.scheme;
-  w.bits = 8;
-  w.group = group_columns(weight.scheme, weight.cols);
-  w.groups = (w.cols + w.group - 1) / w.group;
-  const int64_t padded_group = (w.group + 7) / 8 * 8;
-  const int64_t last = w.cols - (w.groups - 1) * w.group;
-  w.padded_cols = (w.groups - 1) * padded_group + (last + 7) / 8 * 8;
-  w.panel_bytes = w.padded_cols * w.lanes;
+  const int64_t padded_group = set_groups(w, weight.scheme, 8);
   RowLevels levels = row_levels(q, w.group);
   if (weight.scheme.code == Element::e4m3) {
     for (float& scale : levels.scales) scale *= 256;
