@@ -207,6 +207,12 @@ const std::array<float, 256>& dyn8_table() {
   return table;
 }
 
+const std::array<float, 16>& iq4nl_table() {
+  static constexpr std::array<float, 16> kTable = {
+      -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  return kTable;
+}
+
 uint8_t nf4_from_float(float x) {
   static const std::array<float, 15> midpoints = [] {
     std::array<float, 15> values{};
@@ -233,6 +239,14 @@ uint8_t fp4_from_float(float x) {
   int place = std::isnan(x) ? 7 : 0;
   for (const float midpoint : midpoints) place += x > midpoint;
   return kOrder[place];
+}
+
+uint8_t iq4nl_from_float(float x) {
+  if (std::isnan(x)) x = 0.0f;
+  int code = 0;
+  for (size_t i = 0; i < 15; ++i)  // sums of two entries: exact in float
+    code += 2 * x >= iq4nl_table()[i] + iq4nl_table()[i + 1];
+  return static_cast<uint8_t>(code);
 }
 
 uint8_t dyn8_from_float(float x) {

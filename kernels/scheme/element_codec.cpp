@@ -47,6 +47,8 @@ FromFloat from_float(Element element) {
       return fp4_from_float;
     case Element::dyn8:
       return dyn8_from_float;
+    case Element::iq4nl:
+      return iq4nl_from_float;
     case Element::ternary:
       return ternary_from_float;
     case Element::binary:
@@ -73,6 +75,8 @@ float table_value(Element element, uint8_t code) {
       return code < 16 ? fp4_table()[code] : kNone;
     case Element::dyn8:
       return dyn8_table()[code];
+    case Element::iq4nl:
+      return code < 16 ? iq4nl_table()[code] : kNone;
     case Element::ternary:
       return code < 3 ? static_cast<float>(code) - 1.0f : kNone;
     case Element::binary:

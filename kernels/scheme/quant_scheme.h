@@ -40,7 +40,7 @@ enum class Element : uint8_t {
 enum class ElementKind : uint8_t {
   integer,    // the code is the number; lowest..highest
   minifloat,  // e2m1 e4m3 e5m2 e8m0 bf16 f16 f32: the code is the bit pattern
-  table,      // nf4 fp4 dyn8 (values in [-1, 1]) and ternary, binary ({-1,0,1}, {-1,1})
+  table,      // nf4 fp4 dyn8 (values in [-1, 1]), iq4nl (ggml's integers), ternary, binary
 };
 
 struct ElementInfo {

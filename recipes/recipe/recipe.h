@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/glob.h"
 #include "kernels/program/program.h"
 #include "ptq/plan.h"
 #include "qat/train_options.h"
@@ -99,9 +100,6 @@ std::string print_recipe(const Recipe& recipe);
 // Every key that a recipe and --set know, one line each: key, what it takes, what it
 // means.
 std::string recipe_keys();
-
-// `*` any run of characters, `?` one.
-bool glob_matches(std::string_view pattern, std::string_view name);
 
 // One row for every layer tensor of the program, floats too, and every activation scheme.
 // Recipes with static activations need a program whose batch norms are folded.

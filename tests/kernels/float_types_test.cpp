@@ -225,6 +225,19 @@ TEST(Fp4, NearestEntryAndItsTwoZeros) {
   EXPECT_FLOAT_EQ(table[10], -8.0f / 12);
 }
 
+TEST(Iq4nl, NearestEntryAndTheUpperOneAtMidpoints) {
+  const auto& table = iq4nl_table();
+  for (int code = 0; code < 16; ++code) EXPECT_EQ(iq4nl_from_float(table[code]), code);
+  for (int code = 0; code < 15; ++code) {
+    const float middle = (table[code] + table[code + 1]) / 2;
+    EXPECT_EQ(iq4nl_from_float(middle), code + 1);
+    EXPECT_EQ(iq4nl_from_float(std::nextafter(middle, -kInf)), code);
+  }
+  EXPECT_EQ(iq4nl_from_float(-kInf), 0);
+  EXPECT_EQ(iq4nl_from_float(kInf), 15);
+  EXPECT_EQ(iq4nl_from_float(kNan), 8);  // as 0, to which 1 is nearest
+}
+
 TEST(Dyn8, IsASortedMapWithTwoMoreThanItsPairs) {
   const auto& table = dyn8_table();
   int negative = 0;
