@@ -3,7 +3,7 @@
 //
 // One row of exporters.inc a format. can_express names the first thing that the format
 // cannot hold ("[onnx] model.layers.3.mlp.down_proj.weight: ..."). write makes a
-// directory, all or nothing. read may not reach kernels/packing (a test checks its
+// directory (gguf: a file, where the name ends so), all or nothing. read may not reach kernels/packing (a test checks its
 // includes), so what it returns proves what was written; check_decoded compares that with
 // the artifact.
 #pragma once
@@ -25,8 +25,13 @@ struct ExportOptions {
   int64_t external_data_bytes = 100'000'000;
   // onnx, encoders: float operations between codes in float64 (lower_float64.cpp).
   bool float64 = false;
-  std::string dtype = "f32";          // hf: of every tensor; f32, bf16 or f16
+  // hf: of every tensor, gguf: of what is float; f32, bf16 or f16. "": f32 in hf, as it
+  // is stored in gguf.
+  std::string dtype;
   int64_t shard_bytes = kShardBytes;  // hf: weights beyond it go to several files
+  // gguf: "TYPE" for what no block type holds exactly and for the float layers of blocks;
+  // "PATTERN=TYPE" for the layers whose names match, whatever they are (the last wins).
+  std::vector<std::string> requantize;
 };
 
 struct Exporter {

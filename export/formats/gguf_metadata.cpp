@@ -203,6 +203,7 @@ Result<GgufVocabulary> gguf_vocabulary(const GgufMetadata& metadata) {
   const bool llama = out.model == "llama";  // whose ids have been these from the start
   out.bos = id("tokenizer.ggml.bos_token_id", llama ? 1 : -1);
   out.eos = id("tokenizer.ggml.eos_token_id", llama ? 2 : -1);
+  out.eot = id("tokenizer.ggml.eot_token_id", -1);
   out.unknown = id("tokenizer.ggml.unknown_token_id", llama ? 0 : -1);
   const auto flag = [&](const char* key, bool otherwise) {
     const auto* value = find<bool>(metadata, key);

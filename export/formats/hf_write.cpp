@@ -34,7 +34,7 @@ constexpr HfDType kDTypes[] = {{"f32", "float32", DType::f32},
 
 const HfDType* find_dtype(const std::string& name) {
   for (const HfDType& row : kDTypes) {
-    if (name == row.name) return &row;
+    if (name == row.name || (name.empty() && row.dtype == DType::f32)) return &row;
   }
   return nullptr;
 }

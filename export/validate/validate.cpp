@@ -40,11 +40,12 @@ Check check_decode(const Artifact& artifact, const Decoded& decoded) {
           decoded.floats.size(), " float tensors, ", grouped(floats), " values equal")};
 }
 
-Status check_scales(const std::string& tensor, const CodedMatrix& q, int64_t* count) {
+Status check_scales(const std::string& tensor, const CodedMatrix& q, bool imported,
+                    int64_t* count) {
   for (int64_t r = 0; r < q.rows; ++r) {
     for (int64_t c = 0; c < q.cols; c = cell_end(q.scheme, q.cols, r, c)) {
       const float scale = scale_at(q, r, c), offset = offset_at(q, r, c);
-      if (!std::isfinite(scale) || scale <= 0 || !std::isfinite(offset)) {
+      if (!std::isfinite(scale) || (scale <= 0 && !imported) || !std::isfinite(offset)) {
         return error(
             StatusCode::out_of_range, "[validate] ", tensor, ": row ", r, ", column ", c,
             ": a scale must be finite and positive, an offset finite; found scale ",
@@ -68,9 +69,12 @@ Status check_activation(const std::string& where, const ActivationScheme& activa
 Check check_all_scales(const Artifact& artifact, const Decoded& decoded) {
   if (decoded.coded.empty())
     return {"scales", Outcome::skipped, "the model has no quantized tensor"};
-  int64_t scales = 0, activations = 0;
+  int64_t scales = 0, activations = 0, imported = 0;
   for (const auto& [name, q] : decoded.coded) {
-    const Status status = check_scales(name, q, &scales);
+    const LedgerEntry* entry = artifact.ledger.find(name);
+    const bool is_imported = entry != nullptr && entry->method == kImported;
+    imported += is_imported;
+    const Status status = check_scales(name, q, is_imported, &scales);
     if (!status.ok()) return failed("scales", status);
   }
   for (const auto& [value, activation] : artifact.activations) {
@@ -86,7 +90,10 @@ Check check_all_scales(const Artifact& artifact, const Decoded& decoded) {
   }
   return {"scales", Outcome::passed,
           cat(grouped(scales), " weight scales and ", activations,
-              " activation schemes finite and positive")};
+              " activation schemes finite",
+              imported == 0 ? " and positive"
+                            : cat("; positive but in ", imported,
+                                  " tensors that another tool made"))};
 }
 
 Check check_whole_ledger(const Artifact& artifact) {
@@ -145,22 +152,29 @@ ValidationReport validate_decoded(const Artifact& artifact, const Decoded& decod
 }
 
 ValidationReport validate_artifact(const std::filesystem::path& directory) {
+  const Result<Artifact> artifact = read_artifact(directory);
+  const Result<const Exporter*> nibble = find_exporter("nibble");
+  const Result<Decoded> decoded =
+      !artifact.ok()  ? Result<Decoded>(artifact.status())
+      : !nibble.ok() ? Result<Decoded>(nibble.status())
+                      : (*nibble)->read(directory);
+  return validate_read(artifact, decoded, "every checksum of the manifest holds");
+}
+
+ValidationReport validate_read(const Result<Artifact>& artifact,
+                               const Result<Decoded>& decoded, const std::string& files) {
   ValidationReport report;
   const auto skip = [&](std::initializer_list<const char*> names, const char* why) {
     for (const char* name : names) report.checks.push_back({name, Outcome::skipped, why});
   };
-  const Result<Artifact> artifact = read_artifact(directory);
   if (!artifact.ok()) {
     report.checks.push_back(failed("files", artifact.status()));
     skip({"decode", "scales", "ledger", "kernels"}, "the artifact cannot be read");
     return report;
   }
-  report.checks.push_back({"files", Outcome::passed,
-                           cat("every checksum of the manifest holds; ",
-                               grouped(artifact->weight_bytes()), " bytes of weights")});
-  const Result<const Exporter*> nibble = find_exporter("nibble");
-  const Result<Decoded> decoded =
-      nibble.ok() ? (*nibble)->read(directory) : Result<Decoded>(nibble.status());
+  report.checks.push_back(
+      {"files", Outcome::passed,
+       cat(files, "; ", grouped(artifact->weight_bytes()), " bytes of weights")});
   if (!decoded.ok()) {
     report.checks.push_back(failed("decode", decoded.status()));
     skip({"scales", "ledger", "kernels"}, "the second reader cannot decode the artifact");

@@ -36,6 +36,10 @@ struct ValidationReport {
 // "files" with the reader's message, not an error.
 ValidationReport validate_artifact(const std::filesystem::path& directory);
 
+// The same of what was read and decoded in another way: `files` says what held.
+ValidationReport validate_read(const Result<Artifact>& artifact,
+                               const Result<Decoded>& decoded, const std::string& files);
+
 // The checks after "files": an artifact as its reader gave it, and what the second reader
 // found.
 ValidationReport validate_decoded(const Artifact& artifact, const Decoded& decoded);

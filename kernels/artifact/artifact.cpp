@@ -114,7 +114,8 @@ Status check_shifted_scales(const std::string& name, const PackedTensor& packed)
   return ok_status();
 }
 
-Status check_packed_values(const std::string& name, const PackedTensor& packed) {
+Status check_packed_values(const std::string& name, const PackedTensor& packed,
+                           bool imported) {
   const Status sizes = check_packed(packed);
   if (!sizes.ok()) {
     return error(sizes.code(), "[artifact] ", name, ": ", sizes.message());
@@ -129,14 +130,14 @@ Status check_packed_values(const std::string& name, const PackedTensor& packed) 
   for (size_t i = 0; i < scheme.scales.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(check_level(name, "scale", i, scheme.scales[i],
                                        packed.scales[i], packed.rows, packed.cols,
-                                       !shifted || i > 0));
+                                       !imported && (!shifted || i > 0)));
   }
   for (size_t i = 0; i < scheme.offsets.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(check_level(name, "offset", i, scheme.offsets[i],
                                        packed.offsets[i], packed.rows, packed.cols,
                                        false));
   }
-  return shifted ? check_shifted_scales(name, packed) : ok_status();
+  return shifted && !imported ? check_shifted_scales(name, packed) : ok_status();
 }
 
 Status check_activation(const std::string& where, const ActivationScheme& activation) {
@@ -201,7 +202,8 @@ Status check_layer(const Artifact& artifact, const std::string& name,
                    ": its extras name tensor ", part, "; found no such tensor");
     }
   }
-  return check_packed_values(name, packed);
+  const LedgerEntry* entry = artifact.ledger.find(name);
+  return check_packed_values(name, packed, entry != nullptr && entry->method == kImported);
 }
 
 }  // namespace

@@ -47,8 +47,9 @@ struct Artifact {
 };
 
 // Every parameter of the program is in tensors or packed with the shape that the
-// program's graph needs, finite, and scales positive. invalid_argument / out_of_range /
-// not_found, naming the tensor, what was required and what was found. NaN: out_of_range.
+// program's graph needs, finite, and scales positive (kImported ones: finite).
+// invalid_argument / out_of_range / not_found, naming the tensor, what was required and
+// what was found. NaN: out_of_range.
 Status check_artifact(const Artifact& artifact);
 
 // Reads a nibble artifact directory; checks every checksum, then check_artifact and, of a

@@ -13,11 +13,17 @@
 
 namespace nibble {
 
+// Another tool chose these scales, and nibble took them as they are. They may be negative
+// (ggml's carry the sign of the largest value) or 0 (its blocks of zeros), which nibble's
+// own never are.
+inline constexpr const char* kImported = "imported";
+
 struct LedgerEntry {
   std::string tensor;  // "model.layers.0.self_attn.q_proj.weight"
   std::string scheme;  // the scheme's text, "f32" for what stays float
   std::string method;  // "rtn", "gptq", "lsq", "float", "folded"; "ignored": of the
-                       // checkpoint, not of the model (a head that no node reads)
+                       // checkpoint, not of the model (a head that no node reads);
+                       // kImported: codes and scales of another tool's file
   std::string reason;  // why it is float, folded or ignored; empty for a quantized layer
   std::string kernel;  // which kernel serves it on the machine that made it
   int64_t parameters = 0;

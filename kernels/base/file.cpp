@@ -163,6 +163,75 @@ Status write_file_atomically(const fs::path& path, std::string_view contents) {
   return sync_path(parent_of(path));
 }
 
+Result<AtomicFile> AtomicFile::create(const fs::path& path, bool overwrite) {
+  AtomicFile file;
+  file.path_ = path;
+  std::error_code number;
+  const fs::file_status found = fs::symlink_status(path, number);
+  if (fs::exists(found) && !(overwrite && fs::is_regular_file(found))) {
+    return error(StatusCode::already_exists, "[file] ", path.string(),
+                 overwrite ? ": only a file can be replaced; found another thing; remove "
+                             "it first"
+                           : ": must not exist; it does; choose another name, or "
+                             "--overwrite");
+  }
+  fs::create_directories(parent_of(path), number);
+  if (number) return os_error(parent_of(path), "create directory", number);
+  const fs::path staging = partial_name(path);
+  file.descriptor_ = open_retry(staging, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  if (file.descriptor_ < 0) return os_error(staging, "create", errno);
+  file.staging_ = staging;
+  return file;
+}
+
+AtomicFile::AtomicFile(AtomicFile&& other) noexcept { *this = std::move(other); }
+
+AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
+  if (this == &other) return *this;
+  discard();
+  path_ = std::move(other.path_);
+  staging_ = std::move(other.staging_);
+  descriptor_ = other.descriptor_;
+  other.staging_.clear();
+  other.descriptor_ = -1;
+  return *this;
+}
+
+AtomicFile::~AtomicFile() { discard(); }
+
+void AtomicFile::discard() noexcept {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  descriptor_ = -1;
+  if (!staging_.empty()) ::unlink(staging_.c_str());
+  staging_.clear();
+}
+
+Status AtomicFile::append(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(descriptor_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return os_error(staging_, "write", errno);
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return ok_status();
+}
+
+Status AtomicFile::sync() {
+  if (::fsync(descriptor_) != 0 && errno != EINVAL)
+    return os_error(staging_, "sync", errno);
+  return ok_status();
+}
+
+Status AtomicFile::commit() {
+  const int closed = ::close(descriptor_);
+  descriptor_ = -1;
+  if (closed != 0) return os_error(staging_, "close", errno);
+  if (::rename(staging_.c_str(), path_.c_str()) != 0)
+    return os_error(path_, "rename into place", errno);
+  staging_.clear();
+  return sync_path(parent_of(path_));
+}
+
 Result<AtomicDirectory> AtomicDirectory::create(const fs::path& path, bool overwrite) {
   AtomicDirectory directory;
   directory.path_ = without_trailing_slash(path);

@@ -24,6 +24,27 @@ Result<std::string> read_text_file(const std::filesystem::path& path);
 Status write_file_atomically(const std::filesystem::path& path,
                              std::string_view contents);
 
+// A file that is written piece by piece and appears under its name only by commit(). The
+// destructor removes what was not committed.
+class AtomicFile {
+ public:
+  // already_exists: path exists and overwrite is false, or it is no file.
+  static Result<AtomicFile> create(const std::filesystem::path& path, bool overwrite);
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&& other) noexcept;
+  ~AtomicFile();
+  Status append(std::string_view bytes);
+  Status sync();  // all of it is on the disk then, under staging(), and may be read back
+  const std::filesystem::path& staging() const { return staging_; }
+  Status commit();  // after sync()
+
+ private:
+  AtomicFile() = default;
+  void discard() noexcept;
+  std::filesystem::path path_, staging_;
+  int descriptor_ = -1;
+};
+
 // A directory that appears under its final name only by commit(): files are written into
 // `<path>.partial-<pid>`, each synced. The destructor removes what was not committed.
 class AtomicDirectory {

@@ -22,8 +22,17 @@ struct GgufVocabulary {
   std::vector<int32_t> types;       // of each token, or none; numbers as PieceType
   std::vector<std::string> merges;  // "left right"
   int32_t bos = -1, eos = -1, unknown = -1;
+  int32_t eot = -1;  // ends a turn: another end of a sequence
   bool add_bos = false, add_eos = false, add_space_prefix = true;
 };
+
+// What a `pre` of byte-level BPE stands for: the sections of a tokenizer.json that say the
+// same, as JSON. unsupported: nibble does not know the name.
+struct GgufPreTokenizer {
+  std::string normalizer, pre_tokenizer;
+  bool ignore_merges = false;
+};
+Result<GgufPreTokenizer> gguf_pre_tokenizer(std::string_view pre);
 
 // data_loss: lists of different lengths, an id or type that cannot be. unsupported:
 // another model or `pre` (the message names it).

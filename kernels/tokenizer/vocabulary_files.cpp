@@ -116,6 +116,13 @@ Result<std::string> pre_tokenizer_of(std::string_view pre) {
                pre, "; give the model's tokenizer.json with --tokenizer FILE");
 }
 
+std::vector<int32_t> eos_of(const GgufVocabulary& gguf) {
+  std::vector<int32_t> eos;
+  for (const int32_t id : {gguf.eos, gguf.eot})
+    if (id >= 0) eos.push_back(id);
+  return eos;
+}
+
 void add_gguf_specials(const GgufVocabulary& gguf, Pipeline& out) {
   for (size_t i = 0; i < gguf.types.size(); ++i)
     if (const int32_t type = gguf.types[i]; type == 3 || type == 4) {  // control, user's
@@ -130,15 +137,15 @@ void add_gguf_specials(const GgufVocabulary& gguf, Pipeline& out) {
                                      {-1, {gguf.bos}, 0});
   if (gguf.add_eos && gguf.eos >= 0)
     out.post_processor.single.push_back({-1, {gguf.eos}, 0});
-  if (gguf.eos >= 0) out.eos = {gguf.eos};
+  out.eos = eos_of(gguf);
 }
 
 Result<std::unique_ptr<Tokenizer>> make_gguf_bpe(const GgufVocabulary& gguf) {
   Pipeline out;
-  NIBBLE_ASSIGN_OR_RETURN(const std::string pre, pre_tokenizer_of(gguf.pre));
+  NIBBLE_ASSIGN_OR_RETURN(const GgufPreTokenizer pre, gguf_pre_tokenizer(gguf.pre));
   NIBBLE_RETURN_IF_ERROR(read_sections(
-      cat(R"({"normalizer": )", gguf.pre == "qwen2" ? R"({"type": "NFC"})" : "null",
-          R"(, "pre_tokenizer": )", pre, R"(, "decoder": {"type": "ByteLevel"}})"),
+      cat(R"({"normalizer": )", pre.normalizer, R"(, "pre_tokenizer": )",
+          pre.pre_tokenizer, R"(, "decoder": {"type": "ByteLevel"}})"),
       out));
   Vocabulary vocabulary;
   for (size_t i = 0; i < gguf.tokens.size(); ++i)
@@ -146,7 +153,7 @@ Result<std::unique_ptr<Tokenizer>> make_gguf_bpe(const GgufVocabulary& gguf) {
   MergeList merges;
   for (const std::string& merge : gguf.merges) push_merge(merge, merges);
   BpeOptions options;
-  options.ignore_merges = gguf.pre == "llama-bpe";
+  options.ignore_merges = pre.ignore_merges;
   NIBBLE_ASSIGN_OR_RETURN(out.model, make_bpe(std::move(vocabulary), merges, options,
                                               "gguf tokenizer.ggml.merges"));
   add_gguf_specials(gguf, out);
@@ -190,11 +197,19 @@ Result<std::unique_ptr<Tokenizer>> make_gguf_sentence_piece(const GgufVocabulary
   SpecialTokens special;
   special.add_bos = gguf.add_bos && gguf.bos >= 0;
   special.add_eos = gguf.add_eos && gguf.eos >= 0;
-  if (gguf.eos >= 0) special.eos = {gguf.eos};
+  special.eos = eos_of(gguf);
   return make_tokenizer(std::move(model), std::move(special));
 }
 
 }  // namespace
+
+Result<GgufPreTokenizer> gguf_pre_tokenizer(std::string_view pre) {
+  GgufPreTokenizer out;
+  NIBBLE_ASSIGN_OR_RETURN(out.pre_tokenizer, pre_tokenizer_of(pre));
+  out.normalizer = pre == "qwen2" ? R"({"type": "NFC"})" : "null";
+  out.ignore_merges = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
+  return out;
+}
 
 Result<std::unique_ptr<Tokenizer>> make_gpt2_tokenizer(
     const std::map<std::string, Bytes>& files) {
@@ -274,7 +289,7 @@ Result<std::unique_ptr<Tokenizer>> make_gguf_tokenizer(const GgufVocabulary& ggu
         "gguf tokenizer.ggml.tokens",
         cat("tokens with a score and a type each were required; found ",
             gguf.tokens.size(), ", ", gguf.scores.size(), " and ", gguf.types.size()));
-  for (int32_t id : {gguf.bos, gguf.eos, gguf.unknown})
+  for (int32_t id : {gguf.bos, gguf.eos, gguf.eot, gguf.unknown})
     if (id >= static_cast<int32_t>(gguf.tokens.size()))
       return damaged(
           "gguf tokenizer.ggml",

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
+#include "export/gguf/gguf_model.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
@@ -18,17 +19,24 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   }
   CommandLine line(
       "export ARTIFACT --to FORMAT --output DIR",
-      "Writes another tool's format into a new directory. What the format cannot hold "
+      "Writes another tool's format into a new directory (gguf: or into the file that the "
+      "output names). What the format cannot hold "
       "is said before anything\nis written.\n\nFormats" +
           formats);
   line.positional("ARTIFACT");
   line.text("to", "FORMAT", "the format", true);
-  line.text("output", "DIR", "the directory to make", true);
+  line.text("output", "DIR", "the directory to make; gguf: or X.gguf, the file", true);
   line.flag("overwrite", "replace DIR if it is there");
   line.integer("opset", "onnx: operator set version", 21, 13);
   line.flag("float64", "onnx, encoders: float operations in float64, so that rounding does "
                        "not decide codes (slow; for proofs)");
-  line.text("dtype", "f32|bf16|f16", "hf: what the tensors are rounded to (default f32)");
+  line.text("dtype", "f32|bf16|f16",
+            "hf, gguf: what float tensors are rounded to (default: f32 in hf, in gguf as "
+            "they are stored)");
+  line.list("requantize", "[PATTERN=]TYPE",
+            "gguf: quantize by ggml's rule to Q4_0, Q8_0, Q4_K, Q6_K ... what no block type "
+            "holds exactly and the float layers of blocks; with a pattern, the layers it "
+            "matches (may be repeated)");
   line.integer("shard-bytes", "hf: weights beyond this go to several files with an index",
                kShardBytes, 1);
   line.model_options();
@@ -42,6 +50,12 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
       "floats again, dequantized, as transformers loads them");
+  line.example("nibble export build/w4 --to gguf --output build/w4.gguf",
+               "the same codes and scales in ggml's blocks, for llama.cpp");
+  line.example(
+      "nibble export recipes/examples/stories --to gguf --requantize Q4_K --requantize "
+      "*embed_tokens=Q6_K --output build/q4_k.gguf",
+      "a float model, quantized by ggml's own rules");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
 
@@ -49,8 +63,9 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   const ExportOptions options{.overwrite = line.has("overwrite"),
                               .opset = line.integer("opset"),
                               .float64 = line.has("float64"),
-                              .dtype = line.has("dtype") ? line.text("dtype") : "f32",
-                              .shard_bytes = line.integer("shard-bytes")};
+                              .dtype = line.text("dtype"),
+                              .shard_bytes = line.integer("shard-bytes"),
+                              .requantize = line.list("requantize")};
   const std::filesystem::path output = line.path("output");
   std::error_code ignored;
   if (!options.overwrite && std::filesystem::exists(output, ignored)) {
@@ -71,24 +86,37 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   }
   int64_t bytes = 0;
   std::vector<std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(output, ignored)) {
-    if (!entry.is_regular_file()) continue;
+  const auto count = [&](const std::filesystem::directory_entry& entry) {
+    if (!entry.is_regular_file()) return;
     bytes += static_cast<int64_t>(entry.file_size());
     files.push_back(entry.path().filename().string());
-  }
+  };
+  const bool one_file = std::filesystem::is_regular_file(output, ignored);
+  if (one_file) count(std::filesystem::directory_entry(output, ignored));
+  for (const auto& entry : std::filesystem::directory_iterator(output, ignored))
+    count(entry);
   std::sort(files.begin(), files.end());
+  std::string types;  // of a GGUF: what became of the tensors
+  if (std::string_view(exporter->name) == "gguf") {
+    NIBBLE_ASSIGN_OR_RETURN(const GgufFile file,
+                            open_gguf(one_file ? output : output / "model.gguf"));
+    types = gguf_type_counts(file);
+  }
   if (line.wants_json()) {
-    const nlohmann::json json = {{"format", exporter->name},
-                                 {"output", output.string()},
-                                 {"bytes", bytes},
-                                 {"files", files}};
+    nlohmann::json json = {{"format", exporter->name},
+                           {"output", output.string()},
+                           {"bytes", bytes},
+                           {"files", files}};
+    if (!types.empty()) json["types"] = types;
     std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
               << "\n";
     return ok_status();
   }
   std::cout << output.string() << ":";
-  for (const std::string& file : files) std::cout << " " << file;
-  std::cout << "\n";
+  for (const std::string& file : files) {
+    if (!one_file) std::cout << " " << file;
+  }
+  std::cout << (types.empty() ? "" : " " + types) << "\n";
   return ok_status();
 }
 

@@ -1,5 +1,6 @@
 #include "recipes/models/load_model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -10,6 +11,7 @@
 #include "recipes/models/config_reader.h"
 #include "recipes/models/encoder_config.h"
 #include "recipes/models/fused_experts.h"
+#include "recipes/models/gguf.h"
 #include "recipes/models/initialise.h"
 #include "recipes/models/llama2c.h"
 
@@ -26,7 +28,8 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "tokenizer.bin",
                                            "vocab.json",
                                            "merges.txt",
-                                           "vocab.txt"};
+                                           "vocab.txt",
+                                           "chat_template.jinja"};
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -68,13 +71,6 @@ Status refuse_pickle(const fs::path& path) {
       name, "', map_location='cpu', weights_only=True).items()}, 'model.safetensors')\"");
 }
 
-Status refuse_gguf(const fs::path& path) {
-  return error(
-      StatusCode::unsupported, "[models] ", path.string(),
-      ": nibble reads safetensors and llama2.c files; found a GGUF file; give the "
-      "Hugging Face directory from which it was made");
-}
-
 // --- parts of an Artifact
 
 Status add_source(Artifact& artifact, const fs::path& path) {
@@ -110,6 +106,10 @@ Status add_tokenizer(Artifact& artifact, const fs::path& path) {
         "tokenizer.json, tokenizer.model, tokenizer.bin, vocab.json, vocab.txt");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
+  if (is_gguf(file)) {
+    NIBBLE_ASSIGN_OR_RETURN(artifact.tokenizer, read_gguf_tokenizer(file, path));
+    return add_source(artifact, path);
+  }
   const std::string_view text = file.text();
   const size_t first = text.find_first_not_of(" \t\r\n");
   const bool json = first != std::string_view::npos && text[first] == '{';
@@ -228,6 +228,8 @@ Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& 
                             initialise(artifact.program, range, options.seed));
   }
   NIBBLE_RETURN_IF_ERROR(drop_unused(artifact, *architecture));
+  std::sort(artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
+            [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
   NIBBLE_RETURN_IF_ERROR(set_image_statistics(artifact));
   NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));
   artifact.provenance.tool_version = kToolVersion;
@@ -241,14 +243,13 @@ Status refuse_other_weights(const fs::path& directory) {
   for (const auto& entry : fs::directory_iterator(directory, failed)) {
     const std::string extension = entry.path().extension().string();
     if (extension == ".bin" || extension == ".pt" || extension == ".pth" ||
-        extension == ".th" || extension == ".gguf") {
+        extension == ".th") {
       files.insert(entry.path());
     }
   }
   for (const fs::path& path : files) {
     const Result<Bytes> file = map_file(path);
     if (!file.ok()) continue;
-    if (file->text().substr(0, 4) == "GGUF") return refuse_gguf(path);
     if (is_pickle(*file)) return refuse_pickle(path);
   }
   return ok_status();
@@ -296,9 +297,10 @@ Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options
 
 Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
-  if (file.text().substr(0, 4) == "GGUF") return refuse_gguf(path);
   Artifact artifact;
-  if (is_llama2c(file)) {
+  if (is_gguf(file)) {
+    NIBBLE_ASSIGN_OR_RETURN(artifact, read_gguf_artifact(path, options.tokenizer.empty()));
+  } else if (is_llama2c(file)) {
     NIBBLE_ASSIGN_OR_RETURN(Llama2c model, read_llama2c(file, path.string()));
     artifact.tensors = std::move(model.tensors);
     artifact.config_json = std::move(model.config_json);
@@ -310,8 +312,8 @@ Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
   } else {
     return error(
         StatusCode::unsupported, "[models] ", path.string(),
-        ": a model is a Hugging Face directory, a nibble artifact, a llama2.c .bin or "
-        "a safetensors file; found none of these");
+        ": a model is a Hugging Face directory, a nibble artifact, a GGUF, a llama2.c .bin "
+        "or a safetensors file; found none of these");
   }
   NIBBLE_RETURN_IF_ERROR(add_source(artifact, path));
   NIBBLE_RETURN_IF_ERROR(complete(artifact, options, path));
@@ -326,6 +328,8 @@ Result<Artifact> load_model(const fs::path& path, const LoadOptions& options) {
                  ": no such file or directory");
   }
   if (!is_folder(path)) return load_file(path, options);
+  if (!is_there(path / "config.json") && is_there(path / "model.gguf"))
+    return load_file(path / "model.gguf", options);
   if (!is_artifact_directory(path)) return load_directory(path, options);
   NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, read_artifact(path));
   NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));

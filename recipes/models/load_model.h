@@ -1,9 +1,9 @@
-// Opens what a person calls a model: a Hugging Face directory, a nibble artifact, a
-// llama2.c .bin, a ResNet's or MLP's safetensors. One entry for every verb that takes
+// Opens what a person calls a model: a Hugging Face directory, a nibble artifact, a GGUF,
+// a llama2.c .bin, a ResNet's or MLP's safetensors. One entry for every verb that takes
 // MODEL.
 //
 // unsupported: a pickle (.bin/.pt/.th with PK or 0x80 at its start; says how to convert),
-// a GGUF file, an unknown architecture (lists the known ones). not_found, data_loss,
+// an unknown architecture (lists the known ones). not_found, data_loss,
 // invalid_argument: names the file or tensor. A checkpoint with a NaN weight is refused
 // (out_of_range), one with a tensor that its architecture does not use as well.
 #pragma once

@@ -199,14 +199,13 @@ TEST_F(DamagedModel, Pickle) {
 TEST_F(DamagedModel, OtherFiles) {
   write("model.gguf", "GGUF\x03");
   EXPECT_EQ(message(path() / "model.gguf"),
-            "unsupported: [models] model.gguf: nibble reads safetensors and llama2.c "
-            "files; found "
-            "a GGUF file; give the Hugging Face directory from which it was made");
+            "data_loss: [gguf] model.gguf: header: \"GGUF\" and version 2 or 3 were "
+            "required; found 5 bytes that begin otherwise; the file is damaged");
   write("notes.txt", "hello, this is text");
   EXPECT_EQ(
       message(path() / "notes.txt"),
       "unsupported: [models] notes.txt: a model is a Hugging Face directory, a nibble "
-      "artifact, a llama2.c .bin or a safetensors file; found none of these");
+      "artifact, a GGUF, a llama2.c .bin or a safetensors file; found none of these");
   EXPECT_EQ(message(path() / "absent"),
             "not_found: [models] absent: no such file or directory");
   write("config.json", "{\"architectures\": [");
@@ -215,9 +214,8 @@ TEST_F(DamagedModel, OtherFiles) {
             "something else; the file is damaged");
   fs::remove(path() / "config.json");
   EXPECT_EQ(message(path()),
-            "unsupported: [models] model.gguf: nibble reads safetensors and llama2.c "
-            "files; found "
-            "a GGUF file; give the Hugging Face directory from which it was made");
+            "data_loss: [gguf] model.gguf: header: \"GGUF\" and version 2 or 3 were "
+            "required; found 5 bytes that begin otherwise; the file is damaged");
   fs::remove(path() / "model.gguf");
   EXPECT_EQ(message(path()),
             "not_found: [models] DIR: a model directory needs config.json "

@@ -218,6 +218,45 @@ TEST_F(FileTest, AParentThatIsAFileIsReported) {
   EXPECT_THAT(listing(root()), ElementsAre("file"));
 }
 
+TEST_F(FileTest, AFileAppearsWholeOrNotAtAll) {
+  const fs::path path = root() / "made" / "a.gguf";
+  {
+    Result<AtomicFile> out = AtomicFile::create(path, false);
+    ASSERT_TRUE(out.ok()) << out.status().message();
+    ASSERT_TRUE(out->append("one ").ok());
+    EXPECT_FALSE(fs::exists(path));
+  }
+  EXPECT_THAT(listing(root() / "made"), IsEmpty());
+  Result<AtomicFile> out = AtomicFile::create(path, false);
+  ASSERT_TRUE(out.ok());
+  ASSERT_TRUE(out->append("one ").ok());
+  ASSERT_TRUE(out->append("two").ok());
+  ASSERT_TRUE(out->sync().ok());
+  EXPECT_EQ(*read_text_file(out->staging()), "one two");
+  ASSERT_TRUE(out->commit().ok());
+  EXPECT_THAT(listing(root() / "made"), ElementsAre("a.gguf"));
+  EXPECT_THAT(AtomicFile::create(path, false).status().message(),
+              HasSubstr("must not exist; it does; choose another name, or --overwrite"));
+  Result<AtomicFile> other = AtomicFile::create(path, true);
+  ASSERT_TRUE(other.ok() && other->append("new").ok() && other->sync().ok());
+  EXPECT_EQ(*read_text_file(path), "one two");
+  ASSERT_TRUE(other->commit().ok());
+  EXPECT_EQ(*read_text_file(path), "new");
+  EXPECT_EQ(AtomicFile::create(root() / "made", true).status().code(),
+            StatusCode::already_exists);
+}
+
+TEST_F(FileTest, AFullDiskLeavesNoFile) {
+  Result<AtomicFile> out = AtomicFile::create(root() / "big", false);
+  ASSERT_TRUE(out.ok());
+  {
+    const FileSizeLimit limit(1000);
+    EXPECT_EQ(out->append(std::string(5000, 'x')).code(), StatusCode::io_error);
+  }
+  out = AtomicFile::create(root() / "other", false);
+  EXPECT_THAT(listing(root()), ElementsAre(testing::StartsWith("other.partial-")));
+}
+
 TEST(Sha256, KnownDigests) {  // FIPS 180-4, appendix examples
   EXPECT_EQ(sha256_hex(""),
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
