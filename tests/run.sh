@@ -32,7 +32,7 @@ finish() {
   exit "$failed"
 }
 run_ctest() {  # run_ctest PRESET
-  ctest --preset "$1" -j "$jobs" 2>&1 | tee "build/$1/ctest.log"
+  ctest --preset "$1" -j "$jobs" -LE "^long$" 2>&1 | tee "build/$1/ctest.log"
 }
 
 mkdir -p build

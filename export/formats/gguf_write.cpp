@@ -75,10 +75,13 @@ class GgufWriter {
           static_cast<int64_t>(entry.parameters.size()) != decoder_.experts)
         return unsupported(entry.name, ": needs all ", decoder_.experts, " experts");
     }
-    if (artifact_.tokenizer.empty()) return ok_status();
-    NIBBLE_ASSIGN_OR_RETURN(vocabulary_,
-                            vocabulary_of(artifact_.tokenizer, artifact_.config_json,
-                                          artifact_.program.vocabulary));
+    Result<GgufVocabulary> vocabulary = vocabulary_of(
+        artifact_.tokenizer, artifact_.config_json, artifact_.program.vocabulary);
+    if (vocabulary.ok()) {
+      vocabulary_ = std::move(*vocabulary);
+    } else if (vocabulary.status().code() != StatusCode::not_found) {
+      return vocabulary.status();  // not_found: the model carries none
+    }
     return ok_status();
   }
 

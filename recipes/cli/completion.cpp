@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "export/exporter.h"
+#include "export/ggml/ggml_type.h"
 #include "kernels/base/cpu.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
@@ -32,6 +33,11 @@ Choices choices_of(const std::string& name) {
   } else if (name == "to") {
     for (const Exporter& row : all_exporters()) out.words.emplace_back(row.name);
     out.files = false;
+  } else if (name == "requantize") {
+    for (const GgmlType& row : all_ggml_types()) out.words.emplace_back(row.name);
+    out.files = false;
+  } else if (name == "dtype") {
+    out = {{"f32", "bf16", "f16"}, false};
   } else if (name == "cpu") {
     out = {{"avx512vnni", "avx2", "reference"}, false};
   } else if (name == "compute") {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
+#include "export/ggml/ggml_type.h"
 #include "kernels/base/cpu.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
@@ -55,9 +56,6 @@ constexpr std::array kNamedSchemes = {
     NamedScheme{"fp4/f64@f32", "bitsandbytes FP4"},
     NamedScheme{"e2m1/g32@e8m0", "MXFP4"},
     NamedScheme{"e2m1/g16@e4m3/t@f32", "NVFP4"},
-    NamedScheme{"int4/g32@f16", "ggml Q4_0"},
-    NamedScheme{"int8/g32@f16", "ggml Q8_0"},
-    NamedScheme{"uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16", "ggml Q4_K"},
     NamedScheme{"ternary/r@f32", "scaled ternary weights"},
     NamedScheme{"binary/r@f32", "scaled sign"},
 };
@@ -69,6 +67,13 @@ Result<Rows> schemes_list() {
     // Scales, zero points and minima counted, in a matrix of 4096 x 4096.
     rows.push_back(
         {named.scheme, number_text(bits_per_value(scheme, 4096, 4096), 4), named.name});
+  }
+  for (const GgmlType& type : all_ggml_types()) {
+    if (type.is_float()) continue;
+    const double bits = 8.0 * static_cast<double>(type.bytes) /
+                        static_cast<double>(type.block);  // as GGUF packs it
+    rows.push_back(
+        {to_string(type.scheme), number_text(bits, 4), cat("ggml ", type.name)});
   }
   std::string elements;
   for (const Element element : all_elements()) {

@@ -518,9 +518,12 @@ TEST(Onnx, AFileThatIsNoModelIsRefused) {
 TEST(Exporters, AnUnknownFormatListsTheKnownOnes) {
   const auto found = find_exporter("tflite");
   EXPECT_EQ(found.status().code(), StatusCode::not_found);
+  std::string names;
+  for (const Exporter& exporter : all_exporters())
+    names += cat(names.empty() ? "" : ", ", exporter.name);
   EXPECT_EQ(found.status().message(),
-            "[export] format: must be one of nibble, onnx, hf; found `tflite`; name a known "
-            "format");
+            cat("[export] format: must be one of ", names,
+                "; found `tflite`; name a known format"));
 }
 
 }  // namespace
