@@ -17,39 +17,40 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   for (const Exporter& exporter : all_exporters()) {
     formats += cat("\n  ", exporter.name, ": ", exporter.description);
   }
-  CommandLine line(
-      "export ARTIFACT --to FORMAT --output DIR",
-      "Writes another tool's format into a new directory (gguf: or into the file that the "
-      "output names). What the format cannot hold "
-      "is said before anything\nis written.\n\nFormats" +
-          formats);
+  CommandLine line("export ARTIFACT --to FORMAT --output DIR",
+                   "Writes another tool's format into a new directory (gguf: or into the "
+                   "file that the "
+                   "output names). What the format cannot hold "
+                   "is said before anything\nis written.\n\nFormats" +
+                       formats);
   line.positional("ARTIFACT");
   line.text("to", "FORMAT", "the format", true);
   line.text("output", "DIR", "the directory to make; gguf: or X.gguf, the file", true);
   line.flag("overwrite", "replace DIR if it is there");
   line.integer("opset", "onnx: operator set version", 21, 13);
-  line.flag("float64", "onnx, encoders: float operations in float64, so that rounding does "
-                       "not decide codes (slow; for proofs)");
+  line.flag("float64",
+            "onnx, encoders: float operations in float64, so that rounding does "
+            "not decide codes (slow; for proofs)");
   line.text("dtype", "f32|bf16|f16",
             "hf, gguf: what float tensors are rounded to (default: f32 in hf, in gguf as "
             "they are stored)");
-  line.list("requantize", "[PATTERN=]TYPE",
-            "gguf: quantize by ggml's rule to Q4_0, Q8_0, Q4_K, Q6_K ... what no block type "
-            "holds exactly and the float layers of blocks; with a pattern, the layers it "
-            "matches (may be repeated)");
+  line.list(
+      "requantize", "[PATTERN=]TYPE",
+      "gguf: quantize by ggml's rule to Q4_0, Q8_0, Q4_K, Q6_K ... what no block type "
+      "holds exactly and the float layers of blocks; with a pattern, the layers it "
+      "matches (may be repeated)");
   line.integer("shard-bytes", "hf: weights beyond this go to several files with an index",
                kShardBytes, 1);
   line.model_options();
   line.json();
+  line.example("nibble export build/w4 --to onnx --output build/w4-onnx",
+               "blocked INT4 in ONNX, opset 21, for ONNX Runtime");
   line.example(
-      "nibble export build/w4 --to onnx --output build/w4-onnx",
-      "blocked INT4 in ONNX, opset 21, for ONNX Runtime");
-  line.example(
-      "nibble export recipes/examples/stories --to onnx --output build/float-onnx --overwrite",
+      "nibble export recipes/examples/stories --to onnx --output build/float-onnx "
+      "--overwrite",
       "the float model");
-  line.example(
-      "nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
-      "floats again, dequantized, as transformers loads them");
+  line.example("nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
+               "floats again, dequantized, as transformers loads them");
   line.example("nibble export build/w4 --to gguf --output build/w4.gguf",
                "the same codes and scales in ggml's blocks, for llama.cpp");
   line.example(
@@ -66,6 +67,12 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                               .dtype = line.text("dtype"),
                               .shard_bytes = line.integer("shard-bytes"),
                               .requantize = line.list("requantize")};
+  const bool to_gguf = std::string_view(exporter->name) == "gguf";
+  if (!options.requantize.empty() && !to_gguf) {
+    return error(StatusCode::invalid_argument,
+                 "[export] --requantize: is for gguf; found --to ", exporter->name,
+                 "; leave it out");
+  }
   const std::filesystem::path output = line.path("output");
   std::error_code ignored;
   if (!options.overwrite && std::filesystem::exists(output, ignored)) {
@@ -84,6 +91,16 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
     note(cat("the artifact's KV cache is ", to_string(states[0].scheme), "; ",
              exporter->name, " does not hold that, its user decides"));
   }
+  for (const Node& node : artifact.program.nodes) {
+    if (!to_gguf || artifact.program.architecture != "MistralForCausalLM" ||
+        node.integer("window", 0) == 0) {
+      continue;
+    }
+    note(cat("the model sees ", node.integer("window", 0),
+             " positions; the file says so, but llama.cpp reads no window of a llama: "
+             "within so many positions it gives the same"));
+    break;
+  }
   int64_t bytes = 0;
   std::vector<std::string> files;
   const auto count = [&](const std::filesystem::directory_entry& entry) {
@@ -97,7 +114,7 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
     count(entry);
   std::sort(files.begin(), files.end());
   std::string types;  // of a GGUF: what became of the tensors
-  if (std::string_view(exporter->name) == "gguf") {
+  if (to_gguf) {
     NIBBLE_ASSIGN_OR_RETURN(const GgufFile file,
                             open_gguf(one_file ? output : output / "model.gguf"));
     types = gguf_type_counts(file);

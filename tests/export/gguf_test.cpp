@@ -8,6 +8,7 @@
 #include "export/gguf/gguf_model.h"
 #include "export/gguf/hold.h"
 #include "export/gguf/metadata_writer.h"
+#include "kernels/program/rope_attributes.h"
 #include "kernels/runtime/executor.h"
 #include "kernels/runtime/kv_cache.h"
 #include "recipes/models/load_model.h"
@@ -238,6 +239,40 @@ TEST_F(GgufFiles, QuantizedModelsComeBackWithTheirCodes) {
     EXPECT_EQ(loaded.ledger.find("model.layers.0.self_attn.q_proj.weight")->method,
               kImported);
     expect_near(logits(artifact), logits(loaded), scheme);  // sums of other groups
+  }
+}
+
+// rope_freqs has divisors alone: what made them is found again.
+TEST_F(GgufFiles, RopeScalingComesBack) {
+  const RopeShape llama3 = {.head_dim = 16,
+                            .theta = 500000,
+                            .scaling = "llama3",
+                            .factor = 32,
+                            .low_frequency_factor = 1,
+                            .high_frequency_factor = 4,
+                            .original_context = 8192};
+  RopeShape other = llama3;  // several pairs between the bounds
+  other.theta = 10000;
+  other.factor = 6;
+  other.low_frequency_factor = 1.5;
+  other.high_frequency_factor = 600;
+  RopeShape linear = {.head_dim = 16, .theta = 10000, .scaling = "linear", .factor = 2.5};
+  for (const RopeShape& rope : {llama3, other, linear}) {
+    Artifact artifact = sample::llama(small(), 5);
+    for (Node& node : artifact.program.nodes) {
+      if (node.op != "rope") continue;
+      node.attributes = rope_attributes(rope);
+      node.attributes["interleaved"] = int64_t{0};
+    }
+    round_trip(artifact);
+    const Artifact loaded = take(load_model(file(), {}));
+    const Node* node = loaded.program.find("model.layers.1.self_attn.q_rope");
+    ASSERT_NE(node, nullptr);
+    EXPECT_TRUE(rope_shape(*node) == rope)
+        << rope.scaling << " " << rope.high_frequency_factor << ": "
+        << rope_shape(*node).low_frequency_factor << " "
+        << rope_shape(*node).high_frequency_factor;
+    EXPECT_EQ(logits(loaded), logits(artifact)) << rope.scaling;
   }
 }
 
