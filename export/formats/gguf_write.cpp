@@ -242,7 +242,7 @@ class GgufWriter {
     write_decoder_keys(decoder_, keys);
     if (most != nullptr) keys.number("general.file_type", most->file_type);
     if (quantized) keys.number("general.quantization_version", 2);
-    keys.text("general.producer", kToolVersion);
+    keys.text("nibble.version", kToolVersion);
     if (vocabulary_) {
       write_vocabulary_keys(*vocabulary_, chat_template_of(artifact_.tokenizer), keys);
     } else {

@@ -30,6 +30,7 @@ constexpr std::string_view kKnown[] = {
     "block_count",
     "feed_forward_length",
     "vocab_size",
+    "tensor_data_layout",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",

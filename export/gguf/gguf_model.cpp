@@ -64,8 +64,13 @@ Status add_parameters(const GgufTensor& tensor, int64_t experts, int64_t head_di
 bool is_gguf(const Bytes& file) { return file.text().substr(0, 4) == "GGUF"; }
 
 Result<GgufModel> open_gguf_model(const std::filesystem::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(GgufFile file, open_gguf(path));
+  return gguf_model_of(std::move(file));
+}
+
+Result<GgufModel> gguf_model_of(GgufFile file) {
   GgufModel model;
-  NIBBLE_ASSIGN_OR_RETURN(model.file, open_gguf(path));
+  model.file = std::move(file);
   NIBBLE_ASSIGN_OR_RETURN(const GgufConfig config, read_gguf_config(model.file));
   model.architecture = config.architecture;
   model.config_json = config.json;

@@ -37,6 +37,7 @@ struct GgufModel {
 };
 
 bool is_gguf(const Bytes& file);
+Result<GgufModel> gguf_model_of(GgufFile file);
 Result<GgufModel> open_gguf_model(const std::filesystem::path& path);
 Result<CodedMatrix> read_codes(const GgufParameter& parameter);  // of a block type
 Result<Tensor> read_floats(const GgufParameter& parameter);      // of F32, F16, BF16
