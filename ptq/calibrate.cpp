@@ -7,9 +7,11 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/samples.h"
 #include "ptq/calibration/value_stream.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
+#include "ptq/methods/transform.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
 #include "ptq/observers/observer.h"
@@ -17,11 +19,6 @@
 
 namespace nibble {
 namespace {
-
-// Samples that run side by side before their statistics are added. Fixed, so that sums
-// are the same at any thread count; more of them only cost memory.
-constexpr int64_t kRound = 8;
-constexpr int64_t kImagesPerSample = 16;
 
 template <class... Parts>
 Error failure(StatusCode code, const Parts&... parts) {
@@ -48,68 +45,13 @@ bool needs_inputs(const LayerPlan& layer) {
   return method != nullptr && method->needs_inputs;
 }
 
-void check_data(const Artifact& model, const Plan& plan, const CalibrationData& data) {
-  const bool text = model.program.is_language_model();
-  const char* unit = text ? "sequences" : "images";
-  const int64_t found = text ? static_cast<int64_t>(data.sequences.size())
-                             : (data.images.shape.empty() ? 0 : data.images.shape[0]);
-  if (found == 0) {
-    std::string who;
-    for (const LayerPlan& layer : plan.layers) {
-      if (who.empty() && needs_inputs(layer))
-        who = cat(layer.node, ": method ", layer.method);
-    }
-    throw failure(StatusCode::failed_precondition,
-                  who.empty() ? "activations: static scales" : who.c_str(),
-                  " needs calibration data; found none; give --calibration");
+// Who needs data, for the message when there is none.
+std::string data_user(const Plan& plan) {
+  if (!plan.transforms.empty()) return "transform " + plan.transforms[0];
+  for (const LayerPlan& layer : plan.layers) {
+    if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
   }
-  if (found < plan.calibration_sequences) {
-    throw failure(StatusCode::failed_precondition, "data: ", plan.calibration_sequences,
-                  " ", unit, " are planned; found ", found,
-                  "; give more or set calibration_sequences=", found);
-  }
-  if (!text) return;
-  for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
-    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
-    if (ids.empty() || static_cast<int64_t>(ids.size()) > plan.calibration_length) {
-      throw failure(StatusCode::invalid_argument, "data: sequence ", i,
-                    " must have 1 to ", plan.calibration_length, " ids; found ",
-                    ids.size());
-    }
-    for (const int32_t id : ids) {
-      if (id < 0 || id >= model.program.vocabulary) {
-        throw failure(StatusCode::out_of_range, "data: sequence ", i,
-                      " must have ids below ", model.program.vocabulary, "; found ", id,
-                      "; is it another tokenizer's?");
-      }
-    }
-  }
-}
-
-std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
-                                              const CalibrationData& data) {
-  const std::string& input = model.program.inputs.at(0).name;
-  std::vector<ValueStream::Values> samples;
-  if (model.program.is_language_model()) {
-    for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
-      const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
-      at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
-      std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
-      ValueStream::Values sample = {{input, tensor}};
-      // An encoder's token types: 0, one sequence alone.
-      for (size_t j = 1; j < model.program.inputs.size(); ++j) {
-        sample[model.program.inputs[j].name] = at::zeros_like(tensor);
-      }
-      samples.push_back(std::move(sample));
-    }
-    return samples;
-  }
-  const at::Tensor images = to_torch(data.images);
-  for (int64_t i = 0; i < plan.calibration_sequences; i += kImagesPerSample) {
-    const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - i);
-    samples.push_back({{input, images.narrow(0, i, count)}});
-  }
-  return samples;
+  return "activations: static scales";
 }
 
 // The floats of one weight as [rows, cols].
@@ -206,14 +148,14 @@ class LayerSolver {
         throw_if_error(check_cancelled("calibrate"));
         const int64_t last = std::min(stream.size(), first + kRound);
         stream.run(done, i, first, last);
-        const at::Tensor rows = gather(stream, value, first, last);
+        const at::Tensor rows = gather_rows(stream, value, first, last);
         if (!inputs) inputs.emplace(rows.size(1));
         if (!float_stream) {
           inputs->accumulate(rows);
           continue;
         }
         float_stream->run(done, i, first, last);
-        inputs->accumulate(rows, gather(*float_stream, value, first, last));
+        inputs->accumulate(rows, gather_rows(*float_stream, value, first, last));
       }
       done = i;
       solve(layers, &*inputs);
@@ -361,16 +303,6 @@ class LayerSolver {
     }
   }
 
-  static at::Tensor gather(const ValueStream& stream, const std::string& value,
-                           int64_t first, int64_t last) {
-    std::vector<at::Tensor> rows;
-    for (int64_t sample = first; sample < last; ++sample) {
-      const at::Tensor& x = stream.value(sample, value);
-      rows.push_back(x.reshape({-1, x.size(-1)}));
-    }
-    return at::cat(rows);
-  }
-
   at::Tensor parameter(const std::string& name, bool quantized) const {
     const auto tensor = model_.tensors.find(name);
     if (tensor == model_.tensors.end()) {
@@ -488,6 +420,24 @@ void calibrate_activations(Calibrated& result, const CalibrationData& data,
   }
 }
 
+// The model after the plan's transforms; notes by tensor say what they did.
+std::shared_ptr<const Artifact> transformed(std::shared_ptr<const Artifact> model,
+                                            const Plan& plan, const CalibrationData& data,
+                                            const Progress& progress,
+                                            std::map<std::string, std::string>& notes) {
+  for (const std::string& name : plan.transforms) {
+    auto edited = std::make_shared<Artifact>(*model);
+    std::map<std::string, std::string> mine;
+    find_transform(name)->apply({plan, data, progress, *edited, mine});
+    for (const auto& [tensor, note] : mine) {
+      std::string& text = notes[tensor];
+      text = text.empty() ? note : cat(text, "; ", note);
+    }
+    model = std::move(edited);
+  }
+  return model;
+}
+
 }  // namespace
 
 Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
@@ -496,12 +446,17 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   throw_if_error(check_plan(plan, model->program));
   const bool solves_with_inputs =
       std::any_of(plan.layers.begin(), plan.layers.end(), needs_inputs);
-  if (solves_with_inputs || observes(plan)) check_data(*model, plan, data);
+  const bool transforms_with_inputs =
+      std::any_of(plan.transforms.begin(), plan.transforms.end(), transform_needs_inputs);
+  if (solves_with_inputs || transforms_with_inputs || observes(plan)) {
+    check_calibration_data(*model, plan, data, data_user(plan));
+  }
 
   Calibrated result;
-  result.model = std::move(model);
   result.plan = plan;
   result.calibration = data.description;
+  std::map<std::string, std::string> notes;
+  result.model = transformed(std::move(model), plan, data, progress, notes);
   if (observes(plan)) calibrate_activations(result, data, progress);
   for (const LayerPlan& layer : result.plan.layers) {
     if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;
@@ -509,6 +464,10 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   LayerSolver solver(result, progress);
   solver.solve_without_inputs();
   if (solves_with_inputs) solver.solve_with_inputs(data);
+  for (const auto& [tensor, note] : notes) {
+    std::string& text = result.accounts[tensor].note;
+    text = text.empty() ? note : cat(note, "; ", text);
+  }
   return result;
 }
 

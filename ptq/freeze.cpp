@@ -124,7 +124,12 @@ class Freezer {
         .kernel = "",
         .parameters = values.numel(),
         .bits = static_cast<double>(values.numel() * dtype_bytes(values.dtype) * 8),
-        .note = ""};
+        .note = note_of(name)};
+  }
+
+  std::string note_of(const std::string& name) const {
+    const auto account = calibrated_.accounts.find(name);
+    return account == calibrated_.accounts.end() ? "" : account->second.note;
   }
 
   void add_parameter(const Node& node, const std::string& role, const std::string& name) {

@@ -1,5 +1,6 @@
 #include "ptq/plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -21,6 +22,11 @@ std::vector<MethodName>& method_table() {
   };
   return table;
 }
+const MethodName kTransforms[] = {
+#define NIBBLE_TRANSFORM(name, needs_inputs, description) {#name, needs_inputs},
+#include "ptq/methods/transforms.inc"
+#undef NIBBLE_TRANSFORM
+};
 const char* const kObservers[] = {
 #define NIBBLE_OBSERVER(name) #name,
 #include "ptq/observers/observers.inc"
@@ -143,6 +149,16 @@ Status check_options(const Plan& plan) {
     return refuse("calibration: sequences and length must be at least 1; found ",
                   plan.calibration_sequences, " and ", plan.calibration_length);
   }
+  for (const std::string& name : plan.transforms) {
+    const std::vector<std::string> known = transform_names();
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    return refuse("transforms: no transform is called `", name, "`; there are ",
+                  joined(known));
+  }
+  if (!(plan.smoothquant_alpha >= 0 && plan.smoothquant_alpha < 1)) {
+    return refuse("smoothquant: alpha must be at least 0 (searched) and below 1; found ",
+                  plan.smoothquant_alpha);
+  }
   for (const char* name : kObservers) {
     if (plan.observer == name) return ok_status();
   }
@@ -161,6 +177,19 @@ std::vector<std::string> method_names() {
 
 bool method_needs_inputs(const std::string& name) {
   for (const MethodName& row : method_table()) {
+    if (row.name == name) return row.needs_inputs;
+  }
+  return false;
+}
+
+std::vector<std::string> transform_names() {
+  std::vector<std::string> names;
+  for (const MethodName& row : kTransforms) names.push_back(row.name);
+  return names;
+}
+
+bool transform_needs_inputs(const std::string& name) {
+  for (const MethodName& row : kTransforms) {
     if (row.name == name) return row.needs_inputs;
   }
   return false;

@@ -38,6 +38,10 @@ struct Plan {
   // Values that get an activation scheme (static: scale found by calibration), by name.
   std::map<std::string, ActivationScheme> activations;
   std::string observer = "minmax";  // a row of observers.inc: minmax, mse
+  // Edits of the float model before anything is solved, in this order: rows of
+  // ptq/methods/transforms.inc ("awq", "smoothquant").
+  std::vector<std::string> transforms;
+  double smoothquant_alpha = 0;  // 0: searched for each group of readers
   GptqOptions gptq;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;   // tokens a sequence
@@ -57,6 +61,8 @@ Status check_plan(const Plan& plan, const Program& program);
 std::vector<std::string> method_names();
 std::vector<std::string> observer_names();
 bool method_needs_inputs(const std::string& name);  // false: it looks at the weight alone
+std::vector<std::string> transform_names();
+bool transform_needs_inputs(const std::string& name);
 // For add_method (ptq/methods/method.h), which a program calls that brings its own method.
 // invalid_argument: the name is taken.
 Status add_method_name(const std::string& name, bool needs_inputs);

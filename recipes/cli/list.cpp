@@ -94,6 +94,15 @@ Result<Rows> methods_list() {
   return rows;
 }
 
+Result<Rows> transforms_list() {
+  Rows rows = {{"transform", "data", "what it does"}};
+#define NIBBLE_TRANSFORM(name, needs_inputs, description) \
+  rows.push_back({#name, needs_inputs ? "calibration" : "none", description});
+#include "ptq/methods/transforms.inc"
+#undef NIBBLE_TRANSFORM
+  return rows;
+}
+
 Result<Rows> formats_list() {
   Rows rows = {{"format", "what it is"}};
   for (const Exporter& exporter : all_exporters())
@@ -137,6 +146,7 @@ constexpr std::array kTopics = {
     Topic{"recipes", recipes_list},
     Topic{"schemes", schemes_list},
     Topic{"methods", methods_list},
+    Topic{"transforms", transforms_list},
     Topic{"formats", formats_list},
     Topic{"architectures", architectures_list},
     Topic{"kernels", kernels_list},

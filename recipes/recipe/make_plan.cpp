@@ -253,6 +253,8 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   Plan plan;
   plan.observer = recipe.observer;
   plan.gptq = recipe.gptq;
+  plan.transforms = recipe.transform_list();
+  plan.smoothquant_alpha = recipe.smoothquant_alpha;
   plan.calibration_sequences = recipe.calibration_sequences;
   plan.calibration_length = recipe.calibration_length;
   plan.minimum_tokens_per_expert = recipe.minimum_tokens_per_expert;

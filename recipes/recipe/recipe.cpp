@@ -73,6 +73,11 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (key == "weight") return !recipe.weight.empty();
   if (parts.count(key) > 0) return recipe.weight.empty();
   const auto starts = [&key](const char* section) { return key.rfind(section, 0) == 0; };
+  if (starts("smoothquant.")) {
+    const std::vector<std::string> names = recipe.transform_list();
+    return std::find(names.begin(), names.end(), "smoothquant") != names.end();
+  }
+  if (key == "transforms") return !recipe.transforms.empty();
   if (starts("gptq.")) return recipe.uses_method("gptq");
   if (starts("calibration.")) return recipe.needs_calibration();
   if (starts("activations.")) {
@@ -383,8 +388,23 @@ bool Recipe::uses_method(const std::string& name) const {
   return false;
 }
 
+std::vector<std::string> Recipe::transform_list() const {
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin < transforms.size();) {
+    const size_t end = std::min(transforms.find(',', begin), transforms.size());
+    std::string name = transforms.substr(begin, end - begin);
+    std::erase(name, ' ');
+    names.push_back(name);
+    begin = end + 1;
+  }
+  return names;
+}
+
 bool Recipe::needs_calibration() const {
   if (static_activations) return true;
+  for (const std::string& name : transform_list()) {
+    if (transform_needs_inputs(name)) return true;
+  }
   for (const std::string& name : method_names()) {
     if (method_needs_inputs(name) && uses_method(name)) return true;
   }

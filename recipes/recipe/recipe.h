@@ -53,6 +53,8 @@ struct Recipe {
 
   std::string method = "rtn";
   ScaleRule scale_rule;
+  std::string transforms;  // of the float model, in order, commas between: "awq"
+  double smoothquant_alpha = 0;
   GptqOptions gptq;
 
   bool static_activations = false;  // CNNs: integer values, batch norms folded
@@ -80,6 +82,7 @@ struct Recipe {
       8;  // compared code by code with the exact mode; 0: all
 
   std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
+  std::vector<std::string> transform_list() const;
   bool uses_method(const std::string& name) const;
   bool needs_calibration() const;  // a method or an observer looks at data
 };

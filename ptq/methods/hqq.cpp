@@ -1,0 +1,108 @@
+// HQQ: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models"
+// (2023). No data: the offset of each block is moved so that the weights' rounding errors
+// become sparse.
+//
+//   argmin_z  phi(W - Q^-1(Q(W))),  phi = |.|_p^p, p = 0.7                      eq. 1
+//   W_e = shrink(W - W_r),  shrink(x) = sign(x) max(|x| - p |x|^(p-1) / beta, 0)   eq. 4, 5
+//   z   = mean over the block of (W_q - (W - W_e) / s)                          eq. 6
+//   beta grows by kappa = 1.01 from 10, at most 20 rounds, ended when the mean |W - W_r| no
+//   longer falls (the authors' settings)
+//
+// With a zero point s * (q - z) as above; with a minimum m = -s * z. Scales stay those of the
+// rule; the offset is rounded to its element at the end.
+#include <algorithm>
+#include <cmath>
+
+#include "ptq/error.h"
+#include "ptq/methods/method.h"
+#include "ptq/one_thread.h"
+
+namespace nibble {
+namespace {
+
+constexpr double kNorm = 0.7, kBeta = 10, kKappa = 1.01;
+constexpr int kRounds = 20;
+
+Error failure(const LayerProblem& problem, StatusCode code, const std::string& message) {
+  return Error(Status(code, cat("[hqq] ", problem.node, ": ", message)));
+}
+
+double shrink(double x, double beta) {
+  const double magnitude = std::abs(x);
+  if (magnitude == 0) return 0;
+  const double less = magnitude - kNorm * std::pow(magnitude, kNorm - 1) / beta;
+  return less > 0 ? std::copysign(less, x) : 0;
+}
+
+// One block: w [n], its scale, its real zero point (before and after).
+double solve_block(const float* w, int64_t n, double scale, double zero, double lowest,
+                   double highest) {
+  const auto code = [&](double x) {
+    return std::clamp(std::nearbyint(x / scale + zero), lowest, highest);
+  };
+  double best = zero, best_error = -1, beta = kBeta;
+  for (int round = 0; round < kRounds; ++round, beta *= kKappa) {
+    double error = 0, sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double q = code(w[i]);
+      const double difference = w[i] - scale * (q - zero);
+      error += std::abs(difference);
+      sum += q - (w[i] - shrink(difference, beta)) / scale;
+    }
+    if (best_error >= 0 && error >= best_error) break;
+    best = zero;
+    best_error = error;
+    zero = sum / static_cast<double>(n);
+  }
+  return best;
+}
+
+}  // namespace
+
+SolvedLayer solve_hqq(const LayerProblem& problem) {
+  const QuantScheme& scheme = problem.scheme;
+  const bool integer = element_info(scheme.code).kind == ElementKind::integer;
+  const bool blocks = scheme.scales.size() == 1 && scheme.offsets.size() == 1 &&
+                      scheme.scales[0].block == scheme.offsets[0].block &&
+                      (scheme.scales[0].block.kind == Block::Kind::group ||
+                       scheme.scales[0].block.kind == Block::Kind::row);
+  if (!integer || !blocks) {
+    throw failure(problem, StatusCode::invalid_argument,
+                  cat("integer codes with one scale and one zero point or minimum a group "
+                      "or row are required; found ",
+                      to_string(scheme),
+                      "; use uint4/g64@f16+z/g64@f16 or the like (symmetric=false)"));
+  }
+  const MatrixView<const float>& w = problem.weight;
+  Result<CodedMatrix> chosen = choose_scales(w, scheme, problem.rule);
+  if (!chosen.ok())
+    throw failure(problem, chosen.status().code(), chosen.status().message());
+  CodedMatrix coded = std::move(chosen).value();
+  const Block& block = scheme.scales[0].block;
+  const int64_t size = block.kind == Block::Kind::group ? block.cols : w.cols;
+  const double lowest = code_lowest(scheme), highest = code_highest(scheme);
+  CodedLevel& offsets = coded.offsets[0];
+  const CodedLevel& scales = coded.scales[0];
+  const bool minimum = scheme.offset == OffsetKind::minimum;
+  const Element element = scheme.offsets[0].element;
+  const bool whole = element_info(element).kind == ElementKind::integer;
+  in_parallel(w.rows, [&](int64_t r) {
+    for (int64_t g = 0; g < offsets.cols; ++g) {
+      const int64_t at = r * offsets.cols + g;
+      const double scale = scales.values[at];
+      const double before = offsets.values[at];
+      const double zero = minimum ? -before / scale : before;
+      const double solved =
+          solve_block(w.row(r) + g * size, std::min(size, w.cols - g * size), scale, zero,
+                      lowest, highest);
+      double value = minimum ? -scale * solved : solved;
+      if (whole) value = std::clamp(std::nearbyint(value), lowest, highest);
+      offsets.values[at] = round_to_element(element, static_cast<float>(value));
+    }
+  });
+  const Status status = quantize(w, coded);
+  if (!status.ok()) throw failure(problem, status.code(), status.message());
+  return {.coded = std::move(coded), .note = ""};
+}
+
+}  // namespace nibble

@@ -1,0 +1,28 @@
+#include "ptq/methods/round_trip.h"
+
+#include <ATen/ATen.h>
+
+#include "ptq/error.h"
+
+namespace nibble {
+
+at::Tensor round_trip(const at::Tensor& x, const QuantScheme& scheme,
+                      const ScaleRule& rule, std::span<const float> importance) {
+  const int64_t rows = x.size(0), cols = x.size(1);
+  const MatrixView<const float> view(x.data_ptr<float>(), rows, cols);
+  CodedMatrix coded = value_or_throw(choose_scales(view, scheme, rule, importance));
+  throw_if_error(quantize(view, coded));
+  at::Tensor values = at::empty({rows, cols}, at::kFloat);
+  throw_if_error(
+      dequantize(coded, MatrixView<float>(values.data_ptr<float>(), rows, cols)));
+  return values;
+}
+
+at::Tensor to_matrix(const Tensor& tensor) {
+  const std::vector<float> values = value_or_throw(to_float(tensor));
+  at::Tensor matrix = at::empty({tensor.rows(), tensor.cols()}, at::kFloat);
+  std::copy(values.begin(), values.end(), matrix.data_ptr<float>());
+  return matrix;
+}
+
+}  // namespace nibble
