@@ -7,6 +7,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/value_stream.h"
 #include "ptq/error.h"
@@ -85,6 +86,7 @@ Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& la
                        .scheme = layer.scheme.weight,
                        .rule = layer.rule,
                        .gptq = plan.gptq,
+                       .autoround = plan.autoround,
                        .inputs = inputs};
   SolvedLayer solved = method_of(layer)->solve(problem);
   Calibrated::Account account{.tokens = inputs ? inputs->tokens() : 0,
@@ -119,50 +121,126 @@ class LayerSolver {
   void solve_with_inputs(const CalibrationData& data) {
     const Program& program = model_.program;
     const bool prefix = plan_.gptq.quantized_prefix;
+    const bool tunes = std::any_of(program.nodes.begin(), program.nodes.end(),
+                                   [&](const Node& node) { return is_tuned(node); });
     ValueStream stream(program, make_samples(model_, plan_, data),
                        [&](const std::string& name) { return parameter(name, prefix); });
     std::optional<ValueStream> float_stream;
-    if (prefix && plan_.gptq.match_float) {
+    if (tunes || (prefix && plan_.gptq.match_float)) {
       float_stream.emplace(
           program, make_samples(model_, plan_, data),
           [&](const std::string& name) { return parameter(name, false); });
     }
+    const bool match = prefix && plan_.gptq.match_float;
     size_t done = 0;
-    for (size_t i = 0; i < program.nodes.size(); ++i) {
-      if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
-        for (int64_t first = 0; first < stream.size(); first += kRound) {
-          throw_if_error(check_cancelled("calibrate"));
-          const int64_t last = std::min(stream.size(), first + kRound);
-          stream.run(done, i, first, last);
-          if (float_stream) float_stream->run(done, i, first, last);
-        }
-        done = i;
-        solve_experts(program.nodes[i], stream, float_stream ? &*float_stream : nullptr);
-        continue;
-      }
-      const std::vector<const LayerPlan*> layers = unsolved_readers(i);
-      if (layers.empty()) continue;
-      const std::string& value = program.nodes[i].inputs.at(0);
-      std::optional<Hessian> inputs;
+    // Runs both streams up to node i, round by round; each(first, last) after a round.
+    const auto advance = [&](size_t i, const auto& each) {
       for (int64_t first = 0; first < stream.size(); first += kRound) {
         throw_if_error(check_cancelled("calibrate"));
         const int64_t last = std::min(stream.size(), first + kRound);
         stream.run(done, i, first, last);
-        const at::Tensor rows = gather_rows(stream, value, first, last);
-        if (!inputs) inputs.emplace(rows.size(1));
-        if (!float_stream) {
-          inputs->accumulate(rows);
-          continue;
-        }
-        float_stream->run(done, i, first, last);
-        inputs->accumulate(rows, gather_rows(*float_stream, value, first, last));
+        if (float_stream) float_stream->run(done, i, first, last);
+        each(first, last);
       }
       done = i;
-      solve(layers, &*inputs);
+    };
+    const auto nothing = [](int64_t, int64_t) {};
+    std::vector<StreamValues> block_inputs;  // of the block that is being solved, if tuned
+    for (size_t begin = 0; begin < program.nodes.size();) {
+      const int block = program.nodes[begin].block;
+      size_t end = begin;
+      bool tuned = false;
+      for (; end < program.nodes.size() && program.nodes[end].block == block; ++end)
+        tuned = tuned || is_tuned(program.nodes[end]);
+      if (tuned) {
+        advance(begin, nothing);
+        block_inputs = stream.samples();
+      }
+      for (size_t i = begin; i < end; ++i) {
+        if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
+          advance(i, nothing);
+          solve_experts(program.nodes[i], stream, match ? &*float_stream : nullptr);
+          continue;
+        }
+        const std::vector<const LayerPlan*> layers = unsolved_readers(i);
+        if (layers.empty()) continue;
+        const std::string& value = program.nodes[i].inputs.at(0);
+        std::optional<Hessian> inputs;
+        advance(i, [&](int64_t first, int64_t last) {
+          const at::Tensor rows = gather_rows(stream, value, first, last);
+          if (!inputs) inputs.emplace(rows.size(1));
+          if (match) {
+            inputs->accumulate(rows, gather_rows(*float_stream, value, first, last));
+          } else {
+            inputs->accumulate(rows);
+          }
+        });
+        solve(layers, &*inputs);
+      }
+      if (tuned) {
+        advance(end, nothing);
+        tune(begin, end, std::move(block_inputs), stream, *float_stream);
+        block_inputs.clear();
+      }
+      begin = end;
     }
   }
 
  private:
+  // Its layers' codes are tuned with their block's. The ends of a model are no blocks.
+  bool is_tuned(const Node& node) const {
+    if (node.block < 0 || node.block == kLastBlock) return false;
+    for (const Layer& layer : layers_of(node)) {
+      const LayerPlan* plan = plan_.find(layer.tensor);
+      if (plan != nullptr && plan->method == "autoround") return true;
+    }
+    return false;
+  }
+
+  // Both streams stand at `end`. The quantized one runs the block again, from its inputs.
+  void tune(size_t begin, size_t end, std::vector<StreamValues> inputs,
+            ValueStream& stream, const ValueStream& float_stream) {
+    const Program& program = model_.program;
+    std::set<std::string> made;
+    for (size_t i = begin; i < end; ++i) made.insert(program.nodes[i].outputs.at(0));
+    BlockProblem problem{.model = model_,
+                         .plan = plan_,
+                         .begin = begin,
+                         .end = end,
+                         .inputs = std::move(inputs),
+                         .targets = {},
+                         .tensors = {}};
+    for (const StreamValues& sample : float_stream.samples()) {
+      problem.targets.emplace_back();
+      for (const auto& [name, value] : sample) {
+        if (made.count(name)) problem.targets.back()[name] = value;
+      }
+    }
+    for (size_t i = begin; i < end; ++i) {
+      for (const Layer& layer : layers_of(program.nodes[i])) {
+        const LayerPlan* plan = plan_.find(layer.tensor);
+        if (plan != nullptr && plan->method == "autoround")
+          problem.tensors.push_back(layer.tensor);
+      }
+    }
+    const TunedBlock tuned = tune_block(problem, result_.weights);
+    for (const std::string& tensor : problem.tensors) {
+      Calibrated::Account& account = result_.accounts[tensor];
+      const std::vector<float> values =
+          value_or_throw(to_float(model_.tensors.at(tensor)));
+      const CodedMatrix& coded = result_.weights.at(tensor);
+      account.error = weight_error({values.data(), coded.rows, coded.cols}, coded);
+      account.output_error = -1;  // the start's is no longer true
+      const std::string note = cat("block error ", tuned.loss_before, " -> ", tuned.loss_after);
+      account.note = account.note.empty() ? note : cat(account.note, "; ", note);
+    }
+    // Again with the tuned weights, so that the next block sees what they give.
+    stream.restore(std::move(problem.inputs));
+    for (int64_t first = 0; first < stream.size(); first += kRound) {
+      stream.run(begin, end, first, std::min(stream.size(), first + kRound));
+    }
+  }
+
   // The layers from node i on that read what node i reads, if node i is a layer to be
   // solved.
   std::vector<const LayerPlan*> unsolved_readers(size_t i) const {

@@ -155,6 +155,18 @@ Status check_options(const Plan& plan) {
     return refuse("transforms: no transform is called `", name, "`; there are ",
                   joined(known));
   }
+  const AutoRoundOptions& autoround = plan.autoround;
+  if (autoround.iterations < 1 || autoround.batch < 1 || !(autoround.learning_rate >= 0)) {
+    return refuse(
+        "autoround: at least one iteration and sample a step and a rate of at least 0 are "
+        "required; found ",
+        autoround.iterations, ", ", autoround.batch, " and ", autoround.learning_rate);
+  }
+  if (autoround.start != "gptq" && autoround.start != "imatrix" &&
+      autoround.start != "rtn") {
+    return refuse("autoround: start is one of gptq, imatrix, rtn; found ",
+                  autoround.start);
+  }
   if (!(plan.smoothquant_alpha >= 0 && plan.smoothquant_alpha < 1)) {
     return refuse("smoothquant: alpha must be at least 0 (searched) and below 1; found ",
                   plan.smoothquant_alpha);

@@ -22,6 +22,14 @@ struct GptqOptions {
   int refine_sweeps = 10;       // descent over single codes after the column solve; 0: none
 };
 
+// AutoRound, arXiv 2309.05516, sec. 4.1; its batch and steps.
+struct AutoRoundOptions {
+  int iterations = 200;
+  int64_t batch = 8;           // samples a step
+  double learning_rate = 0;    // of signed descent, in codes; 0: 1 / iterations
+  std::string start = "gptq";  // where it starts: gptq, imatrix or rtn (the paper's)
+};
+
 struct LayerPlan {
   std::string node;    // the layer's name: its node's, or an expert's module path
   std::string tensor;  // its weight's name
@@ -43,6 +51,7 @@ struct Plan {
   std::vector<std::string> transforms;
   double smoothquant_alpha = 0;  // 0: searched for each group of readers
   GptqOptions gptq;
+  AutoRoundOptions autoround;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;   // tokens a sequence
   // A method that looks at inputs needs this many of an expert's tokens, or it fails and

@@ -9,10 +9,9 @@
 #include "ptq/one_thread.h"
 
 namespace nibble {
-namespace {
 
-at::Tensor run_node(const Node& node, const ValueStream::Values& values,
-                    const ValueStream::Values& parameters) {
+at::Tensor run_node(const Node& node, const StreamValues& values,
+                    const StreamValues& parameters) {
   std::vector<at::Tensor> inputs;
   for (const std::string& name : node.inputs) inputs.push_back(values.at(name));
   TorchOpCall call{.node = node, .inputs = inputs, .parameters = {}, .training = false};
@@ -25,8 +24,6 @@ at::Tensor run_node(const Node& node, const ValueStream::Values& values,
   }
   return op->run(call);
 }
-
-}  // namespace
 
 ValueStream::ValueStream(const Program& program, std::vector<Values> samples, Load load,
                          std::set<std::string> keep)

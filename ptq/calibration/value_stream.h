@@ -20,9 +20,15 @@
 
 namespace nibble {
 
+using StreamValues = std::map<std::string, at::Tensor>;
+
+// One node on values and parameters by name (every parameter of its that the node names).
+at::Tensor run_node(const Node& node, const StreamValues& values,
+                    const StreamValues& parameters);
+
 class ValueStream {
  public:
-  using Values = std::map<std::string, at::Tensor>;
+  using Values = StreamValues;
   // f32 parameter by its tensor's name, called from one thread, once for each stretch of
   // nodes that reads it.
   using Load = std::function<at::Tensor(const std::string& tensor)>;
@@ -36,6 +42,12 @@ class ValueStream {
   // Runs nodes [begin, end) of the program on samples [first, last).
   void run(size_t begin, size_t end, int64_t first, int64_t last);
   const at::Tensor& value(int64_t sample, const std::string& name) const;
+  // Every sample's live values, and back to them: parameters are loaded anew.
+  const std::vector<Values>& samples() const { return samples_; }
+  void restore(std::vector<Values> samples) {
+    samples_ = std::move(samples);
+    parameters_.clear();
+  }
   void drop(int64_t sample) { samples_[static_cast<size_t>(sample)].clear(); }
 
  private:

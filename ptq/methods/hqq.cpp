@@ -71,7 +71,7 @@ SolvedLayer solve_hqq(const LayerProblem& problem) {
                   cat("integer codes with one scale and one zero point or minimum a group "
                       "or row are required; found ",
                       to_string(scheme),
-                      "; use uint4/g64@f16+z/g64@f16 or the like (symmetric=false)"));
+                      "; use uint4/g64@f16+m/g64@f16 or the like"));
   }
   const MatrixView<const float>& w = problem.weight;
   Result<CodedMatrix> chosen = choose_scales(w, scheme, problem.rule);

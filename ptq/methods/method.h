@@ -25,6 +25,7 @@ struct LayerProblem {
   QuantScheme scheme;
   ScaleRule rule;
   GptqOptions gptq;
+  AutoRoundOptions autoround;
   const Hessian* inputs = nullptr;
 };
 

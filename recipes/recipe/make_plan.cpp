@@ -253,6 +253,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   Plan plan;
   plan.observer = recipe.observer;
   plan.gptq = recipe.gptq;
+  plan.autoround = recipe.autoround;
   plan.transforms = recipe.transform_list();
   plan.smoothquant_alpha = recipe.smoothquant_alpha;
   plan.calibration_sequences = recipe.calibration_sequences;

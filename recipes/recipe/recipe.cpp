@@ -78,7 +78,11 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
     return std::find(names.begin(), names.end(), "smoothquant") != names.end();
   }
   if (key == "transforms") return !recipe.transforms.empty();
-  if (starts("gptq.")) return recipe.uses_method("gptq");
+  if (starts("autoround.")) return recipe.uses_method("autoround");
+  if (starts("gptq.")) {
+    const bool begins = recipe.autoround.start == "gptq";
+    return recipe.uses_method("gptq") || (begins && recipe.uses_method("autoround"));
+  }
   if (starts("calibration.")) return recipe.needs_calibration();
   if (starts("activations.")) {
     return recipe.static_activations || key == "activations.static";

@@ -56,6 +56,7 @@ struct Recipe {
   std::string transforms;  // of the float model, in order, commas between: "awq"
   double smoothquant_alpha = 0;
   GptqOptions gptq;
+  AutoRoundOptions autoround;
 
   bool static_activations = false;  // CNNs: integer values, batch norms folded
   std::string signed_activation = kSignedActivation,

@@ -1,0 +1,49 @@
+// Tunes the codes and scales of all layers of one block together, so that the block's
+// outputs come near the float model's: the loop of AutoRound (Cheng et al., "Optimize Weight
+// Rounding via Signed Gradient Descent for the Quantization of LLMs", arXiv 2309.05516).
+//
+//   W~ = s (clamp(round(u + V)) - z)        u: where the start's codes came from, in codes
+//   s  = s0 (1 + A)                         rounded to its element, straight through
+//   V, A <- V, A - lr sign(dL / d.)         eq. 5; V in [-1/2, 1/2], lr falls linearly to 0
+//   L  = mean (f(X; W~) - Y)^2              X: the quantized model's inputs of the block,
+//                                           Y: the float model's outputs
+//
+// The start is any solution (round to nearest as in the paper, or GPTQ's): u is W / s + z,
+// moved into its code's cell where the start's code is another one than W's nearest. The
+// better of start and end on all samples is kept. Integer codes with one scale level only.
+//
+// Samples of a batch run in parallel as kShards fixed parts whose gradients are added in
+// order: the same bytes at any thread count. Throws nibble::Error.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ptq/calibrate.h"
+#include "ptq/calibration/value_stream.h"
+
+namespace nibble {
+
+struct BlockProblem {
+  const Artifact& model;
+  const Plan& plan;
+  size_t begin, end;                        // nodes
+  std::vector<ValueStream::Values> inputs;  // a sample each: what is live at begin
+  // A sample each: what the float model has live at end of what the block makes.
+  std::vector<ValueStream::Values> targets;
+  std::vector<std::string> tensors;         // the weights to be tuned
+};
+
+struct TunedBlock {
+  double loss_before = 0, loss_after = 0;  // mean squared error over mean squared output
+};
+
+// Changes weights[t] for t in problem.tensors; others in it are used as they are.
+TunedBlock tune_block(const BlockProblem& problem,
+                      std::map<std::string, CodedMatrix>& weights);
+
+// nullptr, or why a scheme can not be tuned.
+const char* cannot_tune(const QuantScheme& scheme);
+
+}  // namespace nibble
