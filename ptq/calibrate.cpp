@@ -126,12 +126,12 @@ class LayerSolver {
     ValueStream stream(program, make_samples(model_, plan_, data),
                        [&](const std::string& name) { return parameter(name, prefix); });
     std::optional<ValueStream> float_stream;
-    if (tunes || (prefix && plan_.gptq.match_float)) {
+    if (tunes || follows_float()) {
       float_stream.emplace(
           program, make_samples(model_, plan_, data),
           [&](const std::string& name) { return parameter(name, false); });
     }
-    const bool match = prefix && plan_.gptq.match_float;
+    const bool match = follows_float();
     size_t done = 0;
     // Runs both streams up to node i, round by round; each(first, last) after a round.
     const auto advance = [&](size_t i, const auto& each) {
@@ -239,6 +239,18 @@ class LayerSolver {
     for (int64_t first = 0; first < stream.size(); first += kRound) {
       stream.run(begin, end, first, std::min(stream.size(), first + kRound));
     }
+  }
+
+  // Is the float model followed beside the quantized one: for methods that correct what the
+  // prefix has done to their inputs?
+  bool follows_float() const {
+    if (!plan_.gptq.quantized_prefix || !plan_.gptq.match_float) return false;
+    return std::any_of(plan_.layers.begin(), plan_.layers.end(), [&](const auto& layer) {
+      const bool starts_elsewhere =
+          layer.method == "autoround" && plan_.autoround.start != "gptq";
+      return needs_inputs(layer) && layer.method != "awq" && layer.method != "imatrix" &&
+             !starts_elsewhere;
+    });
   }
 
   // The layers from node i on that read what node i reads, if node i is a layer to be

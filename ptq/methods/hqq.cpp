@@ -8,8 +8,8 @@
 //   beta grows by kappa = 1.01 from 10, at most 20 rounds, ended when the mean |W - W_r| no
 //   longer falls (the authors' settings)
 //
-// With a zero point s * (q - z) as above; with a minimum m = -s * z. Scales stay those of the
-// rule; the offset is rounded to its element at the end.
+// z is real: it ships as the minimum m = -s * z, rounded to its element at the end (an integer
+// zero point would round HQQ's moves away). Scales stay those of the rule.
 #include <algorithm>
 #include <cmath>
 
@@ -66,10 +66,12 @@ SolvedLayer solve_hqq(const LayerProblem& problem) {
                       scheme.scales[0].block == scheme.offsets[0].block &&
                       (scheme.scales[0].block.kind == Block::Kind::group ||
                        scheme.scales[0].block.kind == Block::Kind::row);
-  if (!integer || !blocks) {
+  const bool real = blocks && scheme.offset == OffsetKind::minimum &&
+                    element_info(scheme.offsets[0].element).kind == ElementKind::minifloat;
+  if (!integer || !real) {
     throw failure(problem, StatusCode::invalid_argument,
-                  cat("integer codes with one scale and one zero point or minimum a group "
-                      "or row are required; found ",
+                  cat("integer codes with one scale and one float minimum a group or row "
+                      "are required; found ",
                       to_string(scheme),
                       "; use uint4/g64@f16+m/g64@f16 or the like"));
   }
@@ -83,21 +85,17 @@ SolvedLayer solve_hqq(const LayerProblem& problem) {
   const double lowest = code_lowest(scheme), highest = code_highest(scheme);
   CodedLevel& offsets = coded.offsets[0];
   const CodedLevel& scales = coded.scales[0];
-  const bool minimum = scheme.offset == OffsetKind::minimum;
   const Element element = scheme.offsets[0].element;
-  const bool whole = element_info(element).kind == ElementKind::integer;
   in_parallel(w.rows, [&](int64_t r) {
     for (int64_t g = 0; g < offsets.cols; ++g) {
       const int64_t at = r * offsets.cols + g;
       const double scale = scales.values[at];
-      const double before = offsets.values[at];
-      const double zero = minimum ? -before / scale : before;
+      const double zero = -offsets.values[at] / scale;
       const double solved =
           solve_block(w.row(r) + g * size, std::min(size, w.cols - g * size), scale, zero,
                       lowest, highest);
-      double value = minimum ? -scale * solved : solved;
-      if (whole) value = std::clamp(std::nearbyint(value), lowest, highest);
-      offsets.values[at] = round_to_element(element, static_cast<float>(value));
+      offsets.values[at] =
+          round_to_element(element, static_cast<float>(-scale * solved));
     }
   });
   const Status status = quantize(w, coded);
