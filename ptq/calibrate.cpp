@@ -7,12 +7,15 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/allocate.h"
 #include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/samples.h"
+#include "ptq/calibration/sensitivity.h"
 #include "ptq/calibration/value_stream.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/transform.h"
+#include "ptq/module/fake_quantize.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
 #include "ptq/observers/observer.h"
@@ -49,6 +52,7 @@ bool needs_inputs(const LayerPlan& layer) {
 // Who needs data, for the message when there is none.
 std::string data_user(const Plan& plan) {
   if (!plan.transforms.empty()) return "transform " + plan.transforms[0];
+  if (!plan.mixed.schemes.empty()) return "mixed precision";
   for (const LayerPlan& layer : plan.layers) {
     if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
   }
@@ -69,6 +73,20 @@ std::vector<float> weight_values(const Artifact& model, const LayerPlan& layer,
   *rows = tensor->second.rows();
   *cols = tensor->second.cols();
   return value_or_throw(to_float(tensor->second));
+}
+
+// Rounds the inputs of the nodes whose activations the plan quantizes; empty when none.
+InputRounding input_rounding(const Plan& plan) {
+  std::map<std::string, ActivationScheme> schemes;
+  for (const LayerPlan& layer : plan.layers) {
+    if (layer.method != "float" && layer.scheme.input)
+      schemes[layer.node] = *layer.scheme.input;
+  }
+  if (schemes.empty()) return {};
+  return [schemes](const Node& node, const at::Tensor& x) {
+    const auto scheme = schemes.find(node.name);
+    return scheme == schemes.end() ? x : FakeQuantize(scheme->second)->forward(x);
+  };
 }
 
 // Everything that solving a layer leaves behind.
@@ -124,7 +142,8 @@ class LayerSolver {
     const bool tunes = std::any_of(program.nodes.begin(), program.nodes.end(),
                                    [&](const Node& node) { return is_tuned(node); });
     ValueStream stream(program, make_samples(model_, plan_, data),
-                       [&](const std::string& name) { return parameter(name, prefix); });
+                       [&](const std::string& name) { return parameter(name, prefix); }, {},
+                       prefix ? input_rounding(plan_) : InputRounding());
     std::optional<ValueStream> float_stream;
     if (tunes || follows_float()) {
       float_stream.emplace(
@@ -132,6 +151,7 @@ class LayerSolver {
           [&](const std::string& name) { return parameter(name, false); });
     }
     const bool match = follows_float();
+    const InputRounding rounding = prefix ? input_rounding(plan_) : InputRounding();
     size_t done = 0;
     // Runs both streams up to node i, round by round; each(first, last) after a round.
     const auto advance = [&](size_t i, const auto& each) {
@@ -167,7 +187,9 @@ class LayerSolver {
         const std::string& value = program.nodes[i].inputs.at(0);
         std::optional<Hessian> inputs;
         advance(i, [&](int64_t first, int64_t last) {
-          const at::Tensor rows = gather_rows(stream, value, first, last);
+          at::Tensor rows = gather_rows(stream, value, first, last);
+          // What the layers multiply: rounded, where their activations are.
+          if (rounding) rows = rounding(program.nodes[i], rows);
           if (!inputs) inputs.emplace(rows.size(1));
           if (match) {
             inputs->accumulate(rows, gather_rows(*float_stream, value, first, last));
@@ -209,7 +231,8 @@ class LayerSolver {
                          .end = end,
                          .inputs = std::move(inputs),
                          .targets = {},
-                         .tensors = {}};
+                         .tensors = {},
+                         .rounding = input_rounding(plan_)};
     for (const StreamValues& sample : float_stream.samples()) {
       problem.targets.emplace_back();
       for (const auto& [name, value] : sample) {
@@ -510,6 +533,43 @@ void calibrate_activations(Calibrated& result, const CalibrationData& data,
   }
 }
 
+// Mixed precision: every quantized layer's scheme anew, as the plan's budget allows.
+void choose_schemes(Calibrated& result, const CalibrationData& data,
+                    const Progress& progress, std::map<std::string, std::string>& notes) {
+  const MixedOptions& mixed = result.plan.mixed;
+  std::vector<std::string> tensors;
+  for (const LayerPlan& layer : result.plan.layers) {
+    if (layer.method != "float") tensors.push_back(layer.tensor);
+  }
+  const std::map<std::string, std::vector<double>> losses = predicted_losses(
+      *result.model, result.plan, data, tensors, mixed.schemes, progress);
+  std::vector<std::vector<LayerChoice>> layers;
+  for (const std::string& tensor : tensors) {
+    const std::vector<double>& loss = losses.at(tensor);
+    const auto costs = mixed.costs.find(tensor);
+    if (costs == mixed.costs.end() || costs->second.size() != loss.size()) {
+      throw failure(StatusCode::internal, tensor, ": a cost a scheme is required; found ",
+                    costs == mixed.costs.end() ? 0 : costs->second.size());
+    }
+    layers.emplace_back();
+    for (size_t i = 0; i < loss.size(); ++i)
+      layers.back().push_back({costs->second[i], loss[i]});
+  }
+  Result<std::vector<size_t>> chosen = allocate(layers, mixed.budget);
+  if (!chosen.ok()) {
+    throw Error(error(chosen.status().code(), chosen.status().message(), " (in ",
+                      mixed.unit, ")"));
+  }
+  for (size_t l = 0; l < tensors.size(); ++l) {
+    for (LayerPlan& layer : result.plan.layers) {
+      if (layer.tensor == tensors[l]) layer.scheme.weight = mixed.schemes[(*chosen)[l]];
+    }
+    std::string& note = notes[tensors[l]];
+    note += cat(note.empty() ? "" : "; ", "mixed: KL foretold ", layers[l][(*chosen)[l]].loss);
+  }
+  throw_if_error(check_plan(result.plan, result.model->program));
+}
+
 // The model after the plan's transforms; notes by tensor say what they did.
 std::shared_ptr<const Artifact> transformed(std::shared_ptr<const Artifact> model,
                                             const Plan& plan, const CalibrationData& data,
@@ -538,7 +598,8 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
       std::any_of(plan.layers.begin(), plan.layers.end(), needs_inputs);
   const bool transforms_with_inputs =
       std::any_of(plan.transforms.begin(), plan.transforms.end(), transform_needs_inputs);
-  if (solves_with_inputs || transforms_with_inputs || observes(plan)) {
+  const bool chooses = !plan.mixed.schemes.empty();
+  if (solves_with_inputs || transforms_with_inputs || chooses || observes(plan)) {
     check_calibration_data(*model, plan, data, data_user(plan));
   }
 
@@ -547,6 +608,7 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   result.calibration = data.description;
   std::map<std::string, std::string> notes;
   result.model = transformed(std::move(model), plan, data, progress, notes);
+  if (chooses) choose_schemes(result, data, progress, notes);
   if (observes(plan)) calibrate_activations(result, data, progress);
   for (const LayerPlan& layer : result.plan.layers) {
     if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;

@@ -20,6 +20,7 @@ struct GptqOptions {
   bool quantized_prefix = true; // a layer sees the outputs of the already quantized ones
   bool match_float = true;      // with the prefix: aim at the float model's outputs, not the prefix's
   int refine_sweeps = 10;       // descent over single codes after the column solve; 0: none
+  int refine_scales = 2;        // rounds of refined scales, each with such a descent after it
 };
 
 // AutoRound, arXiv 2309.05516, sec. 4.1; its batch and steps.
@@ -28,6 +29,15 @@ struct AutoRoundOptions {
   int64_t batch = 8;           // samples a step
   double learning_rate = 0;    // of signed descent, in codes; 0: 1 / iterations
   std::string start = "gptq";  // where it starts: gptq, imatrix or rtn (the paper's)
+};
+
+// Mixed precision: each quantized layer takes one of the schemes, so that the foretold loss
+// (ptq/calibration/sensitivity.h) is least under a budget of the sum of costs.
+struct MixedOptions {
+  std::vector<QuantScheme> schemes;                  // none: every layer as it is planned
+  std::map<std::string, std::vector<double>> costs;  // by tensor, one a scheme
+  double budget = 0;                                 // in the unit of the costs
+  std::string unit;                                  // "bits", "ms": for messages
 };
 
 struct LayerPlan {
@@ -52,6 +62,7 @@ struct Plan {
   double smoothquant_alpha = 0;  // 0: searched for each group of readers
   GptqOptions gptq;
   AutoRoundOptions autoround;
+  MixedOptions mixed;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;   // tokens a sequence
   // A method that looks at inputs needs this many of an expert's tokens, or it fails and

@@ -242,7 +242,7 @@ class Tuner {
     ValueStream::Values values = problem_.inputs[static_cast<size_t>(sample)];
     for (size_t n = problem_.begin; n < problem_.end; ++n) {
       const Node& node = problem_.model.program.nodes[n];
-      values[node.outputs.at(0)] = run_node(node, values, parameters);
+      values[node.outputs.at(0)] = run_node(node, values, parameters, problem_.rounding);
     }
     at::Tensor loss;
     *count = 0;

@@ -11,9 +11,10 @@
 namespace nibble {
 
 at::Tensor run_node(const Node& node, const StreamValues& values,
-                    const StreamValues& parameters) {
+                    const StreamValues& parameters, const InputRounding& rounding) {
   std::vector<at::Tensor> inputs;
   for (const std::string& name : node.inputs) inputs.push_back(values.at(name));
+  if (rounding && !inputs.empty()) inputs[0] = rounding(node, inputs[0]);
   TorchOpCall call{.node = node, .inputs = inputs, .parameters = {}, .training = false};
   for (const auto& [role, name] : node.parameters)
     call.parameters[role] = parameters.at(name);
@@ -26,8 +27,11 @@ at::Tensor run_node(const Node& node, const StreamValues& values,
 }
 
 ValueStream::ValueStream(const Program& program, std::vector<Values> samples, Load load,
-                         std::set<std::string> keep)
-    : program_(program), samples_(std::move(samples)), load_(std::move(load)) {
+                         std::set<std::string> keep, InputRounding rounding)
+    : program_(program),
+      samples_(std::move(samples)),
+      load_(std::move(load)),
+      rounding_(std::move(rounding)) {
   for (size_t i = 0; i < program.nodes.size(); ++i) {
     const Node& node = program.nodes[i];
     for (const std::string& name : node.outputs) last_reader_[name] = i;
@@ -56,7 +60,7 @@ void ValueStream::run(size_t begin, size_t end, int64_t first, int64_t last) {
     Values& values = samples_[static_cast<size_t>(first + i)];
     for (size_t n = begin; n < end; ++n) {
       const Node& node = program_.nodes[n];
-      values[node.outputs.at(0)] = run_node(node, values, parameters_);
+      values[node.outputs.at(0)] = run_node(node, values, parameters_, rounding_);
       for (const std::string& name : node.inputs) {
         if (last_reader_.at(name) <= n) values.erase(name);
       }

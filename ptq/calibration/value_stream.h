@@ -22,9 +22,13 @@ namespace nibble {
 
 using StreamValues = std::map<std::string, at::Tensor>;
 
+// What a node does to its first input before it computes: round it, where the plan says that
+// its activations are quantized. Called from many threads.
+using InputRounding = std::function<at::Tensor(const Node& node, const at::Tensor& x)>;
+
 // One node on values and parameters by name (every parameter of its that the node names).
 at::Tensor run_node(const Node& node, const StreamValues& values,
-                    const StreamValues& parameters);
+                    const StreamValues& parameters, const InputRounding& rounding = {});
 
 class ValueStream {
  public:
@@ -35,7 +39,7 @@ class ValueStream {
 
   // keep: values that are not dropped after their last reader.
   ValueStream(const Program& program, std::vector<Values> samples, Load load,
-              std::set<std::string> keep = {});
+              std::set<std::string> keep = {}, InputRounding rounding = {});
 
   int64_t size() const { return static_cast<int64_t>(samples_.size()); }
 
@@ -56,6 +60,7 @@ class ValueStream {
   const Program& program_;
   std::vector<Values> samples_;
   Load load_;
+  InputRounding rounding_;
   Values parameters_;
   std::map<std::string, size_t> last_reader_;            // of a value: index of a node
   std::map<std::string, size_t> last_parameter_reader_;  // of a parameter

@@ -18,7 +18,9 @@
 //     answer to "W f from x" (the aim of GPTAQ, arXiv 2504.02692);
 //   * refine_sweeps: descent over single codes of the full objective dW H dW^T.
 //   Carry-over
-//     sees only the columns behind it and leaves some of it on the table.
+//     sees only the columns behind it and leaves some of it on the table;
+//   * refine_scales: rounds of one Newton step of every scale on the same objective, codes
+//     fixed, each followed by such a descent.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -141,6 +143,21 @@ class Grid {
     return rounding_.value(code, scales_[at], offsets_[at]);
   }
 
+  // The number that the scale of element `at` multiplies.
+  double level(int64_t at, uint8_t code) const {
+    return rounding_.level(code, offsets_[at]);
+  }
+  // The scale of row r's block b of columns, and a new one in its place.
+  float scale(int64_t r, int64_t b) const { return coded_.scales[0].values[index(r, b)]; }
+  void set_scale(int64_t r, int64_t b, float scale) {
+    coded_.scales[0].values[index(r, b)] = scale;
+    const Block& block = problem_.scheme.scales[0].block;
+    const int64_t width = block.kind == Block::Kind::group ? block.cols : coded_.cols;
+    const int64_t begin = b * width, end = std::min(coded_.cols, begin + width);
+    std::fill(scales_.begin() + r * coded_.cols + begin,
+              scales_.begin() + r * coded_.cols + end, scale);
+  }
+
   bool starts_late_group(int64_t column) const {
     return late_group_ > 0 && column % late_group_ == 0;
   }
@@ -165,6 +182,8 @@ class Grid {
   }
 
  private:
+  int64_t index(int64_t r, int64_t b) const { return r * coded_.scales[0].cols + b; }
+
   const LayerProblem& problem_;
   CodedMatrix& coded_;
   std::span<const float> price_;
@@ -245,6 +264,76 @@ void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
   }
 }
 
+// The columns that share a scale, in solving order, and their rows of H.
+struct ScaleBlock {
+  at::Tensor columns;  // i64
+  at::Tensor h;        // f64 [columns, in]
+};
+
+// Blocks whose scales can be moved one by one: one level, of a float element, that belongs to
+// a row. Empty for others.
+std::vector<ScaleBlock> scale_blocks(const QuantScheme& scheme,
+                                     const std::vector<int64_t>& order,
+                                     const at::Tensor& h) {
+  const Block& block = scheme.scales[0].block;
+  const bool grouped = block.kind == Block::Kind::group;
+  const bool is_float = element_info(scheme.scales[0].element).kind == ElementKind::minifloat &&
+                        scheme.scales[0].element != Element::e8m0;
+  if (scheme.scales.size() != 1 || scheme.scales[0].shifted || !is_float ||
+      (!grouped && block.kind != Block::Kind::row)) {
+    return {};
+  }
+  const auto n = static_cast<int64_t>(order.size());
+  const int64_t width = grouped ? block.cols : n;
+  std::vector<std::vector<int64_t>> columns(static_cast<size_t>((n + width - 1) / width));
+  for (int64_t j = 0; j < n; ++j)
+    columns[static_cast<size_t>(order[static_cast<size_t>(j)] / width)].push_back(j);
+  std::vector<ScaleBlock> blocks;
+  for (const std::vector<int64_t>& mine : columns) {
+    const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(mine));
+    blocks.push_back({index, h.index_select(0, index)});
+  }
+  return blocks;
+}
+
+// Each scale to where the objective is least, codes fixed: with l the levels of a block and
+// d = w - s l - .., s moves by (d H l) / (l H l). w as in refine_rows.
+void refine_scales(const Columns& columns, const at::Tensor& h,
+                   const std::vector<ScaleBlock>& blocks, Grid& grid, Element element,
+                   int64_t first, const at::Tensor& w, const uint8_t* codes) {
+  const int64_t n = columns.count, rows = w.size(0);
+  at::Tensor difference = at::empty_like(w), levels = at::empty_like(w);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t at = (first + r) * n + columns.order[static_cast<size_t>(j)];
+      difference.data_ptr<double>()[r * n + j] =
+          w.data_ptr<double>()[r * n + j] - grid.value(at, codes[at]);
+      levels.data_ptr<double>()[r * n + j] = grid.level(at, codes[at]);
+    }
+  }
+  at::Tensor gradient = at::mm(difference, h);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const at::Tensor mine = levels.index_select(1, blocks[b].columns);
+    const at::Tensor moved = at::mm(mine, blocks[b].h);  // l H
+    const at::Tensor slope = (gradient.index_select(1, blocks[b].columns) * mine).sum(1);
+    const at::Tensor curve = (moved.index_select(1, blocks[b].columns) * mine).sum(1);
+    at::Tensor steps = at::zeros({rows, 1}, at::kDouble);
+    for (int64_t r = 0; r < rows; ++r) {
+      const double c = curve.data_ptr<double>()[r], g = slope.data_ptr<double>()[r];
+      const float before = grid.scale(first + r, static_cast<int64_t>(b));
+      const float after =
+          c > 0 ? round_to_element(element, static_cast<float>(before + g / c)) : before;
+      const double step = static_cast<double>(after) - before;
+      // No more than the half or the double: codes are about to follow.
+      const bool sane = after > 0.5f * before && after < 2 * before;
+      if (!sane || step == 0 || step * step * c - 2 * step * g >= 0) continue;
+      grid.set_scale(first + r, static_cast<int64_t>(b), after);
+      steps.data_ptr<double>()[r] = step;
+    }
+    gradient.sub_(moved * steps);
+  }
+}
+
 // The weights to be rounded, f64 [out, in] in solving order.
 at::Tensor target_weights(const LayerProblem& problem, const at::Tensor& index,
                           const at::Tensor& u) {
@@ -306,12 +395,21 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
                              problem.scheme, problem.rule, price));
   coded.codes.assign(static_cast<size_t>(rows * n), 0);
   Grid grid(problem, coded, price);
+  std::vector<ScaleBlock> blocks;
+  if (problem.gptq.refine_scales > 0)
+    blocks = scale_blocks(problem.scheme, order, factor.hessian);
   in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
     const at::Tensor target = w.narrow(0, first, count);
     solve_rows(columns, factor.u, grid, first, target.clone(), coded.codes.data());
     refine_rows(columns, factor.hessian, grid, first, target, problem.gptq.refine_sweeps,
                 coded.codes.data());
+    for (int round = 0; round < (blocks.empty() ? 0 : problem.gptq.refine_scales); ++round) {
+      refine_scales(columns, factor.hessian, blocks, grid,
+                    problem.scheme.scales[0].element, first, target, coded.codes.data());
+      refine_rows(columns, factor.hessian, grid, first, target,
+                  problem.gptq.refine_sweeps, coded.codes.data());
+    }
   });
 
   std::string note;

@@ -62,12 +62,16 @@ std::vector<std::string> overrides_of(const CommandLine& line) {
   return overrides;
 }
 
+// more: further overrides, as --set takes them.
 Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
-                                     const std::string& recipe) {
+                                     const std::string& recipe,
+                                     const std::vector<std::string>& more = {}) {
   PipelineRequest request;
   request.model = line.path("MODEL");
   request.load = line.load_options();
-  NIBBLE_ASSIGN_OR_RETURN(request.recipe, load_recipe(recipe, overrides_of(line)));
+  std::vector<std::string> overrides = overrides_of(line);
+  overrides.insert(overrides.end(), more.begin(), more.end());
+  NIBBLE_ASSIGN_OR_RETURN(request.recipe, load_recipe(recipe, overrides));
   request.data = line.path(data);
   request.evaluation = line.path("evaluation");
   request.output = line.path("output");
@@ -167,8 +171,30 @@ std::vector<std::string> split_names(const std::string& text) {
   return names;
 }
 
-// Each recipe into a directory of its name below the output, then one table and one page.
-Status run_several(const CommandLine& line, const std::vector<std::string>& recipes) {
+// --sweep KEY=A,B,C as the overrides KEY=A, KEY=B, KEY=C; one "" when there is none.
+Result<std::vector<std::string>> sweep_of(const CommandLine& line) {
+  const std::string text = line.text("sweep");
+  if (text.empty()) return std::vector<std::string>{""};
+  const size_t equals = text.find('=');
+  const std::vector<std::string> values =
+      equals == std::string::npos ? std::vector<std::string>()
+                                  : split_names(text.substr(equals + 1));
+  if (equals == 0 || values.empty()) {
+    return error(StatusCode::invalid_argument,
+                 "[quantize] --sweep: a key of the recipe and values with commas between "
+                 "are required; found '",
+                 text, "'; mixed.bits=3,4,5 is a sweep");
+  }
+  std::vector<std::string> overrides;
+  for (const std::string& value : values)
+    overrides.push_back(text.substr(0, equals + 1) + value);
+  return overrides;
+}
+
+// Each recipe, with each value of the sweep, into a directory of its name below the output,
+// then one table and one page.
+Status run_several(const CommandLine& line, const std::vector<std::string>& recipes,
+                   const std::vector<std::string>& sweep) {
   const std::filesystem::path output = line.path("output");
   if (line.has("save-calibration")) {
     return error(StatusCode::invalid_argument,
@@ -178,10 +204,21 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
   }
   std::vector<PipelineRequest> requests;
   std::set<std::string> names;
+  std::vector<std::pair<std::string, std::string>> runs;
   for (const std::string& recipe : recipes) {
+    for (const std::string& value : sweep) runs.emplace_back(recipe, value);
+  }
+  for (const auto& [recipe, value] : runs) {
+    std::vector<std::string> more;
+    if (!value.empty()) more.push_back(value);
     NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
-                            make_request(line, "calibration", recipe));
-    const std::string& name = request.recipe.name;
+                            make_request(line, "calibration", recipe, more));
+    std::string& name = request.recipe.name;
+    if (!value.empty()) {
+      std::string part = value;  // "mixed.bits=3" names a directory
+      std::replace(part.begin(), part.end(), '/', '-');
+      name += " " + part;
+    }
     if (name.find('/') != std::string::npos || !names.insert(name).second) {
       return error(StatusCode::invalid_argument,
                    "[quantize] --recipe: recipes of "
@@ -255,6 +292,8 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   line.text(
       "save-calibration", "FILE",
       "keep the token ids that were used (safetensors), to run another tool on them");
+  line.text("sweep", "KEY=A,B,C",
+            "run once for each value of one setting; one table and one report for all");
   line.flag("overwrite", "replace DIR if it is there");
   line.example(
       "nibble quantize recipes/examples/stories --recipe w4a16-rtn --set group=32 "
@@ -264,11 +303,16 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "nibble quantize MODEL --recipe w4a16-gptq --calibration text.txt --evaluation "
       "heldout.txt --output build/gptq",
       "GPTQ on one text, its quality measured on another");
+  line.example(
+      "nibble quantize MODEL --recipe mixed-gptq --sweep mixed.bits=3,4,5,6 "
+      "--calibration text.txt --evaluation heldout.txt --output build/sweep",
+      "a scheme for each layer under four budgets: what quality costs");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (const std::vector<std::string> recipes = split_names(line.text("recipe"));
-      recipes.size() > 1) {
-    return run_several(line, recipes);
+      recipes.size() > 1 || line.has("sweep")) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> sweep, sweep_of(line));
+    return run_several(line, recipes, sweep);
   }
   NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
                           make_request(line, "calibration", line.text("recipe")));

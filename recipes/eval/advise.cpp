@@ -15,7 +15,7 @@
 #include "kernels/program/layers.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/node_weights.h"
-#include "recipes/eval/prepared_copy.h"
+#include "recipes/eval/layer_cost.h"
 #include "recipes/eval/speed.h"
 #include "recipes/recipe/recipe.h"
 #include "recipes/report/text_table.h"
@@ -25,8 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double kLeastSeconds = 0.01;  // of one timing of a kind
-constexpr int64_t kMostCopies = 64;     // of a kind's weight
+constexpr double kLeastSeconds = 0.04;  // of one timing of a step
 
 // What is tried: the layers that w4a16-rtn quantizes get `scheme`, lm_head another.
 struct Candidate {
@@ -61,14 +60,6 @@ struct Shape {
   int64_t rows = 0, cols = 0, layers = 0;
   bool lm_head = false, quantized = false;  // what the candidates say of it
   std::string sample;                       // a tensor of it
-};
-
-struct Cost {
-  std::string kernel;
-  double decode = 0, prefill = 0;  // seconds of one layer
-  int64_t bytes = 0;
-  double error = 0;  // squared, over the weight's energy
-  bool falls_back = false;
 };
 
 Status unfit(const std::string& what, const std::string& found) {
@@ -112,121 +103,16 @@ const char* scheme_of(const Candidate& candidate, const Shape& shape) {
   return shape.quantized ? candidate.scheme : "";
 }
 
-Result<LinearWeight> weight_of(const Tensor& tensor, const std::string& scheme,
-                               double* squared_error) {
-  *squared_error = 0;
-  if (scheme.empty()) return linear_weight(tensor);
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor));
-  const MatrixView<const float> x(values.data(), tensor.rows(), tensor.cols());
-  NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
-  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, parsed, ScaleRule{}));
-  NIBBLE_RETURN_IF_ERROR(quantize(x, q));
-  std::vector<float> back(values.size());
-  NIBBLE_RETURN_IF_ERROR(
-      dequantize(q, MatrixView<float>(back.data(), tensor.rows(), tensor.cols())));
-  double lost = 0, energy = 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const double difference = static_cast<double>(back[i]) - values[i];
-    lost += difference * difference;
-    energy += static_cast<double>(values[i]) * values[i];
-  }
-  *squared_error = energy > 0 ? lost / energy : 0;
-  NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, tensor.shape));
-  return linear_weight(packed);
-}
-
-// Seconds of one layer, one timing: each copy in turn; of a prompt, which is long enough,
-// the first alone.
-double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const float> x,
-                  std::vector<float>& y) {
-  y.resize(static_cast<size_t>(x.rows * layers[0].rows));
-  const MatrixView<float> out(y.data(), x.rows, layers[0].rows);
-  const Clock::time_point start = Clock::now();
-  double seconds = 0;
-  int64_t calls = 0;
-  do {
-    for (const PreparedLinear& layer : layers) {
-      run_linear(layer, x, nullptr, out);
-      ++calls;
-      if (x.rows > 64) break;
-    }
-    seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  } while (seconds < kLeastSeconds);
-  return seconds / static_cast<double>(calls);
-}
-
-// What serves a shape under one scheme, while it is timed.
-struct Timed {
-  std::string key;
-  Cost cost;
-  std::vector<PreparedLinear> layers;
-  std::vector<double> decode, prefill;
-};
-
-std::string key_of(const char* scheme, bool int8) { return cat(scheme, int8 ? ":s8" : ""); }
-
-// `spread`: bytes of different weights to go through in turn.
-Result<Timed> prepare_timed(const Tensor& tensor, const char* scheme, bool int8,
-                            int64_t spread) {
-  Timed timed;
-  timed.key = key_of(scheme, int8);
-  NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
-                          weight_of(tensor, scheme, &timed.cost.error));
-  const LinearKernel* kernel = preferred_linear(weight, int8);
-  timed.cost.kernel = kernel->name;
-  timed.cost.falls_back = timed.cost.kernel.find("_any__") != std::string::npos;
-  timed.cost.bytes = weight.bytes();
-  NIBBLE_ASSIGN_OR_RETURN(PreparedLinear first, prepare_linear(*kernel, weight));
-  timed.layers.push_back(std::move(first));
-  const int64_t wanted =
-      std::min(spread / std::max<int64_t>(1, timed.cost.bytes), kMostCopies);
-  while (static_cast<int64_t>(timed.layers.size()) < wanted) {
-    timed.layers.push_back(copy_of(timed.layers[0]));
-  }
-  return timed;
-}
-
-// All that the candidates make of one shape, timed in turns, so that a slow minute of the
-// machine hits every scheme.
-Result<std::map<std::string, Cost>> time_shape(const Tensor& tensor, const Shape& shape,
-                                               const std::vector<int64_t>& model_bytes,
-                                               int64_t cold, const AdviseOptions& options) {
-  std::vector<Timed> all;
+std::vector<CostCase> cost_cases(const Shape& shape,
+                                 const std::vector<int64_t>& model_bytes, int64_t cold) {
+  std::vector<CostCase> cases;
   for (size_t i = 0; i < std::size(kCandidates); ++i) {
     const char* scheme = scheme_of(kCandidates[i], shape);
-    const bool int8 = kCandidates[i].int8 && scheme[0] != '\0';
-    const std::string key = key_of(scheme, int8);
-    if (std::any_of(all.begin(), all.end(), [&](const Timed& t) { return t.key == key; })) {
-      continue;
-    }
-    NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
-    NIBBLE_ASSIGN_OR_RETURN(
-        Timed timed, prepare_timed(tensor, scheme, int8, std::min(cold, model_bytes[i])));
-    all.push_back(std::move(timed));
+    cases.push_back({.scheme = scheme,
+                     .int8 = kCandidates[i].int8 && scheme[0] != '\0',
+                     .spread = std::min(cold, model_bytes[i])});
   }
-  SplitMix64 random(20262);  // any: the values do not change the work
-  std::vector<float> values(static_cast<size_t>(
-      std::max(options.batch, options.prefill) * shape.cols)), y;
-  for (float& value : values) value = static_cast<float>(random.uniform() * 2 - 1);
-  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
-    for (Timed& timed : all) {
-      NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
-      const double one =
-          seconds_of(timed.layers, {values.data(), options.batch, shape.cols}, y);
-      const double many =
-          seconds_of(timed.layers, {values.data(), options.prefill, shape.cols}, y);
-      if (repeat == 0) continue;
-      timed.decode.push_back(one);
-      timed.prefill.push_back(many);
-    }
-  }
-  std::map<std::string, Cost> costs;
-  for (Timed& timed : all) {
-    timed.cost.decode = rate_of(timed.decode).median;
-    timed.cost.prefill = rate_of(timed.prefill).median;
-    costs[timed.key] = timed.cost;
-  }
-  return costs;
+  return cases;
 }
 
 // Adds up what an executor spends outside its linear layers, node by node.
@@ -318,7 +204,7 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
                             program.vocabulary)));
       ++steps;
       seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    } while (seconds < 4 * kLeastSeconds);
+    } while (seconds < kLeastSeconds);
     if (clock) seconds = clock->take();
     if (repeat == 0) continue;
     prompt.push_back(prompt_seconds);
@@ -420,11 +306,14 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   const int64_t cache_bytes = KvCache::bytes_for(
       program, executor.kv_schemes(), std::min(options.context, program.context_length));
   progress(++done, total);
-  std::vector<std::map<std::string, Cost>> costs;  // of each shape
+  std::vector<std::vector<LayerCost>> costs;  // of each shape, one a candidate
   for (const Shape& shape : shapes) {
-    NIBBLE_ASSIGN_OR_RETURN(auto of_shape,
-                            time_shape(model->tensors.at(shape.sample), shape, model_bytes,
-                                       cold, options));
+    NIBBLE_ASSIGN_OR_RETURN(
+        auto of_shape, time_layer(model->tensors.at(shape.sample),
+                                  cost_cases(shape, model_bytes, cold),
+                                  {.tokens = options.batch,
+                                   .prompt = options.prefill,
+                                   .repeats = options.repeats}));
     costs.push_back(std::move(of_shape));
     progress(++done, total);
   }
@@ -445,8 +334,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     for (size_t at = 0; at < shapes.size(); ++at) {
       const Shape& shape = shapes[at];
       const char* scheme = scheme_of(candidate, shape);
-      const bool int8 = candidate.int8 && scheme[0] != '\0';
-      const Cost& cost = costs[at].at(key_of(scheme, int8));
+      const LayerCost& cost = costs[at][i];
       const bool s8 = cost.kernel.rfind("linear_s8", 0) == 0;
       const double operations = 2.0 * static_cast<double>(shape.rows * shape.cols);
       const double peak = peaks[s8 ? Numbers::int8 : Numbers::f32];
@@ -512,8 +400,7 @@ Result<MeasuredAdvice> measure_advice(std::shared_ptr<const Artifact> model,
     });
     const char* scheme = scheme_of(*candidate, *shape);
     if (scheme[0] == '\0') continue;
-    double ignored = 0;
-    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, weight_of(tensor, scheme, &ignored));
+    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, rounded_weight(tensor, scheme));
     quantized.packed[layer.tensor] = weight.packed;
     quantized.layers[layer.tensor].weight = weight.scheme;
     // A tied embedding gathers from the same codes.

@@ -254,6 +254,12 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   plan.observer = recipe.observer;
   plan.gptq = recipe.gptq;
   plan.autoround = recipe.autoround;
+  if (recipe.is_mixed()) {
+    for (const std::string& text : comma_list(recipe.mixed_schemes)) {
+      NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(text));
+      plan.mixed.schemes.push_back(scheme);
+    }
+  }
   plan.transforms = recipe.transform_list();
   plan.smoothquant_alpha = recipe.smoothquant_alpha;
   plan.calibration_sequences = recipe.calibration_sequences;

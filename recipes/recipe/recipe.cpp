@@ -78,6 +78,10 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
     return std::find(names.begin(), names.end(), "smoothquant") != names.end();
   }
   if (key == "transforms") return !recipe.transforms.empty();
+  if (key == "mixed.schemes") return recipe.is_mixed();
+  if (key == "mixed.bits") return recipe.mixed_bits > 0;
+  if (key == "mixed.megabytes") return recipe.mixed_megabytes > 0;
+  if (key == "mixed.milliseconds") return recipe.mixed_milliseconds > 0;
   if (starts("autoround.")) return recipe.uses_method("autoround");
   if (starts("gptq.")) {
     const bool begins = recipe.autoround.start == "gptq";
@@ -166,6 +170,21 @@ class Parser {
       return wrong(place_of("train.steps"),
                    "train.steps or train.epochs above 0 is required; found "
                    "0 and 0; allowed: train.steps of at least 1, or train.epochs");
+    }
+    const int budgets = (recipe_->mixed_bits > 0) + (recipe_->mixed_megabytes > 0) +
+                        (recipe_->mixed_milliseconds > 0);
+    if (budgets > 1) {
+      return wrong(source_, "mixed takes one budget; found ", budgets,
+                   "; allowed: one of mixed.bits, mixed.megabytes, mixed.milliseconds");
+    }
+    if (budgets == 1 && comma_list(recipe_->mixed_schemes).size() < 2) {
+      return wrong(place_of("mixed.schemes"),
+                   "mixed.schemes takes at least two schemes to choose from; found '",
+                   recipe_->mixed_schemes,
+                   "'; allowed: int3/g128@f16,int4/g128@f16,int8n/r@f32 and so on");
+    }
+    for (const std::string& text : comma_list(recipe_->mixed_schemes)) {
+      NIBBLE_RETURN_IF_ERROR(scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
     }
     const bool groups_late = recipe_->gptq.act_order && !recipe_->gptq.static_groups;
     if (recipe_->uses_method("gptq") && groups_late) {
@@ -392,11 +411,11 @@ bool Recipe::uses_method(const std::string& name) const {
   return false;
 }
 
-std::vector<std::string> Recipe::transform_list() const {
+std::vector<std::string> comma_list(const std::string& text) {
   std::vector<std::string> names;
-  for (size_t begin = 0; begin < transforms.size();) {
-    const size_t end = std::min(transforms.find(',', begin), transforms.size());
-    std::string name = transforms.substr(begin, end - begin);
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    std::string name = text.substr(begin, end - begin);
     std::erase(name, ' ');
     names.push_back(name);
     begin = end + 1;
@@ -404,8 +423,10 @@ std::vector<std::string> Recipe::transform_list() const {
   return names;
 }
 
+std::vector<std::string> Recipe::transform_list() const { return comma_list(transforms); }
+
 bool Recipe::needs_calibration() const {
-  if (static_activations) return true;
+  if (static_activations || is_mixed()) return true;
   for (const std::string& name : transform_list()) {
     if (transform_needs_inputs(name)) return true;
   }

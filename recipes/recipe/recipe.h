@@ -57,6 +57,9 @@ struct Recipe {
   double smoothquant_alpha = 0;
   GptqOptions gptq;
   AutoRoundOptions autoround;
+  // Mixed precision: schemes with commas between, and one budget; 0: none.
+  std::string mixed_schemes;
+  double mixed_bits = 0, mixed_megabytes = 0, mixed_milliseconds = 0;
 
   bool static_activations = false;  // CNNs: integer values, batch norms folded
   std::string signed_activation = kSignedActivation,
@@ -83,6 +86,9 @@ struct Recipe {
       8;  // compared code by code with the exact mode; 0: all
 
   std::string weight_scheme() const;  // `weight`, or what bits .. scale spell
+  bool is_mixed() const {
+    return mixed_bits > 0 || mixed_megabytes > 0 || mixed_milliseconds > 0;
+  }
   std::vector<std::string> transform_list() const;
   bool uses_method(const std::string& name) const;
   bool needs_calibration() const;  // a method or an observer looks at data
@@ -104,6 +110,9 @@ std::string print_recipe(const Recipe& recipe);
 // Every key that a recipe and --set know, one line each: key, what it takes, what it
 // means.
 std::string recipe_keys();
+
+// "a, b" -> {"a", "b"}.
+std::vector<std::string> comma_list(const std::string& text);
 
 // One row for every layer tensor of the program, floats too, and every activation scheme.
 // Recipes with static activations need a program whose batch norms are folded.

@@ -40,6 +40,9 @@ void add_quality(const TextQuality& quality, Json& json) {
                     json);
   add_with_interval("perplexity_increase", quality.perplexity_increase,
                     quality.perplexity_increase_ci95, json);
+  // A mean a sequence: two models are compared pair by pair (tests/bench/ptq_peers.py).
+  json["sequence_nll"] = quality.sequence_nll;
+  if (!quality.sequence_kl.empty()) json["sequence_kl"] = quality.sequence_kl;
   if (quality.positions.empty()) return;
   Json positions = Json::array();
   for (const PositionBucket& bucket : quality.positions) {

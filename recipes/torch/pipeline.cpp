@@ -7,6 +7,7 @@
 #include "ptq/calibrate.h"
 #include "recipes/data/text.h"
 #include "recipes/eval/model_data.h"
+#include "recipes/recipe/mixed_costs.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
@@ -27,6 +28,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                           prepare_for_plan(*model, recipe.static_activations));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));
   if (recipe.needs_calibration() && request.data.empty()) {

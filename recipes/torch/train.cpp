@@ -9,6 +9,7 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "ptq/calibrate.h"
+#include "recipes/recipe/mixed_costs.h"
 #include "qat/prepare.h"
 #include "qat/trainer.h"
 #include "recipes/torch/calibration.h"
@@ -201,6 +202,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
                           prepare_for_plan(*model, recipe.static_activations));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
   NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, *model));
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, data.held, "train"));
 

@@ -123,7 +123,7 @@ TEST_P(GptqPaper, CodesEqualTheEquations) {
   Case c(shape.rows, correlated_inputs(3 * shape.columns, shape.columns, 11),
          shape.scheme, 12);
   c.problem.gptq.act_order = shape.act_order;
-  c.problem.gptq.refine_sweeps = 0;
+  c.problem.gptq.refine_sweeps = c.problem.gptq.refine_scales = 0;
   const SolvedLayer solved = solve_gptq(c.problem);
   EXPECT_EQ(solved.coded.codes, brute_force(c, solved.coded));
   EXPECT_EQ(solved.note, "");
@@ -141,7 +141,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Gptq, LateGroupsSeeTheWeightsAsTheSolveLeftThem) {
   Case c(6, correlated_inputs(200, 44, 3), "int4/g16@f16", 4);
   c.problem.gptq.act_order = false;
-  c.problem.gptq.refine_sweeps = 0;
+  c.problem.gptq.refine_sweeps = c.problem.gptq.refine_scales = 0;
   const SolvedLayer early = solve_gptq(c.problem);
   c.problem.gptq.static_groups = false;
   const SolvedLayer late = solve_gptq(c.problem);
@@ -171,12 +171,18 @@ TEST(Gptq, BeatsRoundToNearestOnCorrelatedInputs) {
 TEST(Gptq, RefiningOnlyLowersTheError) {
   for (uint64_t seed = 0; seed < 4; ++seed) {
     Case c(16, correlated_inputs(500, 96, seed), "int3/g32@f16", seed + 100);
-    c.problem.gptq.refine_sweeps = 0;
+    c.problem.gptq.refine_sweeps = c.problem.gptq.refine_scales = 0;
     const double plain = c.error(solve_gptq(c.problem));
     c.problem.gptq.refine_sweeps = 20;
     const double refined = c.error(solve_gptq(c.problem));
     EXPECT_LT(refined, plain);
     EXPECT_GT(refined, 0.5 * plain);
+    c.problem.gptq.refine_scales = 2;
+    const SolvedLayer scaled = solve_gptq(c.problem);
+    EXPECT_LT(c.error(scaled), refined);
+    EXPECT_GT(c.error(scaled), 0.5 * refined);
+    for (const float scale : scaled.coded.scales[0].values)
+      EXPECT_EQ(scale, round_to_element(Element::f16, scale));
   }
 }
 

@@ -65,6 +65,35 @@ TEST(Observers, MseCutsOutliersAndComesCloseToTheBestScale) {
   EXPECT_LT(squared_error(values, found, int4), 1.03 * least);
 }
 
+TEST(Observers, PercentileLeavesOutOneInTenThousand) {
+  std::vector<float> values;
+  for (int i = 1; i <= 20000; ++i)
+    values.push_back((i % 2 == 0 ? 1.0f : -1.0f) * static_cast<float>(i) / 20000);
+  values.push_back(50.0f);
+  values.push_back(60.0f);
+  ValueStatistics statistics;
+  statistics.add(values);
+  // 2 of 20,002 may lie outside: the two outliers do. Bins are 1/64 wide.
+  EXPECT_NEAR(scale_percentile(statistics, scheme("int8/t@f32")) * 127, 1.0, 1.0 / 60);
+  EXPECT_FLOAT_EQ(scale_minmax(statistics, scheme("int8/t@f32")) * 127, 60.0f);
+}
+
+TEST(Observers, KlCutsOutliersAndKeepsWhatIsFull) {
+  std::vector<float> values = normal_numbers(200000, 1.0f, 7);
+  values.push_back(40.0f);
+  ValueStatistics statistics;
+  statistics.add(values);
+  const QuantScheme int8 = scheme("int8/t@f32");
+  const float found = scale_kl(statistics, int8) * 127;
+  EXPECT_GT(found, 2.5f);  // a normal distribution's own tails stay
+  EXPECT_LT(found, 10.0f);
+  ValueStatistics flat;  // every bin full alike: nothing may be cut
+  std::vector<float> even;
+  for (int i = 0; i < 100000; ++i) even.push_back(static_cast<float>(i) / 100000);
+  flat.add(even);
+  EXPECT_GT(scale_kl(flat, scheme("uint8/t@f32")) * 255, 0.95f);
+}
+
 TEST(Observers, TheOrderOfTheDataChangesNothing) {
   const std::vector<float> small = normal_numbers(500, 0.01f, 1),
                            large = normal_numbers(500, 30.0f, 2);
