@@ -306,7 +306,7 @@ TEST(Methods, AreFoundByName) {
   ASSERT_NE(find_method("gptq"), nullptr);
   EXPECT_TRUE(find_method("gptq")->needs_inputs);
   EXPECT_FALSE(find_method("rtn")->needs_inputs);
-  EXPECT_EQ(find_method("awq"), nullptr);
+  EXPECT_EQ(find_method("qptg"), nullptr);
 }
 
 TEST(Rtn, NamesTheLayerAndTheNumber) {
