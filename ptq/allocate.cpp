@@ -29,8 +29,8 @@ std::vector<Sum> front(std::vector<Sum> sums, double budget) {
   std::vector<Sum> thinned;
   const double width = budget / static_cast<double>(kMostSums);
   for (size_t i = 0; i < kept.size(); ++i) {
-    const bool last = i + 1 == kept.size() ||
-                      std::floor(kept[i].cost / width) != std::floor(kept[i + 1].cost / width);
+    const bool last = i + 1 == kept.size() || std::floor(kept[i].cost / width) !=
+                                                  std::floor(kept[i + 1].cost / width);
     if (last) thinned.push_back(kept[i]);
   }
   return thinned;
@@ -43,7 +43,8 @@ Result<std::vector<size_t>> allocate(const std::vector<std::vector<LayerChoice>>
   std::vector<double> cheapest_after(layers.size() + 1, 0);
   for (size_t l = layers.size(); l-- > 0;) {
     double cheapest = std::numeric_limits<double>::infinity();
-    for (const LayerChoice& choice : layers[l]) cheapest = std::min(cheapest, choice.cost);
+    for (const LayerChoice& choice : layers[l])
+      cheapest = std::min(cheapest, choice.cost);
     cheapest_after[l] = cheapest_after[l + 1] + cheapest;
   }
   // Sums of the same numbers in another order differ by roundings.

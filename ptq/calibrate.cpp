@@ -141,9 +141,10 @@ class LayerSolver {
     const bool prefix = plan_.gptq.quantized_prefix;
     const bool tunes = std::any_of(program.nodes.begin(), program.nodes.end(),
                                    [&](const Node& node) { return is_tuned(node); });
-    ValueStream stream(program, make_samples(model_, plan_, data),
-                       [&](const std::string& name) { return parameter(name, prefix); }, {},
-                       prefix ? input_rounding(plan_) : InputRounding());
+    ValueStream stream(
+        program, make_samples(model_, plan_, data),
+        [&](const std::string& name) { return parameter(name, prefix); }, {},
+        prefix ? input_rounding(plan_) : InputRounding());
     std::optional<ValueStream> float_stream;
     if (tunes || follows_float()) {
       float_stream.emplace(
@@ -165,7 +166,8 @@ class LayerSolver {
       done = i;
     };
     const auto nothing = [](int64_t, int64_t) {};
-    std::vector<StreamValues> block_inputs;  // of the block that is being solved, if tuned
+    std::vector<StreamValues>
+        block_inputs;  // of the block that is being solved, if tuned
     for (size_t begin = 0; begin < program.nodes.size();) {
       const int block = program.nodes[begin].block;
       size_t end = begin;
@@ -254,7 +256,8 @@ class LayerSolver {
       const CodedMatrix& coded = result_.weights.at(tensor);
       account.error = weight_error({values.data(), coded.rows, coded.cols}, coded);
       account.output_error = -1;  // the start's is no longer true
-      const std::string note = cat("block error ", tuned.loss_before, " -> ", tuned.loss_after);
+      const std::string note =
+          cat("block error ", tuned.loss_before, " -> ", tuned.loss_after);
       account.note = account.note.empty() ? note : cat(account.note, "; ", note);
     }
     // Again with the tuned weights, so that the next block sees what they give.
@@ -264,8 +267,8 @@ class LayerSolver {
     }
   }
 
-  // Is the float model followed beside the quantized one: for methods that correct what the
-  // prefix has done to their inputs?
+  // Is the float model followed beside the quantized one: for methods that correct what
+  // the prefix has done to their inputs?
   bool follows_float() const {
     if (!plan_.gptq.quantized_prefix || !plan_.gptq.match_float) return false;
     return std::any_of(plan_.layers.begin(), plan_.layers.end(), [&](const auto& layer) {
@@ -565,7 +568,8 @@ void choose_schemes(Calibrated& result, const CalibrationData& data,
       if (layer.tensor == tensors[l]) layer.scheme.weight = mixed.schemes[(*chosen)[l]];
     }
     std::string& note = notes[tensors[l]];
-    note += cat(note.empty() ? "" : "; ", "mixed: KL foretold ", layers[l][(*chosen)[l]].loss);
+    note += cat(note.empty() ? "" : "; ", "mixed: KL foretold ",
+                layers[l][(*chosen)[l]].loss);
   }
   throw_if_error(check_plan(result.plan, result.model->program));
 }

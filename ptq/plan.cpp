@@ -156,9 +156,11 @@ Status check_options(const Plan& plan) {
                   joined(known));
   }
   const AutoRoundOptions& autoround = plan.autoround;
-  if (autoround.iterations < 1 || autoround.batch < 1 || !(autoround.learning_rate >= 0)) {
+  if (autoround.iterations < 1 || autoround.batch < 1 ||
+      !(autoround.learning_rate >= 0)) {
     return refuse(
-        "autoround: at least one iteration and sample a step and a rate of at least 0 are "
+        "autoround: at least one iteration and sample a step and a rate of at least 0 "
+        "are "
         "required; found ",
         autoround.iterations, ", ", autoround.batch, " and ", autoround.learning_rate);
   }

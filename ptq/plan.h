@@ -13,14 +13,17 @@
 namespace nibble {
 
 struct GptqOptions {
-  double damping = 0.01;        // fraction of the mean diagonal (GPTQ, arXiv 2210.17323, sec. 3.3)
-  int damping_attempts = 5;     // each failed Cholesky multiplies damping by 10
-  bool act_order = true;        // columns by falling Hessian diagonal
-  bool static_groups = true;    // a group's scale is found before the solve, in original order
-  bool quantized_prefix = true; // a layer sees the outputs of the already quantized ones
-  bool match_float = true;      // with the prefix: aim at the float model's outputs, not the prefix's
-  int refine_sweeps = 10;       // descent over single codes after the column solve; 0: none
-  int refine_scales = 2;        // rounds of refined scales, each with such a descent after it
+  double damping =
+      0.01;  // fraction of the mean diagonal (GPTQ, arXiv 2210.17323, sec. 3.3)
+  int damping_attempts = 5;  // each failed Cholesky multiplies damping by 10
+  bool act_order = true;     // columns by falling Hessian diagonal
+  bool static_groups =
+      true;  // a group's scale is found before the solve, in original order
+  bool quantized_prefix = true;  // a layer sees the outputs of the already quantized ones
+  bool match_float =
+      true;  // with the prefix: aim at the float model's outputs, not the prefix's
+  int refine_sweeps = 10;  // descent over single codes after the column solve; 0: none
+  int refine_scales = 2;   // rounds of refined scales, each with such a descent after it
 };
 
 // AutoRound, arXiv 2309.05516, sec. 4.1; its batch and steps.
@@ -31,8 +34,8 @@ struct AutoRoundOptions {
   std::string start = "gptq";  // where it starts: gptq, imatrix or rtn (the paper's)
 };
 
-// Mixed precision: each quantized layer takes one of the schemes, so that the foretold loss
-// (ptq/calibration/sensitivity.h) is least under a budget of the sum of costs.
+// Mixed precision: each quantized layer takes one of the schemes, so that the foretold
+// loss (ptq/calibration/sensitivity.h) is least under a budget of the sum of costs.
 struct MixedOptions {
   std::vector<QuantScheme> schemes;                  // none: every layer as it is planned
   std::map<std::string, std::vector<double>> costs;  // by tensor, one a scheme
@@ -50,8 +53,8 @@ struct LayerPlan {
 };
 
 struct Plan {
-  // Every layer of the program, in program order, floats too: one row a weight tensor (a tied
-  // embedding and lm_head are one row, under the first node that names the tensor).
+  // Every layer of the program, in program order, floats too: one row a weight tensor (a
+  // tied embedding and lm_head are one row, under the first node that names the tensor).
   std::vector<LayerPlan> layers;
   // Values that get an activation scheme (static: scale found by calibration), by name.
   std::map<std::string, ActivationScheme> activations;
@@ -64,17 +67,18 @@ struct Plan {
   AutoRoundOptions autoround;
   MixedOptions mixed;
   int64_t calibration_sequences = 128;
-  int64_t calibration_length = 512;   // tokens a sequence
+  int64_t calibration_length = 512;  // tokens a sequence
   // A method that looks at inputs needs this many of an expert's tokens, or it fails and
-  // names the expert. 0: experts of fewer than kFewTokens are rounded to nearest instead, and
-  // the ledger says so.
+  // names the expert. 0: experts of fewer than kFewTokens are rounded to nearest instead,
+  // and the ledger says so.
   static constexpr int64_t kFewTokens = 32;
   int64_t minimum_tokens_per_expert = kFewTokens;
   const LayerPlan* find(const std::string& tensor) const;
 };
 
-// Every layer of the program has exactly one row; methods and observers exist and can do what
-// is asked of them; static activations are per tensor. invalid_argument, naming the layer.
+// Every layer of the program has exactly one row; methods and observers exist and can do
+// what is asked of them; static activations are per tensor. invalid_argument, naming the
+// layer.
 Status check_plan(const Plan& plan, const Program& program);
 
 // The method names that a recipe may use ("rtn", "gptq", "float"), and the observers.
@@ -83,20 +87,22 @@ std::vector<std::string> observer_names();
 bool method_needs_inputs(const std::string& name);  // false: it looks at the weight alone
 std::vector<std::string> transform_names();
 bool transform_needs_inputs(const std::string& name);
-// For add_method (ptq/methods/method.h), which a program calls that brings its own method.
-// invalid_argument: the name is taken.
+// For add_method (ptq/methods/method.h), which a program calls that brings its own
+// method. invalid_argument: the name is taken.
 Status add_method_name(const std::string& name, bool needs_inputs);
 
-// The program that plans are made for: batch norms folded into the convolutions before them
-// where fold is true, else the model as it is. make_plan, calibrate and freeze all take this
-// one; its ledger says where the folded tensors went.
+// The program that plans are made for: batch norms folded into the convolutions before
+// them where fold is true, else the model as it is. make_plan, calibrate and freeze all
+// take this one; its ledger says where the folded tensors went.
 Result<Artifact> prepare_for_plan(const Artifact& model, bool fold);
 
-// The values that need a static scheme for the integer path (kernels/runtime/integer_node.h):
-// images and sums signed, what a ReLU made unsigned; a value that only a ReLU reads has none
-// (fused), nor has the last layer's output; shortcut_pad and flatten repeat their input's.
-// unsupported: an op that has no integer form (names the node); a batch norm: fold it first.
+// The values that need a static scheme for the integer path
+// (kernels/runtime/integer_node.h): images and sums signed, what a ReLU made unsigned; a
+// value that only a ReLU reads has none (fused), nor has the last layer's output;
+// shortcut_pad and flatten repeat their input's. unsupported: an op that has no integer
+// form (names the node); a batch norm: fold it first.
 Result<std::map<std::string, ActivationScheme>> integer_activations(
-    const Program& program, const QuantScheme& signed_scheme, const QuantScheme& unsigned_scheme);
+    const Program& program, const QuantScheme& signed_scheme,
+    const QuantScheme& unsigned_scheme);
 
 }  // namespace nibble

@@ -46,7 +46,8 @@ class Finder {
     const auto linear_before = [&](size_t input) -> const Node* {
       const std::string& value = maker.inputs.at(input);
       const Node* layer = program_.producer(value);
-      const bool takes = layer != nullptr && (layer->op == "linear" || layer->op == "conv2d");
+      const bool takes =
+          layer != nullptr && (layer->op == "linear" || layer->op == "conv2d");
       return takes && is_sole_reader(value) ? layer : nullptr;
     };
     if (maker.op == "rms_norm") {

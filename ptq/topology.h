@@ -1,17 +1,18 @@
-// Where a factor per channel can move from one layer to the next: derived from the Program.
+// Where a factor per channel can move from one layer to the next: derived from the
+// Program.
 //
 // A group is a value, what makes it, and every layer that reads it. Its channels can be
-// divided by any positive factors in the maker when the readers' columns are multiplied by
-// the same (kernels/program/edits/scale_channels.h), because all that lies between passes a
-// factor on:
+// divided by any positive factors in the maker when the readers' columns are multiplied
+// by the same (kernels/program/edits/scale_channels.h), because all that lies between
+// passes a factor on:
 //
 //   norm -> linear, moe              the norm's weight (and bias)
 //   v_proj -> attention -> o_proj    a value head serves several query heads
 //   up_proj -> silu_mul -> down_proj
 //   linear or conv2d -> [relu] -> linear or conv2d (groups 1)
 //
-// There is no group where anything else reads the value (a residual add), where the value is
-// an output of the model, or where a weight serves two nodes (tied).
+// There is no group where anything else reads the value (a residual add), where the value
+// is an output of the model, or where a weight serves two nodes (tied).
 #pragma once
 
 #include <map>
@@ -24,12 +25,12 @@
 namespace nibble {
 
 struct ScaleGroup {
-  std::string value;                  // what the readers read
-  std::vector<std::string> makers;    // tensors whose rows make its channels
-  std::vector<std::string> readers;   // weights whose columns read it
+  std::string value;                 // what the readers read
+  std::vector<std::string> makers;   // tensors whose rows make its channels
+  std::vector<std::string> readers;  // weights whose columns read it
   int64_t channels = 0;
   std::vector<int64_t> channel_of_column;  // a reader's column -> channel
-  bool convolution = false;           // a maker or reader is one: the value is no [.., features]
+  bool convolution = false;  // a maker or reader is one: the value is no [.., features]
 };
 // In program order of the readers.
 std::vector<ScaleGroup> scale_groups(const Program& program,

@@ -21,7 +21,7 @@ constexpr int64_t kShards = 4;
 struct Tuned {
   std::string tensor;
   CodedMatrix start;
-  std::vector<float> center;   // u, [rows * cols]
+  std::vector<float> center;    // u, [rows * cols]
   std::vector<float> rounding;  // V
   std::vector<float> ratio;     // A, [scales]
   std::vector<int32_t> group;   // of a column: offset in its row's scales
@@ -61,9 +61,8 @@ Tuned begin_tuning(const std::string& tensor, const CodedMatrix& start,
   const Block& block = start.scheme.scales[0].block;
   t.scales_each_row = start.scales[0].rows == start.rows ? start.scales[0].cols : 0;
   for (int64_t c = 0; c < start.cols; ++c) {
-    t.group.push_back(block.kind == Block::Kind::group
-                          ? static_cast<int32_t>(c / block.cols)
-                          : 0);
+    t.group.push_back(
+        block.kind == Block::Kind::group ? static_cast<int32_t>(c / block.cols) : 0);
   }
   const bool is_signed = t.lowest < 0;
   t.center.resize(count);
@@ -123,8 +122,7 @@ void step(Tuned& t, const at::Tensor& gradient, float rate) {
       // Outside the range rounding changes nothing; dW~/dV = s > 0 inside.
       const float u = t.center[i] + t.rounding[i];
       if (u < t.lowest - 0.5f || u > t.highest + 0.5f) continue;
-      t.rounding[i] =
-          std::min(std::max(t.rounding[i] - rate * sign(g[i]), -0.5f), 0.5f);
+      t.rounding[i] = std::min(std::max(t.rounding[i] - rate * sign(g[i]), -0.5f), 0.5f);
     }
   };
   if (t.scales_each_row > 0) {
@@ -145,8 +143,8 @@ class Tuner {
     const Program& program = problem.model.program;
     for (const std::string& tensor : problem.tensors) {
       const Tensor& values = problem.model.tensors.at(tensor);
-      tuned_.push_back(begin_tuning(tensor, weights.at(tensor),
-                                    value_or_throw(to_float(values))));
+      tuned_.push_back(
+          begin_tuning(tensor, weights.at(tensor), value_or_throw(to_float(values))));
       shapes_.push_back(values.shape);
     }
     for (size_t n = problem.begin; n < problem.end; ++n) {
@@ -159,9 +157,9 @@ class Tuner {
           continue;
         }
         at::Tensor weight = at::empty(values.shape, at::kFloat);
-        throw_if_error(dequantize(solved->second,
-                                  {weight.data_ptr<float>(), solved->second.rows,
-                                   solved->second.cols}));
+        throw_if_error(dequantize(
+            solved->second,
+            {weight.data_ptr<float>(), solved->second.rows, solved->second.cols}));
         fixed_[name] = weight;
       }
     }
@@ -328,7 +326,8 @@ const char* cannot_tune(const QuantScheme& scheme) {
   if (scheme.scales.size() != 1) return "it has several scale levels";
   if (scheme.scales[0].shifted) return "its scales are shifted";
   const Block::Kind kind = scheme.scales[0].block.kind;
-  if (kind != Block::Kind::group && kind != Block::Kind::row && kind != Block::Kind::tensor)
+  if (kind != Block::Kind::group && kind != Block::Kind::row &&
+      kind != Block::Kind::tensor)
     return "its scales belong to no row, group of a row or tensor";
   if (element_info(scheme.scales[0].element).kind != ElementKind::minifloat)
     return "its scales are not floats";

@@ -1,16 +1,19 @@
 // Tunes the codes and scales of all layers of one block together, so that the block's
-// outputs come near the float model's: the loop of AutoRound (Cheng et al., "Optimize Weight
-// Rounding via Signed Gradient Descent for the Quantization of LLMs", arXiv 2309.05516).
+// outputs come near the float model's: the loop of AutoRound (Cheng et al., "Optimize
+// Weight Rounding via Signed Gradient Descent for the Quantization of LLMs", arXiv
+// 2309.05516).
 //
-//   W~ = s (clamp(round(u + V)) - z)        u: where the start's codes came from, in codes
-//   s  = s0 (1 + A)                         rounded to its element, straight through
-//   V, A <- V, A - lr sign(dL / d.)         eq. 5; V in [-1/2, 1/2], lr falls linearly to 0
-//   L  = mean (f(X; W~) - Y)^2              X: the quantized model's inputs of the block,
+//   W~ = s (clamp(round(u + V)) - z)        u: where the start's codes came from, in
+//   codes s  = s0 (1 + A)                         rounded to its element, straight
+//   through V, A <- V, A - lr sign(dL / d.)         eq. 5; V in [-1/2, 1/2], lr falls
+//   linearly to 0 L  = mean (f(X; W~) - Y)^2              X: the quantized model's inputs
+//   of the block,
 //                                           Y: the float model's outputs
 //
-// The start is any solution (round to nearest as in the paper, or GPTQ's): u is W / s + z,
-// moved into its code's cell where the start's code is another one than W's nearest. The
-// better of start and end on all samples is kept. Integer codes with one scale level only.
+// The start is any solution (round to nearest as in the paper, or GPTQ's): u is W / s +
+// z, moved into its code's cell where the start's code is another one than W's nearest.
+// The better of start and end on all samples is kept. Integer codes with one scale level
+// only.
 //
 // Samples of a batch run in parallel as kShards fixed parts whose gradients are added in
 // order: the same bytes at any thread count. Throws nibble::Error.
@@ -32,8 +35,8 @@ struct BlockProblem {
   std::vector<ValueStream::Values> inputs;  // a sample each: what is live at begin
   // A sample each: what the float model has live at end of what the block makes.
   std::vector<ValueStream::Values> targets;
-  std::vector<std::string> tensors;         // the weights to be tuned
-  InputRounding rounding;                   // of quantized activations, straight through
+  std::vector<std::string> tensors;  // the weights to be tuned
+  InputRounding rounding;            // of quantized activations, straight through
 };
 
 struct TunedBlock {

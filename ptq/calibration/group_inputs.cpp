@@ -55,7 +55,8 @@ void observe_groups(const Artifact& model, const Plan& plan, const CalibrationDa
       inputs.mean += magnitude.sum(0, false, at::kDouble);
       inputs.most = at::maximum(inputs.most, magnitude.amax(0).to(at::kDouble));
       const int64_t begin = (step - count % step) % step;
-      if (begin < rows.size(0)) kept.push_back(rows.slice(0, begin, rows.size(0), step).clone());
+      if (begin < rows.size(0))
+        kept.push_back(rows.slice(0, begin, rows.size(0), step).clone());
       count += rows.size(0);
     }
     done = here;

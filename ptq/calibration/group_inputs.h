@@ -1,5 +1,5 @@
-// What the calibration data looks like to the readers of each scale group (ptq/topology.h),
-// on the float model, one group after the other in program order.
+// What the calibration data looks like to the readers of each scale group
+// (ptq/topology.h), on the float model, one group after the other in program order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,10 +15,10 @@ namespace nibble {
 
 struct GroupInputs {
   const ScaleGroup& group;
-  Hessian hessian;         // of the readers' columns
-  at::Tensor mean;         // f64 [columns]: mean |x|
-  at::Tensor most;         // f64 [columns]: max |x|
-  at::Tensor rows;         // f32 [at most kKeptRows, columns]: tokens at even steps
+  Hessian hessian;  // of the readers' columns
+  at::Tensor mean;  // f64 [columns]: mean |x|
+  at::Tensor most;  // f64 [columns]: max |x|
+  at::Tensor rows;  // f32 [at most kKeptRows, columns]: tokens at even steps
   static constexpr int64_t kKeptRows = 1024;
 };
 

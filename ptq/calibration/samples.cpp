@@ -26,8 +26,8 @@ void check_calibration_data(const Artifact& model, const Plan& plan,
   const int64_t found = text ? static_cast<int64_t>(data.sequences.size())
                              : (data.images.shape.empty() ? 0 : data.images.shape[0]);
   if (found == 0) {
-    throw failure(StatusCode::failed_precondition,
-                  needed_by, " needs calibration data; found none; give --calibration");
+    throw failure(StatusCode::failed_precondition, needed_by,
+                  " needs calibration data; found none; give --calibration");
   }
   if (found < plan.calibration_sequences) {
     throw failure(StatusCode::failed_precondition, "data: ", plan.calibration_sequences,

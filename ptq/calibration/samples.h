@@ -13,8 +13,8 @@ namespace nibble {
 // are the same at any thread count; more of them only cost memory.
 inline constexpr int64_t kRound = 8;
 
-// A language model's sequences, one a sample (an encoder's token types 0), or images, 16 a
-// sample: as many as the plan says.
+// A language model's sequences, one a sample (an encoder's token types 0), or images, 16
+// a sample: as many as the plan says.
 std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
                                               const CalibrationData& data);
 
@@ -22,9 +22,9 @@ std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan&
 at::Tensor gather_rows(const ValueStream& stream, const std::string& value, int64_t first,
                        int64_t last);
 
-// At least as many sequences (images) as the plan says, each of a length and of ids that the
-// model takes. needed_by: who asks, for the message when there is no data at all. Throws
-// nibble::Error.
+// At least as many sequences (images) as the plan says, each of a length and of ids that
+// the model takes. needed_by: who asks, for the message when there is no data at all.
+// Throws nibble::Error.
 void check_calibration_data(const Artifact& model, const Plan& plan,
                             const CalibrationData& data, const std::string& needed_by);
 

@@ -39,9 +39,9 @@ at::Tensor parameter(const Artifact& model, const std::string& name) {
 at::Tensor input_rows(const Node& node, const std::vector<int64_t>& weight,
                       const at::Tensor& x) {
   if (node.op != "conv2d") return x.reshape({-1, x.size(-1)});
-  const at::Tensor columns =
-      at::im2col(x, {weight.at(2), weight.at(3)}, {1, 1}, node.integers("padding", {0, 0}),
-                 node.integers("stride", {1, 1}));  // [n, in, places]
+  const at::Tensor columns = at::im2col(
+      x, {weight.at(2), weight.at(3)}, {1, 1}, node.integers("padding", {0, 0}),
+      node.integers("stride", {1, 1}));  // [n, in, places]
   return columns.transpose(1, 2).reshape({-1, columns.size(1)});
 }
 
@@ -95,7 +95,8 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
                                             const Progress& progress) {
   const Program& program = model.program;
   std::set<size_t> watched;
-  for (const auto& [tensor, nodes] : wanted.nodes) watched.insert(nodes.begin(), nodes.end());
+  for (const auto& [tensor, nodes] : wanted.nodes)
+    watched.insert(nodes.begin(), nodes.end());
   StreamValues parameters;
   for (const Node& node : program.nodes) {
     for (const auto& [role, name] : node.parameters) {
@@ -103,7 +104,8 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
     }
   }
   std::vector<StreamValues> samples = make_samples(model, plan, data);
-  const int64_t count = std::min<int64_t>(kBackward, static_cast<int64_t>(samples.size()));
+  const int64_t count =
+      std::min<int64_t>(kBackward, static_cast<int64_t>(samples.size()));
   std::vector<std::map<size_t, at::Tensor>> squares(static_cast<size_t>(count));
   std::vector<std::map<size_t, int64_t>> rows(static_cast<size_t>(count));
   for (int64_t first = 0; first < count; first += kRound) {
@@ -125,9 +127,9 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
         values[node.outputs.at(0)] = y;
       }
       SplitMix64 random(at + 1);
-      const at::Tensor loss =
-          drawn_loss(values.at(program.outputs.at(0).name), random);
-      const auto gradients = torch::autograd::grad({loss}, outputs, {}, false, false, true);
+      const at::Tensor loss = drawn_loss(values.at(program.outputs.at(0).name), random);
+      const auto gradients =
+          torch::autograd::grad({loss}, outputs, {}, false, false, true);
       const at::NoGradGuard no_gradients;
       size_t k = 0;
       for (const size_t n : watched) {
@@ -152,7 +154,8 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
       sum = sum.defined() ? sum + found->second : found->second;
       total += rows[static_cast<size_t>(i)][n];
     }
-    if (sum.defined()) moments[n] = sum / static_cast<double>(std::max<int64_t>(total, 1));
+    if (sum.defined())
+      moments[n] = sum / static_cast<double>(std::max<int64_t>(total, 1));
   }
   return moments;
 }
@@ -176,9 +179,8 @@ std::vector<double> losses_of(const at::Tensor& weight, const at::Tensor& inputs
     const at::Tensor difference =
         (round_trip(weight, schemes[static_cast<size_t>(i)], rule, importance) - weight)
             .to(at::kDouble);
-    const at::Tensor each =
-        gathers ? (difference.square() * inputs.unsqueeze(1)).sum(0)
-                : (at::mm(difference, inputs) * difference).sum(1);
+    const at::Tensor each = gathers ? (difference.square() * inputs.unsqueeze(1)).sum(0)
+                                    : (at::mm(difference, inputs) * difference).sum(1);
     losses[static_cast<size_t>(i)] =
         0.5 * rows_a_token * (each * outputs).sum().item<double>();
   });
@@ -202,8 +204,7 @@ std::map<std::string, std::vector<double>> predicted_losses(
     for (const size_t node : nodes) at_node[node] = tensor;
   }
   std::map<std::string, std::vector<double>> losses;
-  for (const std::string& tensor : tensors)
-    losses[tensor].assign(schemes.size(), 0);
+  for (const std::string& tensor : tensors) losses[tensor].assign(schemes.size(), 0);
 
   ValueStream stream(program, make_samples(model, plan, data),
                      [&](const std::string& name) { return parameter(model, name); });
@@ -216,8 +217,9 @@ std::map<std::string, std::vector<double>> predicted_losses(
     const at::Tensor weight = to_matrix(model.tensors.at(tensor));
     const bool gathers = node.op == "embedding";
     // Two convolutions of one value may unfold it differently.
-    const std::string key = cat(node.inputs.at(0), node.op == "conv2d" ? " of " + node.name : "",
-                                gathers ? " ids" : "");
+    const std::string key =
+        cat(node.inputs.at(0), node.op == "conv2d" ? " of " + node.name : "",
+            gathers ? " ids" : "");
     if (!moments.count(key)) {
       moments.clear();
       rows_a_token.clear();
@@ -235,7 +237,8 @@ std::map<std::string, std::vector<double>> predicted_losses(
             rows += x.numel();
             continue;
           }
-          const at::Tensor mine = input_rows(node, model.tensors.at(tensor).shape, x).contiguous();
+          const at::Tensor mine =
+              input_rows(node, model.tensors.at(tensor).shape, x).contiguous();
           if (!hessian) hessian.emplace(mine.size(1));
           hessian->accumulate(mine);
           rows += mine.size(0);
@@ -245,13 +248,14 @@ std::map<std::string, std::vector<double>> predicted_losses(
       const auto total = static_cast<double>(std::max<int64_t>(rows, 1));
       moments[key] = (gathers ? counts : hessian->matrix()) / total;
       // Of an image a convolution has a row for every place.
-      const int64_t images = program.is_language_model() ? rows : plan.calibration_sequences;
+      const int64_t images =
+          program.is_language_model() ? rows : plan.calibration_sequences;
       rows_a_token[key] = total / static_cast<double>(std::max<int64_t>(images, 1));
     }
     const auto given = outputs.find(n);
     if (given != outputs.end()) {
-      const std::vector<double> mine =
-          losses_of(weight, moments.at(key), given->second, rows_a_token.at(key), schemes);
+      const std::vector<double> mine = losses_of(weight, moments.at(key), given->second,
+                                                 rows_a_token.at(key), schemes);
       for (size_t i = 0; i < schemes.size(); ++i) losses[tensor][i] += mine[i];
     }
     if (progress)

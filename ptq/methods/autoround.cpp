@@ -1,5 +1,6 @@
 // AutoRound, first half: the codes that a block's tuning starts from. The second half is
-// ptq/calibration/block_tuner.h, which calibrate() runs once all layers of a block have theirs.
+// ptq/calibration/block_tuner.h, which calibrate() runs once all layers of a block have
+// theirs.
 #include "ptq/calibration/block_tuner.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"

@@ -7,9 +7,9 @@
 //   s = mean|x|^alpha [/ mean|w|^(1 - alpha)],  alpha = 0, 1/20 .. 19/20        eq. 5
 //   alpha* = argmin |Q(W diag(s)) diag(s)^-1 X - W X|^2                         eq. 4
 //
-// over all readers of a value, the error taken from H = X X^T, so no forward pass is needed
-// per candidate. mean|w|: of each weight over its group's largest (as the authors' code
-// normalises it); candidates with and without it are tried, and s = 1 too.
+// over all readers of a value, the error taken from H = X X^T, so no forward pass is
+// needed per candidate. mean|w|: of each weight over its group's largest (as the authors'
+// code normalises it); candidates with and without it are tried, and s = 1 too.
 //
 // The method: the clip search of the same paper (sec. 4.1), then round to nearest:
 //
@@ -54,8 +54,8 @@ at::Tensor by_channel(const at::Tensor& columns, const ScaleGroup& group) {
   const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(group.channel_of_column));
   const at::Tensor sum =
       at::zeros({group.channels}, at::kDouble).index_add(0, index, columns);
-  const double times =
-      static_cast<double>(group.channel_of_column.size()) / static_cast<double>(group.channels);
+  const double times = static_cast<double>(group.channel_of_column.size()) /
+                       static_cast<double>(group.channels);
   return sum / times;
 }
 
@@ -72,7 +72,7 @@ struct Candidate {
 };
 
 double group_error(const std::vector<Reader>& readers, const at::Tensor& hessian,
-                    const at::Tensor& column_scale) {
+                   const at::Tensor& column_scale) {
   double error = 0;
   for (const Reader& reader : readers) {
     const at::Tensor scale = column_scale.to(at::kFloat);
@@ -115,7 +115,8 @@ void scale_group(const TransformProblem& problem, const GroupInputs& inputs) {
   }
   const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(group.channel_of_column));
   const at::Tensor hessian =
-      (inputs.hessian.matrix() / static_cast<double>(std::max<int64_t>(inputs.hessian.tokens(), 1)))
+      (inputs.hessian.matrix() /
+       static_cast<double>(std::max<int64_t>(inputs.hessian.tokens(), 1)))
           .to(at::kFloat);
   in_parallel(static_cast<int64_t>(candidates.size()), [&](int64_t i) {
     candidates[i].error =
@@ -134,7 +135,8 @@ void scale_group(const TransformProblem& problem, const GroupInputs& inputs) {
                                 problem.model.tensors));
   const std::string note =
       cat("awq: alpha ", best->alpha, best->with_weights ? " with weights" : "",
-          ", error before the clip search ", best->error / candidates[0].error, " of unscaled");
+          ", error before the clip search ", best->error / candidates[0].error,
+          " of unscaled");
   for (const std::string& name : group.readers) problem.notes[name] = note;
   for (const std::string& name : group.makers)
     problem.notes[name] = cat("awq: divided by the factors of ", group.readers[0]);
@@ -200,8 +202,8 @@ SolvedLayer solve_awq(const LayerProblem& problem) {
     at::Tensor result = at::empty_like(weight);
     for (int64_t g = 0; g < groups; ++g) {
       const at::Tensor r = ratio.narrow(1, g, 1);
-      group_part(result, g)
-          .copy_(at::maximum(at::minimum(group_part(weight, g), highs[g] * r), lows[g] * r));
+      group_part(result, g).copy_(
+          at::maximum(at::minimum(group_part(weight, g), highs[g] * r), lows[g] * r));
     }
     return result;
   };
@@ -229,7 +231,8 @@ SolvedLayer solve_awq(const LayerProblem& problem) {
   const at::Tensor target = clamped(best_ratio);
   const MatrixView<const float> view(target.data_ptr<float>(), rows, cols);
   Result<CodedMatrix> coded = choose_scales(view, problem.scheme, absmax);
-  if (!coded.ok()) throw failure(problem, coded.status().code(), coded.status().message());
+  if (!coded.ok())
+    throw failure(problem, coded.status().code(), coded.status().message());
   const Status status = quantize(view, *coded);
   if (!status.ok()) throw failure(problem, status.code(), status.message());
   return {std::move(coded).value(),

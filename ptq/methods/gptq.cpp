@@ -19,7 +19,8 @@
 //   * refine_sweeps: descent over single codes of the full objective dW H dW^T.
 //   Carry-over
 //     sees only the columns behind it and leaves some of it on the table;
-//   * refine_scales: rounds of one Newton step of every scale on the same objective, codes
+//   * refine_scales: rounds of one Newton step of every scale on the same objective,
+//   codes
 //     fixed, each followed by such a descent.
 #include <ATen/ATen.h>
 
@@ -270,15 +271,16 @@ struct ScaleBlock {
   at::Tensor h;        // f64 [columns, in]
 };
 
-// Blocks whose scales can be moved one by one: one level, of a float element, that belongs to
-// a row. Empty for others.
+// Blocks whose scales can be moved one by one: one level, of a float element, that
+// belongs to a row. Empty for others.
 std::vector<ScaleBlock> scale_blocks(const QuantScheme& scheme,
                                      const std::vector<int64_t>& order,
                                      const at::Tensor& h) {
   const Block& block = scheme.scales[0].block;
   const bool grouped = block.kind == Block::Kind::group;
-  const bool is_float = element_info(scheme.scales[0].element).kind == ElementKind::minifloat &&
-                        scheme.scales[0].element != Element::e8m0;
+  const bool is_float =
+      element_info(scheme.scales[0].element).kind == ElementKind::minifloat &&
+      scheme.scales[0].element != Element::e8m0;
   if (scheme.scales.size() != 1 || scheme.scales[0].shifted || !is_float ||
       (!grouped && block.kind != Block::Kind::row)) {
     return {};
@@ -296,8 +298,8 @@ std::vector<ScaleBlock> scale_blocks(const QuantScheme& scheme,
   return blocks;
 }
 
-// Each scale to where the objective is least, codes fixed: with l the levels of a block and
-// d = w - s l - .., s moves by (d H l) / (l H l). w as in refine_rows.
+// Each scale to where the objective is least, codes fixed: with l the levels of a block
+// and d = w - s l - .., s moves by (d H l) / (l H l). w as in refine_rows.
 void refine_scales(const Columns& columns, const at::Tensor& h,
                    const std::vector<ScaleBlock>& blocks, Grid& grid, Element element,
                    int64_t first, const at::Tensor& w, const uint8_t* codes) {
@@ -404,7 +406,8 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
     solve_rows(columns, factor.u, grid, first, target.clone(), coded.codes.data());
     refine_rows(columns, factor.hessian, grid, first, target, problem.gptq.refine_sweeps,
                 coded.codes.data());
-    for (int round = 0; round < (blocks.empty() ? 0 : problem.gptq.refine_scales); ++round) {
+    for (int round = 0; round < (blocks.empty() ? 0 : problem.gptq.refine_scales);
+         ++round) {
       refine_scales(columns, factor.hessian, blocks, grid,
                     problem.scheme.scales[0].element, first, target, coded.codes.data());
       refine_rows(columns, factor.hessian, grid, first, target,

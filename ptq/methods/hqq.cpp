@@ -3,13 +3,13 @@
 // become sparse.
 //
 //   argmin_z  phi(W - Q^-1(Q(W))),  phi = |.|_p^p, p = 0.7                      eq. 1
-//   W_e = shrink(W - W_r),  shrink(x) = sign(x) max(|x| - p |x|^(p-1) / beta, 0)   eq. 4, 5
-//   z   = mean over the block of (W_q - (W - W_e) / s)                          eq. 6
-//   beta grows by kappa = 1.01 from 10, at most 20 rounds, ended when the mean |W - W_r| no
-//   longer falls (the authors' settings)
+//   W_e = shrink(W - W_r),  shrink(x) = sign(x) max(|x| - p |x|^(p-1) / beta, 0)   eq. 4,
+//   5 z   = mean over the block of (W_q - (W - W_e) / s)                          eq. 6
+//   beta grows by kappa = 1.01 from 10, at most 20 rounds, ended when the mean |W - W_r|
+//   no longer falls (the authors' settings)
 //
-// z is real: it ships as the minimum m = -s * z, rounded to its element at the end (an integer
-// zero point would round HQQ's moves away). Scales stay those of the rule.
+// z is real: it ships as the minimum m = -s * z, rounded to its element at the end (an
+// integer zero point would round HQQ's moves away). Scales stay those of the rule.
 #include <algorithm>
 #include <cmath>
 
@@ -66,14 +66,14 @@ SolvedLayer solve_hqq(const LayerProblem& problem) {
                       scheme.scales[0].block == scheme.offsets[0].block &&
                       (scheme.scales[0].block.kind == Block::Kind::group ||
                        scheme.scales[0].block.kind == Block::Kind::row);
-  const bool real = blocks && scheme.offset == OffsetKind::minimum &&
-                    element_info(scheme.offsets[0].element).kind == ElementKind::minifloat;
+  const bool real =
+      blocks && scheme.offset == OffsetKind::minimum &&
+      element_info(scheme.offsets[0].element).kind == ElementKind::minifloat;
   if (!integer || !real) {
     throw failure(problem, StatusCode::invalid_argument,
                   cat("integer codes with one scale and one float minimum a group or row "
                       "are required; found ",
-                      to_string(scheme),
-                      "; use uint4/g64@f16+m/g64@f16 or the like"));
+                      to_string(scheme), "; use uint4/g64@f16+m/g64@f16 or the like"));
   }
   const MatrixView<const float>& w = problem.weight;
   Result<CodedMatrix> chosen = choose_scales(w, scheme, problem.rule);
@@ -94,8 +94,7 @@ SolvedLayer solve_hqq(const LayerProblem& problem) {
       const double solved =
           solve_block(w.row(r) + g * size, std::min(size, w.cols - g * size), scale, zero,
                       lowest, highest);
-      offsets.values[at] =
-          round_to_element(element, static_cast<float>(-scale * solved));
+      offsets.values[at] = round_to_element(element, static_cast<float>(-scale * solved));
     }
   });
   const Status status = quantize(w, coded);

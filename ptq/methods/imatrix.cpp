@@ -1,5 +1,6 @@
 // Round to nearest under scales that mind what the inputs are: the squared error of each
-// column counts as much as its inputs' second moment (the "importance matrix" of llama.cpp).
+// column counts as much as its inputs' second moment (the "importance matrix" of
+// llama.cpp).
 //
 //   s = argmin sum_c E[x_c^2] (w_c - Q(w_c; s))^2     over shrink factors of absmax
 #include <ATen/ATen.h>
@@ -24,10 +25,9 @@ SolvedLayer solve_imatrix(const LayerProblem& problem) {
       (moments / (mean > 0 ? mean : 1)).clamp_min(1e-6).contiguous();
   ScaleRule rule = problem.rule;
   rule.kind = ScaleRule::Kind::mse;
-  Result<CodedMatrix> coded =
-      choose_scales(problem.weight, problem.scheme, rule,
-                    {importance.data_ptr<float>(),
-                     static_cast<size_t>(importance.size(0))});
+  Result<CodedMatrix> coded = choose_scales(
+      problem.weight, problem.scheme, rule,
+      {importance.data_ptr<float>(), static_cast<size_t>(importance.size(0))});
   if (!coded.ok()) throw fail(coded.status().code(), coded.status().message());
   const Status status = quantize(problem.weight, *coded);
   if (!status.ok()) throw fail(status.code(), status.message());

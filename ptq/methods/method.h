@@ -41,9 +41,9 @@ struct Method {
   SolvedLayer (*solve)(const LayerProblem& problem);
 };
 const std::vector<Method>& all_methods();
-// A method of the caller's own, from then on known to plans and recipes by its name, which
-// must live as long as the program. Before other threads run. invalid_argument: the name is
-// taken.
+// A method of the caller's own, from then on known to plans and recipes by its name,
+// which must live as long as the program. Before other threads run. invalid_argument: the
+// name is taken.
 Status add_method(const Method& method);
 const Method* find_method(const std::string& name);
 

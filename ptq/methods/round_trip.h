@@ -1,5 +1,5 @@
-// A matrix to its codes and back, as one call: what searches over scales, clips and channel
-// factors compare.
+// A matrix to its codes and back, as one call: what searches over scales, clips and
+// channel factors compare.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,12 +1,13 @@
-// SmoothQuant: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization
-// for Large Language Models", arXiv 2211.10438.
+// SmoothQuant: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training
+// Quantization for Large Language Models", arXiv 2211.10438.
 //
 //   s_c = max|X_c|^alpha / max|W_c|^(1 - alpha)          eq. 4, over all readers' weights
-//   Y   = (X diag(s)^-1) (diag(s) W)                     eq. 3, s folded into the layer before
+//   Y   = (X diag(s)^-1) (diag(s) W)                     eq. 3, s folded into the layer
+//   before
 //
 // alpha is searched for each group of readers where the plan does not fix it: the one of
-// {none, 0.05, 0.1 .. 0.95} with the least squared error of Q(X / s) Q(W s) against X W on up
-// to 1,024 tokens, both roundings being those that ship.
+// {none, 0.05, 0.1 .. 0.95} with the least squared error of Q(X / s) Q(W s) against X W
+// on up to 1,024 tokens, both roundings being those that ship.
 #include <ATen/ATen.h>
 
 #include "kernels/program/edits/scale_channels.h"
@@ -27,7 +28,8 @@ struct Reader {
   at::Tensor output;  // f32 [tokens, out]: X W^T in float
 };
 
-// Whose inputs are rounded when it runs: only there do outliers of activations cost anything.
+// Whose inputs are rounded when it runs: only there do outliers of activations cost
+// anything.
 bool rounds_inputs(const Plan& plan, const std::string& tensor) {
   const LayerPlan* layer = plan.find(tensor);
   return layer != nullptr && layer->method != "float" && layer->scheme.input.has_value();
@@ -42,9 +44,8 @@ double group_error(const std::vector<Reader>& readers, const at::Tensor& rows,
       inputs = round_trip((rows / column_scale).contiguous(),
                           reader.plan->scheme.input->scheme, {});
     }
-    const at::Tensor weight =
-        round_trip((reader.weight * column_scale).contiguous(), reader.plan->scheme.weight,
-                   reader.plan->rule);
+    const at::Tensor weight = round_trip((reader.weight * column_scale).contiguous(),
+                                         reader.plan->scheme.weight, reader.plan->rule);
     const at::Tensor difference = at::mm(inputs, weight.t()) - reader.output;
     error += difference.square().sum(at::kDouble).item<double>();
   }
@@ -58,8 +59,7 @@ void smooth(const TransformProblem& problem, const GroupInputs& inputs) {
   for (const std::string& name : group.readers) {
     if (!rounds_inputs(problem.plan, name)) continue;
     const at::Tensor weight = to_matrix(problem.model.tensors.at(name));
-    readers.push_back(
-        {problem.plan.find(name), weight, at::mm(inputs.rows, weight.t())});
+    readers.push_back({problem.plan.find(name), weight, at::mm(inputs.rows, weight.t())});
     w_most = at::maximum(w_most, weight.abs().amax(0).to(at::kDouble));
   }
   // The largest over the columns that read a channel.
@@ -85,9 +85,8 @@ void smooth(const TransformProblem& problem, const GroupInputs& inputs) {
     if (fixed > 0) break;
   }
   in_parallel(static_cast<int64_t>(candidates.size()), [&](int64_t i) {
-    candidates[i].error =
-        group_error(readers, inputs.rows,
-                    candidates[i].scale.index_select(0, index).to(at::kFloat));
+    candidates[i].error = group_error(
+        readers, inputs.rows, candidates[i].scale.index_select(0, index).to(at::kFloat));
   });
   const Candidate* best = &candidates[fixed > 0 ? 1 : 0];
   for (const Candidate& candidate : candidates) {
@@ -104,7 +103,8 @@ void smooth(const TransformProblem& problem, const GroupInputs& inputs) {
                                best->error / candidates[0].error, " of unsmoothed");
   for (const std::string& name : group.readers) problem.notes[name] = note;
   for (const std::string& name : group.makers)
-    problem.notes[name] = cat("smoothquant: divided by the factors of ", group.readers[0]);
+    problem.notes[name] =
+        cat("smoothquant: divided by the factors of ", group.readers[0]);
 }
 
 }  // namespace

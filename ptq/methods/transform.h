@@ -1,7 +1,7 @@
-// A transform edits the float model before its layers are solved: factors per channel that
-// move from a layer to the one before it, so that less is lost in rounding. The model's
-// function stays what it is. The rows are in transforms.inc; a recipe names them, in order,
-// under `transforms`.
+// A transform edits the float model before its layers are solved: factors per channel
+// that move from a layer to the one before it, so that less is lost in rounding. The
+// model's function stays what it is. The rows are in transforms.inc; a recipe names them,
+// in order, under `transforms`.
 //
 // Throws nibble::Error. Deterministic at any thread count.
 #pragma once

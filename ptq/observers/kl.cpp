@@ -2,7 +2,8 @@
 // "8-bit Inference with TensorRT" (GTC 2017).
 //
 //   P  the histogram below the cut, what lies above added to its last bin
-//   Q  the histogram below the cut merged into `highest` levels, each level's count spread
+//   Q  the histogram below the cut merged into `highest` levels, each level's count
+//   spread
 //      over its bins that hold something
 //   cut* = argmin KL(P || Q)
 #include <algorithm>

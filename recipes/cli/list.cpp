@@ -143,12 +143,9 @@ struct Topic {
   Result<Rows> (*rows)();
 };
 constexpr std::array kTopics = {
-    Topic{"recipes", recipes_list},
-    Topic{"schemes", schemes_list},
-    Topic{"methods", methods_list},
-    Topic{"transforms", transforms_list},
-    Topic{"formats", formats_list},
-    Topic{"architectures", architectures_list},
+    Topic{"recipes", recipes_list}, Topic{"schemes", schemes_list},
+    Topic{"methods", methods_list}, Topic{"transforms", transforms_list},
+    Topic{"formats", formats_list}, Topic{"architectures", architectures_list},
     Topic{"kernels", kernels_list},
 };
 

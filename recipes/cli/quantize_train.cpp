@@ -9,8 +9,8 @@
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
 #include "recipes/recipe/predict.h"
-#include "recipes/report/text_table.h"
 #include "recipes/report/comparison.h"
+#include "recipes/report/text_table.h"
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
@@ -176,9 +176,9 @@ Result<std::vector<std::string>> sweep_of(const CommandLine& line) {
   const std::string text = line.text("sweep");
   if (text.empty()) return std::vector<std::string>{""};
   const size_t equals = text.find('=');
-  const std::vector<std::string> values =
-      equals == std::string::npos ? std::vector<std::string>()
-                                  : split_names(text.substr(equals + 1));
+  const std::vector<std::string> values = equals == std::string::npos
+                                              ? std::vector<std::string>()
+                                              : split_names(text.substr(equals + 1));
   if (equals == 0 || values.empty()) {
     return error(StatusCode::invalid_argument,
                  "[quantize] --sweep: a key of the recipe and values with commas between "
@@ -191,8 +191,8 @@ Result<std::vector<std::string>> sweep_of(const CommandLine& line) {
   return overrides;
 }
 
-// Each recipe, with each value of the sweep, into a directory of its name below the output,
-// then one table and one page.
+// Each recipe, with each value of the sweep, into a directory of its name below the
+// output, then one table and one page.
 Status run_several(const CommandLine& line, const std::vector<std::string>& recipes,
                    const std::vector<std::string>& sweep) {
   const std::filesystem::path output = line.path("output");

@@ -45,14 +45,14 @@ const Candidate kCandidates[] = {
      "int4/g128@f16", "", true},
     {"w4a16 group 32, int8 activations",
      "--recipe w4a16-gptq --set group=32; --compute int8", "int4/g32@f16", "", true},
-    {"w4a16 group 128, lm_head w8",
-     "--recipe w4a16-gptq --set lm_head=int8n/r@f32", "int4/g128@f16", "int8n/r@f32",
-     false},
+    {"w4a16 group 128, lm_head w8", "--recipe w4a16-gptq --set lm_head=int8n/r@f32",
+     "int4/g128@f16", "int8n/r@f32", false},
     {"w4a16 group 128, lm_head w8, int8 activations",
      "--recipe w4a16-gptq --set lm_head=int8n/r@f32; --compute int8", "int4/g128@f16",
      "int8n/r@f32", true},
     {"nf4", "--recipe w4a16-rtn --set weight=nf4/f64@f32", "nf4/f64@f32", "", false},
-    {"mxfp4", "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0", "e2m1/g32@e8m0", "", false},
+    {"mxfp4", "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0", "e2m1/g32@e8m0", "",
+     false},
     {"fp8", "--recipe w4a16-rtn --set weight=e4m3/r@f32", "e4m3/r@f32", "", false},
 };
 
@@ -64,7 +64,8 @@ struct Shape {
 
 Status unfit(const std::string& what, const std::string& found) {
   return error(StatusCode::unsupported, "[advise] ", what,
-               ": a float decoder without mixtures of experts is required; found ", found);
+               ": a float decoder without mixtures of experts is required; found ",
+               found);
 }
 
 // The linear layers by shape. What w4a16-rtn leaves in float stays so, but for lm_head.
@@ -152,9 +153,8 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
   const int64_t context =
       std::clamp<int64_t>(options.context, 1, program.context_length - options.batch);
   const int64_t prefill = std::min(options.prefill, program.context_length);
-  NIBBLE_ASSIGN_OR_RETURN(
-      const std::unique_ptr<KvCache> cache,
-      model.make_cache(std::max(context + options.batch, prefill)));
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                          model.make_cache(std::max(context + options.batch, prefill)));
   SplitMix64 random(20263);
   const std::vector<int32_t> ids = [&] {
     std::vector<int32_t> result(static_cast<size_t>(std::max(prefill, options.batch)));
@@ -226,15 +226,14 @@ std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
     }
   }
   if (advice.name != "float" && advice.decode_seconds >= floats->decode_seconds) {
-    return cat("decode ",
-               number_text(floats->decode_seconds / advice.decode_seconds, 2),
+    return cat("decode ", number_text(floats->decode_seconds / advice.decode_seconds, 2),
                "x of the float model's");
   }
   // Beaten in speed by one that is no larger and loses no more.
   for (const Advice& other : all) {
     if (&other == &advice || other.decode_seconds >= 0.97 * advice.decode_seconds ||
-        other.weight_bytes > advice.weight_bytes * 1.02 || other.error > advice.error * 1.02 ||
-        other.compute != advice.compute) {
+        other.weight_bytes > advice.weight_bytes * 1.02 ||
+        other.error > advice.error * 1.02 || other.compute != advice.compute) {
       continue;
     }
     return cat("decode ", number_text(other.decode_seconds / advice.decode_seconds, 2),
@@ -263,8 +262,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   AdviceReport report;
   report.cpu = cpu_text();
   std::string note;
-  const int64_t memory_set = std::min<int64_t>(memory_working_set(machine, &note),
-                                               int64_t{1} << 30);
+  const int64_t memory_set =
+      std::min<int64_t>(memory_working_set(machine, &note), int64_t{1} << 30);
   {
     NIBBLE_ASSIGN_OR_RETURN(const ReadBuffer buffer, ReadBuffer::create(memory_set));
     NIBBLE_ASSIGN_OR_RETURN(report.read_bandwidth,
@@ -297,9 +296,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   }
   const int64_t total = static_cast<int64_t>(shapes.size()) + 1;
   int64_t done = 0;
-  NIBBLE_ASSIGN_OR_RETURN(
-      Executor executor,
-      Executor::create(model, ExecutorOptions{.kv = options.kv}));
+  NIBBLE_ASSIGN_OR_RETURN(Executor executor,
+                          Executor::create(model, ExecutorOptions{.kv = options.kv}));
   NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice rest, time_model(executor, options, true));
   report.rest_decode = rest.decode_seconds;
   report.rest_prefill = rest.prefill_seconds;
@@ -309,11 +307,11 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   std::vector<std::vector<LayerCost>> costs;  // of each shape, one a candidate
   for (const Shape& shape : shapes) {
     NIBBLE_ASSIGN_OR_RETURN(
-        auto of_shape, time_layer(model->tensors.at(shape.sample),
-                                  cost_cases(shape, model_bytes, cold),
-                                  {.tokens = options.batch,
-                                   .prompt = options.prefill,
-                                   .repeats = options.repeats}));
+        auto of_shape,
+        time_layer(model->tensors.at(shape.sample), cost_cases(shape, model_bytes, cold),
+                   {.tokens = options.batch,
+                    .prompt = options.prefill,
+                    .repeats = options.repeats}));
     costs.push_back(std::move(of_shape));
     progress(++done, total);
   }
@@ -326,9 +324,9 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     advice.compute = candidate.int8 ? Compute::dynamic_int8 : Compute::float_activations;
     advice.weight_bytes = model_bytes[i];
     advice.cache_bytes = cache_bytes * options.batch;
-    const bool applies =
-        candidate.lm_head[0] == '\0' ||
-        std::any_of(shapes.begin(), shapes.end(), [](const Shape& s) { return s.lm_head; });
+    const bool applies = candidate.lm_head[0] == '\0' ||
+                         std::any_of(shapes.begin(), shapes.end(),
+                                     [](const Shape& s) { return s.lm_head; });
     if (!applies) continue;  // no lm_head of its own
     double lost = 0, energy = 0;
     for (size_t at = 0; at < shapes.size(); ++at) {
@@ -361,8 +359,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
                                     ? cost.decode / static_cast<double>(options.batch)
                                     : static_cast<double>(shape.layers) * cost.prefill;
       if (scheme[0] == '\0') continue;
-      const double weights =
-          static_cast<double>(shape.layers) * static_cast<double>(shape.rows * shape.cols);
+      const double weights = static_cast<double>(shape.layers) *
+                             static_cast<double>(shape.rows * shape.cols);
       lost += cost.error * weights;
       energy += weights;
     }
@@ -380,11 +378,12 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
 }
 
 Result<MeasuredAdvice> measure_advice(std::shared_ptr<const Artifact> model,
-                                      const Advice& advice, const AdviseOptions& options) {
+                                      const Advice& advice,
+                                      const AdviseOptions& options) {
   Artifact quantized = *model;
-  const Candidate* candidate = std::find_if(
-      std::begin(kCandidates), std::end(kCandidates),
-      [&](const Candidate& row) { return advice.name == row.name; });
+  const Candidate* candidate =
+      std::find_if(std::begin(kCandidates), std::end(kCandidates),
+                   [&](const Candidate& row) { return advice.name == row.name; });
   if (candidate == std::end(kCandidates)) {
     return error(StatusCode::invalid_argument, "[advise] ", advice.name,
                  ": an advice of this program was required");

@@ -105,8 +105,9 @@ Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
     all.push_back(std::move(timed));
   }
   SplitMix64 random(20262);  // any: the values do not change the work
-  std::vector<float> values(static_cast<size_t>(
-      std::max(options.tokens, options.prompt) * tensor.cols())), y;
+  std::vector<float> values(
+      static_cast<size_t>(std::max(options.tokens, options.prompt) * tensor.cols())),
+      y;
   for (float& value : values) value = static_cast<float>(random.uniform() * 2 - 1);
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
     for (Timed& timed : all) {
@@ -115,7 +116,8 @@ Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
           seconds_of(timed.layers, {values.data(), options.tokens, tensor.cols()}, y);
       double many = 0;
       if (options.prompt > 0) {
-        many = seconds_of(timed.layers, {values.data(), options.prompt, tensor.cols()}, y);
+        many =
+            seconds_of(timed.layers, {values.data(), options.prompt, tensor.cols()}, y);
       }
       if (repeat == 0) continue;
       timed.decode.push_back(one);

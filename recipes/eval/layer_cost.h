@@ -1,9 +1,10 @@
 // What one linear layer costs on this machine under one scheme: seconds, measured on the
 // kernel that would serve it, bytes and rounding error.
 //
-// Every case is timed in turn, round after round, so that a slow minute of the machine hits
-// all of them; over as many different weights as `spread` bytes hold (64 at most), because a
-// model's layer finds its weights where they were left: in memory, not in a cache.
+// Every case is timed in turn, round after round, so that a slow minute of the machine
+// hits all of them; over as many different weights as `spread` bytes hold (64 at most),
+// because a model's layer finds its weights where they were left: in memory, not in a
+// cache.
 //
 // A scheme that does not parse, or a tensor that is no float: the message names it.
 #pragma once

@@ -21,7 +21,8 @@ class Clock {
 
   Result<std::vector<double>> costs(const Tensor& tensor) {
     const std::pair<int64_t, int64_t> shape = {tensor.rows(), tensor.cols()};
-    if (const auto known = known_.find(shape); known != known_.end()) return known->second;
+    if (const auto known = known_.find(shape); known != known_.end())
+      return known->second;
     std::vector<CostCase> cases;
     for (const QuantScheme& scheme : schemes_)
       cases.push_back({.scheme = to_string(scheme), .int8 = int8_, .spread = kCold});
@@ -97,9 +98,10 @@ Status set_mixed_costs(const Recipe& recipe, const Artifact& model, Plan& plan) 
     const double kept = float_bytes(model, plan) / kBytesPerMegabyte;
     mixed.budget = recipe.mixed_megabytes - kept;
     if (!(mixed.budget > 0)) {
-      return error(StatusCode::failed_precondition, "[mixed] mixed.megabytes: more than the ",
-                   kept, " MB that stay float is required; found ",
-                   recipe.mixed_megabytes, "; raise it, or quantize more layers");
+      return error(StatusCode::failed_precondition,
+                   "[mixed] mixed.megabytes: more than the ", kept,
+                   " MB that stay float is required; found ", recipe.mixed_megabytes,
+                   "; raise it, or quantize more layers");
     }
   }
   return ok_status();

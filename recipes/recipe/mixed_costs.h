@@ -3,10 +3,12 @@
 //
 //   mixed.bits          stored bits, scales counted; the budget times all such weights
 //   mixed.megabytes     10^6 bytes; the budget less what is not quantized
-//   mixed.milliseconds  of one token on this machine, measured (recipes/eval/layer_cost.h), of
+//   mixed.milliseconds  of one token on this machine, measured
+//   (recipes/eval/layer_cost.h), of
 //                       the linear layers; an embedding is gathered and costs none
 //
-// failed_precondition: what is not quantized is larger than the budget of megabytes alone.
+// failed_precondition: what is not quantized is larger than the budget of megabytes
+// alone.
 #pragma once
 
 #include "kernels/artifact/artifact.h"

@@ -184,7 +184,8 @@ class Parser {
                    "'; allowed: int3/g128@f16,int4/g128@f16,int8n/r@f32 and so on");
     }
     for (const std::string& text : comma_list(recipe_->mixed_schemes)) {
-      NIBBLE_RETURN_IF_ERROR(scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
+      NIBBLE_RETURN_IF_ERROR(
+          scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
     }
     const bool groups_late = recipe_->gptq.act_order && !recipe_->gptq.static_groups;
     if (recipe_->uses_method("gptq") && groups_late) {

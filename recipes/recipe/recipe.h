@@ -47,8 +47,8 @@ struct Recipe {
   bool symmetric = true;      // int4/g128@f16, or uint4/g128@f16+z/g128@uint4
   std::string scale = "f16";  // element of the scales
 
-  // The ends of a language model, whatever their rules say: a scheme, or "float"; "": as the
-  // rules say. Where both are one tensor, one of the two keys decides for both.
+  // The ends of a language model, whatever their rules say: a scheme, or "float"; "": as
+  // the rules say. Where both are one tensor, one of the two keys decides for both.
   std::string embedding, lm_head;
 
   std::string method = "rtn";

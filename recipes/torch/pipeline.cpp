@@ -85,8 +85,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
 Result<RunReport> run_quantize(const PipelineRequest& request) {
   return catching("quantize", [&request] {
     at::set_num_threads(thread_count());
-    // Calibration makes and drops tensors of many sizes, which leave holes in the heap: it
-    // doubled the peak. From this size on (256 KiB) they are mapped, and go back at once.
+    // Calibration makes and drops tensors of many sizes, which leave holes in the heap:
+    // it doubled the peak. From this size on (256 KiB) they are mapped, and go back at
+    // once.
     mallopt(M_MMAP_THRESHOLD, 1 << 18);
     return quantize(request);
   });

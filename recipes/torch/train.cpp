@@ -9,9 +9,9 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "ptq/calibrate.h"
-#include "recipes/recipe/mixed_costs.h"
 #include "qat/prepare.h"
 #include "qat/trainer.h"
+#include "recipes/recipe/mixed_costs.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
@@ -237,7 +237,8 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   report.ledger = artifact->ledger;
   if (recipe.static_activations) {
     const ImageSet& images = data.held.count() > 0 ? data.held.images : data.train.images;
-    report.notes.push_back(check_exact(*artifact, images, recipe.evaluation_exact_images));
+    report.notes.push_back(
+        check_exact(*artifact, images, recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
   NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));

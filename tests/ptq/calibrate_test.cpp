@@ -14,11 +14,11 @@
 namespace nibble {
 namespace {
 
-using ::testing::HasSubstr;
-using ::testing::StartsWith;
 using testing::decoder_plan;
 using testing::distance;
+using ::testing::HasSubstr;
 using testing::sequences;
+using ::testing::StartsWith;
 
 CalibrationData images(int64_t count, uint64_t seed) {
   CalibrationData data;

@@ -44,7 +44,7 @@ inline CalibrationData sequences(int64_t count, int64_t length, uint64_t seed) {
 
 // Mean squared distance of the logits from the float model's.
 inline double distance(const Artifact& model, const Calibrated& calibrated,
-                const CalibrationData& data) {
+                       const CalibrationData& data) {
   const at::NoGradGuard no_gradients;
   ProgramModule before(model), after(*calibrated.model);
   before->eval();

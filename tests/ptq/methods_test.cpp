@@ -12,11 +12,11 @@
 namespace nibble {
 namespace {
 
-using ::testing::HasSubstr;
-using ::testing::StartsWith;
 using testing::decoder_plan;
 using testing::distance;
+using ::testing::HasSubstr;
 using testing::sequences;
+using ::testing::StartsWith;
 
 // A decoder whose norms let a few channels through much louder than others.
 std::shared_ptr<const Artifact> with_outliers(uint64_t seed) {
@@ -64,8 +64,10 @@ TEST(Awq, ScalingKeepsTheFloatModelsFunction) {
               HasSubstr("divided by the factors of"));
   result.weights.clear();
   EXPECT_LT(distance(*model, result, sequences(4, 24, 3)), 1e-8);
-  EXPECT_NE(value_or_throw(to_float(result.model->tensors.at("model.layers.0.input_layernorm.weight"))),
-            value_or_throw(to_float(model->tensors.at("model.layers.0.input_layernorm.weight"))));
+  EXPECT_NE(value_or_throw(to_float(
+                result.model->tensors.at("model.layers.0.input_layernorm.weight"))),
+            value_or_throw(
+                to_float(model->tensors.at("model.layers.0.input_layernorm.weight"))));
 }
 
 TEST(Awq, EachHalfComesNearerToTheFloatModel) {
@@ -90,8 +92,8 @@ TEST(SmoothQuant, MovesOutliersIntoTheWeights) {
   Plan plan = decoder_plan(model->program, "int8n/r@f32", "rtn");
   for (LayerPlan& layer : plan.layers) {
     if (layer.method == "float") continue;
-    layer.scheme.input = ActivationScheme{.scheme = parse_scheme("int8n/r@f32").value(),
-                                          .dynamic = true};
+    layer.scheme.input =
+        ActivationScheme{.scheme = parse_scheme("int8n/r@f32").value(), .dynamic = true};
   }
   plan.transforms = {"smoothquant"};
   Calibrated result = calibrate(model, plan, sequences(40, 24, 2), {});
@@ -99,8 +101,8 @@ TEST(SmoothQuant, MovesOutliersIntoTheWeights) {
               StartsWith("smoothquant: alpha "));
   // Loud channels of the norm grow quieter against the others.
   const auto loudness = [](const Artifact& of) {
-    const std::vector<float> norm = value_or_throw(
-        to_float(of.tensors.at("model.layers.0.input_layernorm.weight")));
+    const std::vector<float> norm =
+        value_or_throw(to_float(of.tensors.at("model.layers.0.input_layernorm.weight")));
     return std::abs(norm[3]) / std::abs(norm[5]);
   };
   EXPECT_LT(loudness(*result.model), 0.8 * loudness(*model));
@@ -134,7 +136,8 @@ struct HeavyTails {
   at::Tensor weight;
   LayerProblem problem;
   explicit HeavyTails(const char* scheme)
-      : weight(at::randn({16, 128}, at::detail::createCPUGenerator(7), at::kFloat).pow(3)) {
+      : weight(
+            at::randn({16, 128}, at::detail::createCPUGenerator(7), at::kFloat).pow(3)) {
     problem.node = "layer";
     problem.weight = {weight.data_ptr<float>(), 16, 128};
     problem.scheme = parse_scheme(scheme).value();
@@ -148,8 +151,8 @@ struct HeavyTails {
 };
 
 TEST(Hqq, MakesErrorsSparser) {
-  for (const char* scheme : {"uint4/g32@f16+m/g32@f16", "uint3/g32@f16+m/g32@f16",
-                             "uint4/r@f32+m/r@f32"}) {
+  for (const char* scheme :
+       {"uint4/g32@f16+m/g32@f16", "uint3/g32@f16+m/g32@f16", "uint4/r@f32+m/r@f32"}) {
     const HeavyTails heavy(scheme);
     const SolvedLayer rtn = solve_rtn(heavy.problem), hqq = solve_hqq(heavy.problem);
     EXPECT_EQ(hqq.coded.scales, rtn.coded.scales) << scheme;
@@ -213,11 +216,12 @@ TEST(AutoRound, SameCodesAtOneAndTwoThreads) {
 
 TEST(AutoRound, TunesIntegerCodesOnly) {
   const auto model = std::make_shared<Artifact>(testing::small_llama(1));
-  EXPECT_EQ(failure_of(model, autoround_plan(model->program, "nf4/g8@f16", "gptq"),
-                       sequences(40, 24, 2)),
-            "[autoround] model.layers.0.self_attn.q_proj: integer codes under one float "
-            "scale a group, row or tensor are required; found nf4/g8@f16: its codes are not "
-            "integers; use gptq for this layer");
+  EXPECT_EQ(
+      failure_of(model, autoround_plan(model->program, "nf4/g8@f16", "gptq"),
+                 sequences(40, 24, 2)),
+      "[autoround] model.layers.0.self_attn.q_proj: integer codes under one float "
+      "scale a group, row or tensor are required; found nf4/g8@f16: its codes are not "
+      "integers; use gptq for this layer");
 }
 
 }  // namespace

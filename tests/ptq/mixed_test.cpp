@@ -15,8 +15,8 @@
 namespace nibble {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::decoder_plan;
+using ::testing::HasSubstr;
 using testing::sequences;
 
 double least_loss(const std::vector<std::vector<LayerChoice>>& layers, size_t at,
@@ -86,13 +86,15 @@ TEST(Allocate, ManyDifferentSumsStayNearTheBest) {
 TEST(Allocate, SaysWhatTheLeastIs) {
   const Result<std::vector<size_t>> chosen = allocate({{{3, 1}, {2, 5}}, {{4, 0}}}, 5);
   EXPECT_EQ(chosen.status().code(), StatusCode::failed_precondition);
-  EXPECT_EQ(chosen.status().message(),
-            "[allocate] budget: the cheapest choices take 6; found a budget of 5; raise it "
-            "or give cheaper choices");
+  EXPECT_EQ(
+      chosen.status().message(),
+      "[allocate] budget: the cheapest choices take 6; found a budget of 5; raise it "
+      "or give cheaper choices");
 }
 
 // Mean KL(float || model with some weights replaced) per token.
-double measured_kl(const Artifact& model, const std::map<std::string, CodedMatrix>& weights,
+double measured_kl(const Artifact& model,
+                   const std::map<std::string, CodedMatrix>& weights,
                    const CalibrationData& data) {
   const at::NoGradGuard no_gradients;
   ProgramModule before(model), after(model);
@@ -132,8 +134,8 @@ TEST(PredictedLosses, AreWhatRoundingThatLayerCosts) {
     const Tensor& values = model.tensors.at(tensor);
     const std::vector<float> weight = value_or_throw(to_float(values));
     const MatrixView<const float> view(weight.data(), values.rows(), values.cols());
-    CodedMatrix coded = value_or_throw(
-        choose_scales(view, schemes[0], {.kind = ScaleRule::Kind::mse}));
+    CodedMatrix coded =
+        value_or_throw(choose_scales(view, schemes[0], {.kind = ScaleRule::Kind::mse}));
     throw_if_error(quantize(view, coded));
     const double real = measured_kl(model, {{tensor, coded}}, data);
     pairs.push_back({foretold[0], real});

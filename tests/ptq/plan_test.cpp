@@ -50,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"method", [](Plan& p) { p.layers[1].method = "magic"; },
               "[plan] model.layers.0.self_attn.q_proj: no method is called `magic`; "
               "there are "
-              "rtn, gptq, float"},
+              "rtn, gptq, imatrix, awq, hqq, autoround, float"},
         Wrong{"missing", [](Plan& p) { p.layers.pop_back(); },
               "[plan] model.layers.1.mlp.down_proj: every layer needs a row; "
               "model.layers.1.mlp.down_proj.weight has none; give it a method, or float "
@@ -106,7 +106,8 @@ INSTANTIATE_TEST_SUITE_P(
               "found 0 and "
               "5"},
         Wrong{"observer", [](Plan& p) { p.observer = "median"; },
-              "[plan] observer: no observer is called `median`; there are minmax, mse"},
+              "[plan] observer: no observer is called `median`; there are minmax, mse, "
+              "percentile, kl"},
         Wrong{"sequences", [](Plan& p) { p.calibration_sequences = 0; },
               "[plan] calibration: sequences and length must be at least 1; found 0 and "
               "512"},

@@ -41,12 +41,12 @@ TEST(ScaleGroups, OfADecoder) {
   std::vector<std::string> values;
   for (const ScaleGroup& group : groups) values.push_back(group.value);
   // The norm before lm_head is none: its reader's weight is tied to the embedding.
-  EXPECT_THAT(values, ElementsAre("model.layers.0.input_layernorm", "model.layers.0.self_attn",
-                                  "model.layers.0.post_attention_layernorm",
-                                  "model.layers.0.mlp.act", "model.layers.1.input_layernorm",
-                                  "model.layers.1.self_attn",
-                                  "model.layers.1.post_attention_layernorm",
-                                  "model.layers.1.mlp.act"));
+  EXPECT_THAT(
+      values,
+      ElementsAre("model.layers.0.input_layernorm", "model.layers.0.self_attn",
+                  "model.layers.0.post_attention_layernorm", "model.layers.0.mlp.act",
+                  "model.layers.1.input_layernorm", "model.layers.1.self_attn",
+                  "model.layers.1.post_attention_layernorm", "model.layers.1.mlp.act"));
   EXPECT_THAT(groups[0].makers, ElementsAre("model.layers.0.input_layernorm.weight"));
   EXPECT_EQ(groups[0].readers.size(), 3u);
   EXPECT_THAT(groups[1].makers, ElementsAre("model.layers.0.self_attn.v_proj.weight"));
@@ -60,16 +60,20 @@ TEST(ScaleGroups, OfADecoder) {
 TEST(ScaleGroups, ADecoderKeepsItsFunction) {
   const Artifact model = testing::small_llama(2);
   const Artifact other = scaled(model);
-  EXPECT_NE(value_or_throw(to_float(model.tensors.at("model.layers.0.self_attn.v_proj.weight"))),
-            value_or_throw(to_float(other.tensors.at("model.layers.0.self_attn.v_proj.weight"))));
-  const at::Tensor ids = at::tensor(testing::sequences(1, 24, 3).sequences[0]).to(at::kLong);
+  EXPECT_NE(value_or_throw(
+                to_float(model.tensors.at("model.layers.0.self_attn.v_proj.weight"))),
+            value_or_throw(
+                to_float(other.tensors.at("model.layers.0.self_attn.v_proj.weight"))));
+  const at::Tensor ids =
+      at::tensor(testing::sequences(1, 24, 3).sequences[0]).to(at::kLong);
   EXPECT_LT(largest_difference(model, other, ids.unsqueeze(0)), 1e-4);
 }
 
 TEST(ScaleGroups, AConvolutionKeepsItsFunction) {
   const Artifact model = testing::small_cnn(3, 5, /*with_batch_norm=*/false);
   const std::vector<ScaleGroup> groups = scale_groups(model.program, model.tensors);
-  // conv1's value goes into the shortcut as well, so only the block's inner one is a group.
+  // conv1's value goes into the shortcut as well, so only the block's inner one is a
+  // group.
   ASSERT_EQ(groups.size(), 1u);
   EXPECT_EQ(groups[0].value, "layer1.0.relu1");
   EXPECT_TRUE(groups[0].convolution);

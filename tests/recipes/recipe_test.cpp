@@ -87,11 +87,10 @@ Program convolutional_net() {
 
 TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
   const std::vector<std::string> names = builtin_recipes();
-  EXPECT_THAT(names,
-              ::testing::UnorderedElementsAre("float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
-                                              "w8a8-static", "w4a16-qat", "w4a4-qat", "w4a16-awq",
-                                              "w4a16-hqq", "w4a16-autoround", "mixed-gptq",
-                                              "w8a8-smoothquant"));
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre(
+                         "float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
+                         "w8a8-static", "w4a16-qat", "w4a4-qat", "w4a16-awq", "w4a16-hqq",
+                         "w4a16-autoround", "mixed-gptq", "w8a8-smoothquant"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});
     ASSERT_TRUE(recipe.ok()) << name << ": " << recipe.status().message();
@@ -150,7 +149,8 @@ INSTANTIATE_TEST_SUITE_P(
               "[recipe] my.yaml:5: unknown key; found 'metod' (did you mean 'method'?); "
               "allowed: name, "},
         Wrong{"method: rtn", "method: gptk",
-              "[recipe] my.yaml:5: method takes rtn or gptq; found 'gptk' (did you mean "
+              "[recipe] my.yaml:5: method takes rtn or gptq or imatrix or awq or hqq or "
+              "autoround; found 'gptk' (did you mean "
               "'gptq'?)"},
         Wrong{"bits: 4", "bits: four",
               "[recipe] my.yaml:3: bits takes an integer, 2 to 8; found 'four'"},

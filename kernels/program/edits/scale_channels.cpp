@@ -55,8 +55,7 @@ Status scale_channels(const ChannelScaling& scaling,
                     " columns are required; found ", shape_text(tensor.shape));
     }
     for (size_t i = 0; i < values.size(); ++i) {
-      const auto channel =
-          static_cast<size_t>(scaling.channel_of_column[i % columns]);
+      const auto channel = static_cast<size_t>(scaling.channel_of_column[i % columns]);
       values[i] = static_cast<float>(values[i] * scale[channel]);
     }
     changed[name] = make_tensor(tensor.shape, values);

@@ -1,18 +1,22 @@
-// Moves a factor per channel from the maker of a value to its readers; the model's function
-// stays what it is.
+// Moves a factor per channel from the maker of a value to its readers; the model's
+// function stays what it is.
 //
 //   value'[c] = value[c] / s[c]            the maker's row c (a norm's element c) divided
 //   W'[:, j] = W[:, j] * s[channel_of_column[j]]       in every reader
 //
-//   makers             tensors whose first axis makes the channels: a norm's weight and bias,
+//   makers             tensors whose first axis makes the channels: a norm's weight and
+//   bias,
 //                      a linear's or convolution's weight and bias
 //   readers            weights [out, in] that read the value
-//   channel_of_column  [in]: the channel that a reader's column multiplies (grouped queries
-//                      read a value head several times, a convolution a channel kh * kw times)
+//   channel_of_column  [in]: the channel that a reader's column multiplies (grouped
+//   queries
+//                      read a value head several times, a convolution a channel kh * kw
+//                      times)
 //   scale              [channels], finite and positive
 //
 // In double, rounded once to f32, which is what the changed tensors become. not_found or
-// invalid_argument: a tensor is missing or of another size (named); nothing is changed then.
+// invalid_argument: a tensor is missing or of another size (named); nothing is changed
+// then.
 #pragma once
 
 #include <map>
@@ -29,6 +33,7 @@ struct ChannelScaling {
   std::vector<int64_t> channel_of_column;
   std::vector<double> scale;
 };
-Status scale_channels(const ChannelScaling& scaling, std::map<std::string, Tensor>& tensors);
+Status scale_channels(const ChannelScaling& scaling,
+                      std::map<std::string, Tensor>& tensors);
 
 }  // namespace nibble
