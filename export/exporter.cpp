@@ -12,6 +12,15 @@
 namespace nibble {
 namespace {
 
+// A function's name as people type the format's: compressed-tensors.
+template <size_t N>
+struct Typed {
+  char text[N];
+  constexpr explicit Typed(const char (&name)[N]) : text{} {
+    for (size_t i = 0; i < N; ++i) text[i] = name[i] == '_' ? '-' : name[i];
+  }
+};
+
 Status differs(const std::string& tensor, int64_t r, int64_t c, const char* what,
                double required, double found) {
   return error(StatusCode::data_loss, "[export] ", tensor, ": row ", r, ", column ", c,
@@ -19,11 +28,73 @@ Status differs(const std::string& tensor, int64_t r, int64_t c, const char* what
                "; the written file does not hold this model");
 }
 
+bool is_whole(const CodedMatrix& q) {
+  return element_info(q.scheme.code).kind == ElementKind::integer &&
+         q.scheme.offset != OffsetKind::minimum;
+}
+
+// q - z of an integer scheme.
+float distance_to_zero(const CodedMatrix& q, int64_t r, int64_t c) {
+  const uint8_t code = q.codes[static_cast<size_t>(r * q.cols + c)];
+  const float value = element_info(q.scheme.code).lowest < 0
+                          ? static_cast<float>(static_cast<int8_t>(code))
+                          : static_cast<float>(code);
+  return value - offset_at(q, r, c);
+}
+
+// Where each column of the weight lies among the codes.
+std::vector<int64_t> places(const std::vector<int32_t>& order, int64_t cols) {
+  std::vector<int64_t> place(static_cast<size_t>(cols));
+  for (int64_t c = 0; c < cols; ++c) {
+    const auto at = static_cast<size_t>(c);
+    place[order.empty() ? at : static_cast<size_t>(order[at])] = c;
+  }
+  return place;
+}
+
+// The same integers under another name (int4 codes, and uint4 codes with zero points of 8),
+// or with their columns in another order within a group.
+Status check_distances(const std::string& tensor, const CodedMatrix& q,
+                       const CodedMatrix& read, const std::vector<int32_t>& order,
+                       const std::vector<int32_t>& order_read) {
+  const std::vector<int64_t> place = places(order, q.cols);
+  const std::vector<int64_t> place_read = places(order_read, q.cols);
+  for (int64_t r = 0; r < q.rows; ++r) {
+    for (int64_t column = 0; column < q.cols; ++column) {
+      const int64_t c = place[static_cast<size_t>(column)];
+      const int64_t d = place_read[static_cast<size_t>(column)];
+      const float required = distance_to_zero(q, r, c), found = distance_to_zero(read, r, d);
+      if (required != found) return differs(tensor, r, column, "code", required, found);
+      const float scale = scale_at(q, r, c), scale_read = scale_at(read, r, d);
+      if (scale != scale_read) return differs(tensor, r, column, "scale", scale, scale_read);
+    }
+  }
+  return ok_status();
+}
+
+// Column c of a weight's codes is column order[c] of the weight; empty: c itself.
+Result<std::vector<int32_t>> order_of(const Artifact& artifact, const std::string& weight) {
+  const auto layer = artifact.layers.find(weight);
+  if (layer == artifact.layers.end()) return std::vector<int32_t>{};
+  const auto tensor = artifact.tensors.find(layer->second.extras.permutation);
+  if (tensor == artifact.tensors.end()) return std::vector<int32_t>{};
+  return to_int32(tensor->second);
+}
+
 Status check_coded(const std::string& tensor, const CodedMatrix& q,
-                   const CodedMatrix& read) {
+                   const CodedMatrix& read, const std::vector<int32_t>& order,
+                   const std::vector<int32_t>& order_read) {
   if (q.rows != read.rows || q.cols != read.cols) {
     return error(StatusCode::data_loss, "[export] ", tensor, ": must be [", q.rows, ", ",
                  q.cols, "]; read back [", read.rows, ", ", read.cols, "]");
+  }
+  if (is_whole(q) && is_whole(read) &&
+      (q.scheme.code != read.scheme.code || order != order_read)) {
+    return check_distances(tensor, q, read, order, order_read);
+  }
+  if (q.scheme.code != read.scheme.code) {
+    return error(StatusCode::data_loss, "[export] ", tensor, ": must have codes of ",
+                 to_string(q.scheme), "; read back ", to_string(read.scheme));
   }
   for (int64_t r = 0; r < q.rows; ++r) {
     for (int64_t c = 0; c < q.cols; ++c) {
@@ -66,9 +137,13 @@ Status check_floats(const std::string& name, const Tensor& tensor, const Tensor&
 }  // namespace
 
 const std::vector<Exporter>& all_exporters() {
+#define NIBBLE_EXPORTER(name, description) \
+  static constexpr Typed kTyped_##name(#name);
+#include "export/exporters.inc"
+#undef NIBBLE_EXPORTER
   static const std::vector<Exporter> exporters = {
 #define NIBBLE_EXPORTER(name, description) \
-  {#name, description, can_express_##name, write_##name, read_##name},
+  {kTyped_##name.text, description, can_express_##name, write_##name, read_##name},
 #include "export/exporters.inc"
 #undef NIBBLE_EXPORTER
   };
@@ -102,7 +177,15 @@ Status check_decoded(const Artifact& artifact, const Decoded& decoded) {
       const auto read = decoded.coded.find(name);
       if (read == decoded.coded.end()) return missing(name);
       NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
-      NIBBLE_RETURN_IF_ERROR(check_coded(name, q, read->second));
+      std::vector<int32_t> order, order_read;
+      if (const auto found = decoded.permutations.find(name);
+          found != decoded.permutations.end()) {
+        order_read = found->second;
+      }
+      if (decoded.keeps_permutations) {
+        NIBBLE_ASSIGN_OR_RETURN(order, order_of(artifact, name));
+      }
+      NIBBLE_RETURN_IF_ERROR(check_coded(name, q, read->second, order, order_read));
       continue;
     }
     const auto tensor = artifact.tensors.find(name);

@@ -28,10 +28,15 @@ struct ExportOptions {
   // hf: of every tensor, gguf: of what is float; f32, bf16 or f16. "": f32 in hf, as it
   // is stored in gguf.
   std::string dtype;
-  int64_t shard_bytes = kShardBytes;  // hf: weights beyond it go to several files
+  // hf and the formats of quantized Hugging Face directories: weights beyond it go to
+  // several files.
+  int64_t shard_bytes = kShardBytes;
   // gguf: "TYPE" for what no block type holds exactly and for the float layers of blocks;
   // "PATTERN=TYPE" for the layers whose names match, whatever they are (the last wins).
   std::vector<std::string> requantize;
+  // Quantized Hugging Face directories: quantized embeddings become the floats they stand for.
+  bool float_embeddings = false;
+  int64_t gptq_version = 0;  // gptq: 1 or 2; 0: 1 where it can hold the zero points
 };
 
 struct Exporter {

@@ -30,6 +30,17 @@ inline float offset_at(const CodedMatrix& q, int64_t r, int64_t c) {
   return level_product(q.scheme.offsets, q.offsets, q.rows, q.cols, r, c);
 }
 
+// The same blocks under the plainest name that they have in a matrix of `cols` columns: a
+// group of the whole row is a row, flat blocks that end with the rows are groups.
+inline Block simplified(Block block, int64_t cols) {
+  if (block.kind == Block::Kind::flat && block.cols <= cols && cols % block.cols == 0) {
+    block.kind = Block::Kind::group;
+  }
+  if (block.kind == Block::Kind::grid && block.rows == 1) block.kind = Block::Kind::group;
+  if (block.kind == Block::Kind::group && block.cols >= cols) block = {Block::Kind::row, 1, 1};
+  return block;
+}
+
 // The first column after c in row r where any level's value may change.
 inline int64_t cell_end(const QuantScheme& scheme, int64_t cols, int64_t r, int64_t c) {
   int64_t end = cols;

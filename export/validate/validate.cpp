@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "export/exporter.h"
+#include "export/huggingface/quantized_directory.h"
 #include "export/levels.h"
 #include "export/validate/kernel_check.h"
 
@@ -149,6 +150,50 @@ bool ValidationReport::passed() const {
 ValidationReport validate_decoded(const Artifact& artifact, const Decoded& decoded) {
   return {{check_decode(artifact, decoded), check_all_scales(artifact, decoded),
            check_whole_ledger(artifact), check_kernels(artifact)}};
+}
+
+namespace {
+
+Check check_against(const Artifact* reference, const Decoded& decoded,
+                    const std::string& format) {
+  if (reference == nullptr || !reference->is_quantized()) {
+    return {"codes", Outcome::skipped,
+            "give the quantized artifact as --reference to hold every code against it"};
+  }
+  // As export wrote it, embeddings as floats if they are found so.
+  ExportOptions options;
+  for (const auto& [name, tensor] : decoded.floats) {
+    options.float_embeddings = options.float_embeddings || reference->packed.count(name) > 0;
+  }
+  const Result<Artifact> ordered =
+      prepared_for_transformers(*reference, options, format.c_str());
+  if (!ordered.ok()) return failed("codes", ordered.status());
+  Check check = check_decode(*ordered, decoded);
+  check.name = "codes";
+  return check;
+}
+
+}  // namespace
+
+ValidationReport validate_checkpoint(const Artifact& artifact, const Decoded& decoded,
+                                     const std::string& format,
+                                     const Artifact* reference) {
+  ValidationReport report;
+  report.checks.push_back(
+      {"files", Outcome::skipped,
+       cat(format, " keeps no checksums: sizes, shapes and types hold, a flipped bit of a "
+                   "code would not show")});
+  report.checks.push_back(check_decode(artifact, decoded));
+  report.checks.push_back(check_against(reference, decoded, format));
+  report.checks.push_back(check_all_scales(artifact, decoded));
+  Check ledger = check_whole_ledger(artifact);
+  if (ledger.outcome == Outcome::passed) ledger.detail += " (made while reading)";
+  report.checks.push_back(std::move(ledger));
+  report.checks.push_back(check_kernels(artifact));
+  report.checks.push_back({"runtime", Outcome::skipped,
+                           "no program but nibble was run; the one that " + format +
+                               " is for may refuse what it holds"});
+  return report;
 }
 
 ValidationReport validate_artifact(const std::filesystem::path& directory) {

@@ -44,4 +44,12 @@ ValidationReport validate_read(const Result<Artifact>& artifact,
 // found.
 ValidationReport validate_decoded(const Artifact& artifact, const Decoded& decoded);
 
+// A directory in another tool's format: `artifact` is what loading it gave, `decoded` what the
+// format's reader finds. With a quantized reference, every code and scale is held against its
+// own. The format keeps neither checksums nor a ledger, and no runtime but nibble's is run:
+// what cannot be proven for that reason is skipped, and says so.
+ValidationReport validate_checkpoint(const Artifact& artifact, const Decoded& decoded,
+                                     const std::string& format,
+                                     const Artifact* reference = nullptr);
+
 }  // namespace nibble

@@ -14,6 +14,7 @@
 #include "kernels/ops/silu_mul/silu_mul.h"
 #include "kernels/program/shape.h"
 #include "kernels/runtime/encoder_path.h"
+#include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/step.h"
@@ -54,7 +55,8 @@ struct Executor::Implementation {
   std::vector<RopeTable> ropes;
   std::vector<KvScheme> kv;  // one a state
   std::vector<std::vector<float>> slots;
-  std::vector<float> reversed;  // one step's input, where sums run in reverse
+  // One step's input: rounded to FP8, or where sums run in reverse (floats alone do).
+  std::vector<float> reversed;
   std::vector<int64_t> slot_features;  // the widest value a slot holds
   std::map<std::string, std::string> kernels;
   std::unique_ptr<IntegerPath> integer;
@@ -193,9 +195,15 @@ struct Executor::Implementation {
     }
   }
 
-  // The rows as the step's weight wants them: reversed where its columns are.
+  // The rows as the step's weight wants them: rounded to FP8, or reversed where its columns
+  // are.
   const float* input_rows(const Step& step, const float* x, int64_t n, int64_t columns,
                           int64_t run) {
+    if (step.fp8) {
+      reversed.resize(std::max(reversed.size(), static_cast<size_t>(n * columns)));
+      round_to_fp8(*step.fp8, MatrixView<const float>(x, n, columns), reversed.data());
+      return reversed.data();
+    }
     if (!step.reversed) return x;
     reversed.resize(std::max(reversed.size(), static_cast<size_t>(n * columns)));
     reverse_columns(x, n, columns, run, reversed.data());

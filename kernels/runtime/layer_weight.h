@@ -1,7 +1,8 @@
-// The weight of a layer as the kernels take it: a packed tensor, or a float one.
+// The weight of a layer as the kernels take it: a packed tensor, or a float one. A weight
+// with a column permutation is dequantized, its columns in their own order.
 //
-// not_found: the artifact has no such tensor. unsupported: extras that no kernel applies
-// (a column permutation, low-rank parts), named.
+// not_found: the artifact has no such tensor. unsupported: low-rank parts, which no kernel
+// applies, named.
 #pragma once
 
 #include <string>

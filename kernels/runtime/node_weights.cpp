@@ -43,7 +43,14 @@ const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) 
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
                                            const LinearWeight& weight, bool int8,
                                            std::map<std::string, std::string>* kernels) {
-  const ActivationScheme* input = asked_input(artifact, node);
+  return prepare_linear_for(artifact, node, weight, asked_input(artifact, node), int8,
+                            kernels);
+}
+
+Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
+                                          const LinearWeight& weight,
+                                          const ActivationScheme* input, bool int8,
+                                          std::map<std::string, std::string>* kernels) {
   if (input != nullptr) {
     // A static input scheme belongs to the integer path of nets whose values are all
     // codes.

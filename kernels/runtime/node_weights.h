@@ -4,8 +4,7 @@
 // it: float activations, or dynamic int8n/r@f32 ones, which the artifact asks for (the
 // layer's input scheme; it must be had) or the caller (compute; taken where it can be).
 //
-// not_found: a tensor that the artifact lacks. unsupported: a permutation or low-rank
-// part, a static or another dynamic input of a language model, a scheme that no row runs;
+// not_found: a tensor that the artifact lacks. unsupported: a low-rank part, a static or another dynamic input of a language model, a scheme that no row runs;
 // the message names the node or tensor. Allocates. Safe to call from any thread.
 #pragma once
 
@@ -29,6 +28,12 @@ const ActivationScheme* asked_input(const Artifact& artifact, const Node& node);
 
 // int8: dynamic int8 activations where the weight allows them. kernels receives the row's
 // name under the tensor's.
+// input: what asked_input says, or null where the caller rounds the input itself.
+Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
+                                          const LinearWeight& weight,
+                                          const ActivationScheme* input, bool int8,
+                                          std::map<std::string, std::string>* kernels);
+// The same with what asked_input says.
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
                                            const LinearWeight& weight, bool int8,
                                            std::map<std::string, std::string>* kernels);

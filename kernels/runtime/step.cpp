@@ -6,6 +6,7 @@
 #include "kernels/ops/embedding/embedding.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
+#include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/node_weights.h"
 #include "kernels/runtime/summation_order.h"
 
@@ -25,10 +26,15 @@ Status prepare_linear_weight(const Artifact& artifact, const ExecutorOptions& op
   NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(artifact, node));
   step.reversed = options.reversed_sums && weight.is_plain();
   if (step.reversed) weight = with_reversed_columns(weight, 1);
+  const ActivationScheme* input = asked_input(artifact, node);
+  step.fp8.reset();
+  if (input != nullptr && is_fp8_input(*input)) {
+    step.fp8 = *input;
+    input = nullptr;
+  }
   NIBBLE_ASSIGN_OR_RETURN(
-      step.linear,
-      prepare_node_linear(artifact, node, weight, options.compute == Compute::dynamic_int8,
-                          kernels));
+      step.linear, prepare_linear_for(artifact, node, weight, input,
+                                      options.compute == Compute::dynamic_int8, kernels));
   return ok_status();
 }
 
@@ -153,11 +159,14 @@ Result<std::function<void()>> exchange_weight(const Artifact& other,
     NIBBLE_RETURN_IF_ERROR(prepare_linear_weight(other, options, nullptr, changed));
     std::swap(step.linear, changed.linear);
     std::swap(step.reversed, changed.reversed);
+    std::swap(step.fp8, changed.fp8);
     auto own = std::make_shared<PreparedLinear>(std::move(changed.linear));
-    return std::function<void()>([&step, own, reversed = changed.reversed] {
-      std::swap(step.linear, *own);
-      step.reversed = reversed;
-    });
+    return std::function<void()>(
+        [&step, own, reversed = changed.reversed, fp8 = changed.fp8] {
+          std::swap(step.linear, *own);
+          step.reversed = reversed;
+          step.fp8 = fp8;
+        });
   }
   if (node.op == "moe") return step.moe->exchange(other, node, role, options);
   return failure(StatusCode::unsupported, node.name,

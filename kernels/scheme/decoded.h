@@ -7,9 +7,11 @@
 
 #include <map>
 #include <string>
+#include <vector>
 
 #include "kernels/base/tensor.h"
 #include "kernels/scheme/coded_matrix.h"
+#include "kernels/scheme/layer_scheme.h"
 
 namespace nibble {
 
@@ -17,6 +19,14 @@ struct Decoded {
   std::string config_json;
   std::map<std::string, CodedMatrix> coded;
   std::map<std::string, Tensor> floats;  // and biases that the format stores as i32
+  // Of layers, by the weight's name: what their inputs are quantized to.
+  std::map<std::string, ActivationScheme> inputs;
+  // Act-order, where the format can say it: column c of `coded` is column permutations[c] of the weight.
+  std::map<std::string, std::vector<int32_t>> permutations;
+  bool keeps_permutations = false;  // the format can say them: one that has none has that order
+  // Tensors, or fields of the config, that say nothing about the weights -> why they were
+  // left out.
+  std::map<std::string, std::string> ignored;
 };
 
 }  // namespace nibble

@@ -21,7 +21,8 @@ struct ActivationScheme {
 
 // Names of tensors, not tensors; empty = none.
 struct LayerExtras {
-  std::string permutation;  // i32 [cols]: the column order in which act-order solved
+  // i32 [cols]: column c of the codes is column permutation[c] of the weight (act-order)
+  std::string permutation;
   std::string low_rank_a, low_rank_b;
   bool operator==(const LayerExtras&) const = default;
 };

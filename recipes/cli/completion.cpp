@@ -9,6 +9,7 @@
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
 #include "recipes/models/architecture.h"
+#include "recipes/recipe/deployment.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/recipe.h"
 
@@ -38,6 +39,9 @@ Choices choices_of(const std::string& name) {
     out.files = false;
   } else if (name == "dtype") {
     out = {{"f32", "bf16", "f16"}, false};
+  } else if (name == "target") {
+    for (const DeploymentTarget& row : deployment_targets()) out.words.emplace_back(row.name);
+    out.files = false;
   } else if (name == "cpu") {
     out = {{"avx512vnni", "avx2", "reference"}, false};
   } else if (name == "compute") {

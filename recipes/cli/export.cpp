@@ -17,12 +17,12 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   for (const Exporter& exporter : all_exporters()) {
     formats += cat("\n  ", exporter.name, ": ", exporter.description);
   }
-  CommandLine line("export ARTIFACT --to FORMAT --output DIR",
-                   "Writes another tool's format into a new directory (gguf: or into the "
-                   "file that the "
-                   "output names). What the format cannot hold "
-                   "is said before anything\nis written.\n\nFormats" +
-                       formats);
+  CommandLine line(
+      "export ARTIFACT --to FORMAT --output DIR",
+      "Writes another tool's format into a new directory (gguf: or into the file that the "
+      "output names), from an\nartifact or from a model in one of the formats that can be read. "
+      "What the format cannot hold is said\nbefore anything is written.\n\nFormats" +
+          formats);
   line.positional("ARTIFACT");
   line.text("to", "FORMAT", "the format", true);
   line.text("output", "DIR", "the directory to make; gguf: or X.gguf, the file", true);
@@ -39,8 +39,14 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       "gguf: quantize by ggml's rule to Q4_0, Q8_0, Q4_K, Q6_K ... what no block type "
       "holds exactly and the float layers of blocks; with a pattern, the layers it "
       "matches (may be repeated)");
-  line.integer("shard-bytes", "hf: weights beyond this go to several files with an index",
+  line.integer("shard-bytes",
+               "hf, compressed-tensors, gptq, awq, bitsandbytes: weights beyond this go to "
+               "several files with an index",
                kShardBytes, 1);
+  line.flag("float-embeddings",
+            "the same formats but hf: quantized embeddings become the floats they stand for");
+  line.integer("gptq-version",
+               "gptq: 1 or 2 (default 0: 1, or 2 where a zero point is 0)", 0, 0);
   line.model_options();
   line.json();
   line.example("nibble export build/w4 --to onnx --output build/w4-onnx",
@@ -49,8 +55,15 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       "nibble export recipes/examples/stories --to onnx --output build/float-onnx "
       "--overwrite",
       "the float model");
-  line.example("nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
-               "floats again, dequantized, as transformers loads them");
+  line.example(
+      "nibble export build/w4 --to compressed-tensors --output build/w4-ct",
+      "packed INT4 for vLLM and transformers");
+  line.example(
+      "nibble export build/w4-ct --to gptq --output build/w4-gptq",
+      "from one format to another: lossless, or refused with the reason");
+  line.example(
+      "nibble export build/w4 --to hf --dtype bf16 --output build/w4-hf",
+      "floats again, dequantized, as transformers loads them");
   line.example("nibble export build/w4 --to gguf --output build/w4.gguf",
                "the same codes and scales in ggml's blocks, for llama.cpp");
   line.example(
@@ -66,7 +79,9 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                               .float64 = line.has("float64"),
                               .dtype = line.text("dtype"),
                               .shard_bytes = line.integer("shard-bytes"),
-                              .requantize = line.list("requantize")};
+                              .requantize = line.list("requantize"),
+                              .float_embeddings = line.has("float-embeddings"),
+                              .gptq_version = line.integer("gptq-version")};
   const bool to_gguf = std::string_view(exporter->name) == "gguf";
   if (!options.requantize.empty() && !to_gguf) {
     return error(StatusCode::invalid_argument,

@@ -8,6 +8,7 @@
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/recipe/deployment.h"
 #include "recipes/recipe/predict.h"
 #include "recipes/report/comparison.h"
 #include "recipes/report/text_table.h"
@@ -80,6 +81,22 @@ Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
   request.progress = make_progress();
   request.note = note;
   return request;
+}
+
+// --target: can the program that will serve the model serve this plan? Before any work.
+Status check_target(const CommandLine& line, const PipelineRequest& request) {
+  if (!line.has("target")) {
+    if (line.integer("tensor-parallel") == 1) return ok_status();
+    return error(StatusCode::invalid_argument,
+                 "[quantize] --tensor-parallel: needs --target, the program that splits the "
+                 "model; found none; give it");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact model, load_model(request.model, request.load));
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
+                          prepare_for_plan(model, request.recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(request.recipe, planned.program));
+  return check_deployment(plan, planned, line.text("target"),
+                          line.integer("tensor-parallel"));
 }
 
 // The plan of a request, layer by layer, with its size; writes nothing. Needs no
@@ -228,6 +245,7 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
                    "; change the name in the file");
     }
     request.output = output / name;
+    NIBBLE_RETURN_IF_ERROR(check_target(line, request));
     requests.push_back(std::move(request));
   }
   if (line.has("dry-run")) {
@@ -294,6 +312,14 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "keep the token ids that were used (safetensors), to run another tool on them");
   line.text("sweep", "KEY=A,B,C",
             "run once for each value of one setting; one table and one report for all");
+  std::string targets;
+  for (const DeploymentTarget& target : deployment_targets()) {
+    targets += cat(targets.empty() ? "" : "|", target.name);
+  }
+  line.text("target", targets.c_str(),
+            "refuse at once what this program could not serve: schemes, groups, sizes");
+  line.integer("tensor-parallel", "with --target: devices that each layer is split over", 1,
+               1);
   line.flag("overwrite", "replace DIR if it is there");
   line.example(
       "nibble quantize recipes/examples/stories --recipe w4a16-rtn --set group=32 "
@@ -307,6 +333,10 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "nibble quantize MODEL --recipe mixed-gptq --sweep mixed.bits=3,4,5,6 "
       "--calibration text.txt --evaluation heldout.txt --output build/sweep",
       "a scheme for each layer under four budgets: what quality costs");
+  line.example(
+      "nibble quantize MODEL --recipe w4a16-rtn --target vllm --tensor-parallel 2 --dry-run "
+      "--output build/w4",
+      "will two devices of vLLM divide it?");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (const std::vector<std::string> recipes = split_names(line.text("recipe"));
@@ -316,6 +346,7 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   }
   NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
                           make_request(line, "calibration", line.text("recipe")));
+  NIBBLE_RETURN_IF_ERROR(check_target(line, request));
   if (line.has("dry-run")) return dry_run(request, line.wants_json());
   request.save_calibration = line.path("save-calibration");
   NIBBLE_ASSIGN_OR_RETURN(const RunReport report, run_quantize(request));

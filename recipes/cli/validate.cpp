@@ -5,6 +5,8 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "export/assemble.h"
+#include "kernels/base/file.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
@@ -169,16 +171,20 @@ Result<Check> compare_outputs(const CommandLine& line, const Limits& limits) {
               : compare_images(line, model, reference, limits);
 }
 
-const char* outcome_name(Check::Outcome outcome) {
-  switch (outcome) {
-    case Check::Outcome::passed:
-      return "passed";
-    case Check::Outcome::failed:
-      return "failed";
-    case Check::Outcome::skipped:
-      return "skipped";
+// The quant_method of a Hugging Face directory; "" of anything else.
+std::string quant_method_of(const std::filesystem::path& directory) {
+  const Result<std::string> text = read_text_file(directory / "config.json");
+  if (!text.ok()) return "";
+  const Json config = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object() || !config.contains("quantization_config")) return "";
+  const Json& quantization = config["quantization_config"];
+  for (const char* key : {"quant_method", "method"}) {
+    if (quantization.is_object() && quantization.contains(key) &&
+        quantization[key].is_string()) {
+      return quantization[key].get<std::string>();
+    }
   }
-  return "skipped";
+  return "?";
 }
 
 // A GGUF is read as a model, and its blocks once more by the format's own reader.
@@ -193,6 +199,38 @@ ValidationReport validate_model(const CommandLine& line) {
                        "sizes and offsets of every tensor hold");
 }
 
+// A nibble artifact, a GGUF, or a directory in another tool's format.
+Result<ValidationReport> validate_directory(const CommandLine& line) {
+  const std::filesystem::path directory = line.path("ARTIFACT");
+  const std::string method = is_artifact_directory(directory) ? "" : quant_method_of(directory);
+  if (method.empty()) return validate_model(line);
+  NIBBLE_ASSIGN_OR_RETURN(const Exporter* format, find_quant_method(method));
+  const auto broken = [](const Status& status) {
+    return ValidationReport{{{"files", Check::Outcome::failed, status.message()}}};
+  };
+  const Result<Artifact> artifact = load_model(directory, line.load_options());
+  if (!artifact.ok()) return broken(artifact.status());
+  const Result<Decoded> decoded = format->read(directory);
+  if (!decoded.ok()) return broken(decoded.status());
+  if (!line.has("reference")) {
+    return validate_checkpoint(*artifact, *decoded, format->name);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact reference, load_model(line.path("reference"), {}));
+  return validate_checkpoint(*artifact, *decoded, format->name, &reference);
+}
+
+const char* outcome_name(Check::Outcome outcome) {
+  switch (outcome) {
+    case Check::Outcome::passed:
+      return "passed";
+    case Check::Outcome::failed:
+      return "failed";
+    case Check::Outcome::skipped:
+      return "skipped";
+  }
+  return "skipped";
+}
+
 }  // namespace
 
 Status run_validate_verb(const std::vector<std::string>& arguments) {
@@ -200,9 +238,13 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
       "validate ARTIFACT [--reference MODEL]",
       "Reads an artifact back with a decoder of its own, compares every code and "
       "scale, runs its layers on\nevery kernel of this machine; with a reference, "
-      "compares the outputs. Exit code 7 when a check fails.");
+      "compares the outputs. Exit code 7 when a check fails.\n\nA directory that export wrote "
+      "(compressed-tensors, gptq, awq, bitsandbytes) is read and checked likewise, and\nwhat "
+      "its format does not let be proven is said. With the artifact as --reference, every code "
+      "and scale\nis held against the artifact's.");
   line.positional("ARTIFACT");
-  line.text("reference", "MODEL", "the float model; its outputs are compared");
+  line.text("reference", "MODEL",
+            "the float model, or of an export the artifact; outputs are compared");
   line.text("text", "FILE",
             "compare on this text (default: text that the reference writes)");
   line.flag("per-line", "take each line of the text alone");
@@ -228,7 +270,7 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
                  ": an artifact directory is required; found nothing; check the path");
   }
 
-  ValidationReport report = validate_model(line);
+  NIBBLE_ASSIGN_OR_RETURN(ValidationReport report, validate_directory(line));
   // A damaged artifact has no outputs worth comparing.
   if (line.has("reference") && report.passed()) {
     NIBBLE_ASSIGN_OR_RETURN(

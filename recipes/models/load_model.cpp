@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <set>
 
+#include "export/assemble.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
 #include "kernels/base/sha256.h"
@@ -207,8 +209,15 @@ Status drop_unused(Artifact& artifact, const ModelArchitecture& architecture) {
   return ok_status();
 }
 
+// What a quantized checkpoint holds beside its float tensors.
+struct Quantized {
+  Decoded decoded;  // without floats
+  std::string format;
+};
+
 // Everything after tensors and config_json (may be empty) are there.
-Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& path) {
+Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& path,
+                Quantized* quantized = nullptr) {
   NIBBLE_RETURN_IF_ERROR(split_fused_experts(artifact.tensors));
   NIBBLE_ASSIGN_OR_RETURN(const ModelArchitecture* architecture,
                           choose_architecture(artifact, options, path));
@@ -228,6 +237,10 @@ Status complete(Artifact& artifact, const LoadOptions& options, const fs::path& 
                             initialise(artifact.program, range, options.seed));
   }
   NIBBLE_RETURN_IF_ERROR(drop_unused(artifact, *architecture));
+  if (quantized != nullptr) {
+    NIBBLE_RETURN_IF_ERROR(
+        assemble(std::move(quantized->decoded), quantized->format, artifact));
+  }
   std::sort(artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
             [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
   NIBBLE_RETURN_IF_ERROR(set_image_statistics(artifact));
@@ -255,6 +268,42 @@ Status refuse_other_weights(const fs::path& directory) {
   return ok_status();
 }
 
+// config.json's quant_method; "" of a float checkpoint.
+std::string quant_method_in(const std::string& config_json) {
+  ConfigReader config(config_json);
+  if (!config.has("quantization_config")) return "";
+  const std::string method = config.text("quantization_config/quant_method", "");
+  return !method.empty() ? method : config.text("quantization_config/method", "?");
+}
+
+std::string without_quantization(const std::string& config_json) {
+  auto config = nlohmann::ordered_json::parse(config_json);  // ConfigReader has read it
+  config.erase("quantization_config");
+  return config.dump(2) + "\n";
+}
+
+// A directory whose weights are codes of another tool's format.
+Result<Artifact> load_quantized(const fs::path& path, const LoadOptions& options,
+                                const std::string& method) {
+  NIBBLE_ASSIGN_OR_RETURN(const Exporter* format, find_quant_method(method));
+  Artifact artifact;
+  Quantized quantized;
+  quantized.format = format->name;
+  NIBBLE_ASSIGN_OR_RETURN(quantized.decoded, format->read(path));
+  artifact.tensors = std::move(quantized.decoded.floats);
+  quantized.decoded.floats.clear();
+  artifact.config_json = without_quantization(quantized.decoded.config_json);
+  NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / "config.json"));
+  std::vector<std::string> sources;
+  NIBBLE_RETURN_IF_ERROR(read_sharded_safetensors(path, &sources).status());
+  for (const std::string& name : sources) {
+    NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / name));
+  }
+  NIBBLE_RETURN_IF_ERROR(collect_tokenizer_files(artifact, path));
+  NIBBLE_RETURN_IF_ERROR(complete(artifact, options, path, &quantized));
+  return artifact;
+}
+
 Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options) {
   Artifact artifact;
   const bool has_weights = is_there(path / "model.safetensors") ||
@@ -271,6 +320,9 @@ Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options
   if (options.architecture.empty()) {  // before the weights, which may be large
     NIBBLE_RETURN_IF_ERROR(
         find_architecture(architecture_in(artifact.config_json)).status());
+  }
+  if (const std::string method = quant_method_in(artifact.config_json); !method.empty()) {
+    return load_quantized(path, options, method);
   }
   NIBBLE_RETURN_IF_ERROR(add_source(artifact, path / "config.json"));
   if (is_sentence_transformer(path)) {

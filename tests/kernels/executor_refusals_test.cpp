@@ -97,13 +97,44 @@ Artifact integer_net() {
 TEST(ExecutorRefusals, ExtrasThatTheRuntimeDoesNotApply) {
   Artifact artifact = chain("int4/g32@f16");
   const std::string tensor = first_linear(artifact).parameter("weight");
-  artifact.layers[tensor].extras.permutation = "order";
+  artifact.layers[tensor].extras.low_rank_a = "a";
   const Result<Executor> result = open(artifact);
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.status().code(), StatusCode::unsupported);
   EXPECT_THAT(result.status().message(),
-              AllOf(HasSubstr("[runtime] " + tensor), HasSubstr("without permutation"),
-                    HasSubstr("found order")));
+              AllOf(HasSubstr("[runtime] " + tensor), HasSubstr("without low-rank parts"),
+                    HasSubstr("found a;")));
+}
+
+// Column c of the codes is column 39 - c of the weight: the same as that weight in floats.
+TEST(ExecutorRefusals, APermutationIsApplied) {
+  Artifact permuted = chain("int4/g8@f16"), plain = permuted;
+  const std::string tensor = first_linear(permuted).parameter("weight");
+  const PackedTensor& packed = permuted.packed.at(tensor);
+  std::vector<float> sorted(7 * 40), own(7 * 40);
+  ASSERT_TRUE(dequantize_rows(packed, 0, {sorted.data(), 7, 40}).ok());
+  std::vector<int32_t> order;
+  for (int c = 0; c < 40; ++c) {
+    order.push_back(39 - c);
+    for (int r = 0; r < 7; ++r) own[40 * r + 39 - c] = sorted[40 * r + c];
+  }
+  permuted.layers[tensor].extras.permutation = "order";
+  permuted.tensors["order"] = make_tensor({40}, std::span<const int32_t>(order));
+  plain.packed.erase(tensor);
+  plain.layers.erase(tensor);
+  plain.tensors[tensor] = make_tensor({7, 40}, std::span<const float>(own));
+  std::vector<std::vector<float>> logits;
+  for (const Artifact& artifact : {permuted, plain}) {
+    Result<Executor> executor = open(artifact);
+    ASSERT_TRUE(executor.ok()) << executor.status().message();
+    auto cache = executor->make_cache(4);
+    ASSERT_TRUE(cache.ok());
+    logits.emplace_back(2 * kVocabulary);
+    const std::vector<int32_t> tokens = {1, 5};
+    ASSERT_TRUE(
+        executor->forward(tokens, **cache, {logits.back().data(), 2, kVocabulary}).ok());
+  }
+  EXPECT_EQ(logits[0], logits[1]);
 }
 
 TEST(ExecutorRefusals, StaticActivationsOfALanguageModel) {

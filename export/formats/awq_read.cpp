@@ -1,0 +1,103 @@
+// Reads AWQ checkpoints in the GEMM layout: 4 bits, output 8c + j in the nibble where[j]
+// of word c, where = 0 4 1 5 2 6 3 7. Shares nothing with the writer.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "export/formats/readers.h"
+#include "export/huggingface/checkpoint.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "awq";
+constexpr int kWhere[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+// The 4 bits of output n in a row of words.
+uint8_t nibble_of(const Tensor& words, int64_t row_begin, int64_t n) {
+  return static_cast<uint8_t>(word_at(words, row_begin + n / 8) >> (4 * kWhere[n % 8]) &
+                              15);
+}
+
+Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t group,
+                   Decoded& decoded) {
+  NIBBLE_ASSIGN_OR_RETURN(const Tensor words,
+                          checkpoint.take(module + ".qweight", {DType::i32}, {-1, -1}));
+  CodedMatrix q;
+  q.cols = words.shape[0];
+  const int64_t width = words.shape[1];
+  q.rows = 8 * width;
+  if (q.rows < 1 || q.cols < 1) {
+    return checkpoint.damaged(module + ".qweight", "must hold codes; found ",
+                              shape_text(words.shape));
+  }
+  const Block block =
+      group < 0 ? Block{Block::Kind::row, 1, 1} : Block{Block::Kind::group, 1, group};
+  const LevelShape shape = level_shape(block, q.rows, q.cols);
+  NIBBLE_ASSIGN_OR_RETURN(
+      const Tensor zeros,
+      checkpoint.take(module + ".qzeros", {DType::i32}, {shape.cols, width}));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const Tensor scales,
+      checkpoint.take(module + ".scales", {DType::f16, DType::bf16, DType::f32},
+                      {shape.cols, q.rows}));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(scales));
+  q.scheme.code = Element::uint4;
+  q.scheme.scales = {{block, float_element(scales), false}};
+  q.scheme.offset = OffsetKind::zero_point;
+  q.scheme.offsets = {{block, Element::uint4, false}};
+  CodedLevel s{shape.rows, shape.cols, {}, 0}, z{shape.rows, shape.cols, {}, 0};
+  for (int64_t n = 0; n < q.rows; ++n) {
+    for (int64_t k = 0; k < q.cols; ++k)
+      q.codes.push_back(nibble_of(words, k * width, n));
+    for (int64_t g = 0; g < shape.cols; ++g) {
+      s.values.push_back(values[static_cast<size_t>(g * q.rows + n)]);
+      z.values.push_back(nibble_of(zeros, g * width, n));
+    }
+  }
+  q.scales = {std::move(s)};
+  q.offsets = {std::move(z)};
+  make_symmetric(q);
+  decoded.coded[module + ".weight"] = std::move(q);
+  return ok_status();
+}
+
+Result<Decoded> read_modules(HfCheckpoint checkpoint) {
+  const Json& config = checkpoint.quantization();
+  const int64_t bits = config.value("bits", config.value("w_bit", int64_t{4}));
+  const int64_t group =
+      config.value("group_size", config.value("q_group_size", int64_t{128}));
+  std::string version =
+      config.value("version", config.value("format", std::string("gemm")));
+  std::transform(version.begin(), version.end(), version.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  if (bits != 4 || version != "gemm" || group == 0 || group < -1 || group > kMostBlock) {
+    return checkpoint.unsupported(
+        "config.json", "4 bits in the layout gemm are read; found ", bits, " bits in ",
+        version, ", groups of ", group, "; convert it to gemm where it comes from");
+  }
+  Decoded decoded;
+  decoded.config_json = checkpoint.config_json();
+  for (const std::string& module : checkpoint.modules_with(".qweight")) {
+    NIBBLE_RETURN_IF_ERROR(read_module(checkpoint, module, group, decoded));
+  }
+  decoded.floats = checkpoint.rest();
+  return decoded;
+}
+
+}  // namespace
+
+Result<Decoded> read_awq(const std::filesystem::path& directory) {
+  NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
+                          HfCheckpoint::open(directory, kFormat));
+  try {
+    return read_modules(std::move(checkpoint));
+  } catch (const Json::exception& failure) {
+    return error(
+        StatusCode::data_loss, "[", kFormat, "] ", (directory / "config.json").string(),
+        ": quantization_config must have the fields of the format; ", failure.what());
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,176 @@
+// Reads bitsandbytes 4-bit checkpoints (NF4, FP4), plain and double quantized. Shares
+// nothing with the writer.
+//
+// A dynamic map that is bit for bit the one of element dyn8 stays codes; another one's
+// scales are multiplied out to f32, which is the same numbers. A block whose scale is 0
+// is a block of zeros, and gets the code of zero under a scale of 1.
+#include <bit>
+#include <nlohmann/json.hpp>
+
+#include "export/formats/readers.h"
+#include "export/huggingface/checkpoint.h"
+#include "kernels/base/float_types.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "bitsandbytes";
+constexpr const char* kState = ".quant_state.bitsandbytes__";
+
+template <size_t N>
+bool same_bits(const std::vector<float>& values, const std::array<float, N>& table) {
+  bool same = values.size() == N;
+  for (size_t i = 0; same && i < N; ++i) {
+    same = std::bit_cast<uint32_t>(values[i]) == std::bit_cast<uint32_t>(table[i]);
+  }
+  return same;
+}
+
+class BitsAndBytes {
+ public:
+  explicit BitsAndBytes(HfCheckpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
+
+  Result<Decoded> read() {
+    const Json& config = checkpoint_.quantization();
+    if (!config.value("load_in_4bit", config.value("_load_in_4bit", false))) {
+      return checkpoint_.unsupported("config.json",
+                                     "4-bit checkpoints are read; found none that is "
+                                     "load_in_4bit; give the float checkpoint");
+    }
+    Decoded decoded;
+    decoded.config_json = checkpoint_.config_json();
+    for (const char* type : {"nf4", "fp4"}) {
+      for (const std::string& weight :
+           checkpoint_.modules_with(std::string(kState) + type)) {
+        NIBBLE_ASSIGN_OR_RETURN(decoded.coded[weight], read_weight(weight, type));
+      }
+    }
+    decoded.floats = checkpoint_.rest();
+    return decoded;
+  }
+
+ private:
+  Result<std::vector<float>> take_floats(const std::string& name, int64_t count) {
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor tensor,
+                            checkpoint_.take(name, {DType::f32}, {count}));
+    return to_float(tensor);
+  }
+
+  Result<CodedMatrix> read_weight(const std::string& weight, const std::string& type) {
+    const std::string name = weight + kState + type;
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor text, checkpoint_.take(name, {DType::u8}, {-1}));
+    const Json state =
+        Json::parse(text.bytes.text(), nullptr, /*allow_exceptions=*/false);
+    if (!state.is_object()) {
+      return checkpoint_.damaged(name, "must be JSON; found something else");
+    }
+    const auto shape = state.at("shape").get<std::vector<int64_t>>();
+    const int64_t block = state.at("blocksize").get<int64_t>();
+    if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1 || block < 1 ||
+        block > kMostBlock || shape[0] > (int64_t{1} << 40) / shape[1]) {
+      return checkpoint_.damaged(name, "needs a matrix's shape and a block size; found ",
+                                 state.dump());
+    }
+    CodedMatrix q;
+    q.rows = shape[0];
+    q.cols = shape[1];
+    q.scheme.code = type == "nf4" ? Element::nf4 : Element::fp4;
+    const int64_t count = q.rows * q.cols, blocks = (count + block - 1) / block;
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor bytes,
+                            checkpoint_.take(weight, {DType::u8}, {(count + 1) / 2, 1}));
+    for (int64_t i = 0; i < count; ++i) {
+      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i / 2]);
+      q.codes.push_back(i % 2 == 0 ? byte >> 4 : byte & 15);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> table,
+                            take_floats(weight + ".quant_map", 16));
+    if (!same_bits(table, type == "nf4" ? nf4_table() : fp4_table())) {
+      return checkpoint_.unsupported(weight + ".quant_map", "the table of ", type,
+                                     " is read; found another");
+    }
+    NIBBLE_RETURN_IF_ERROR(state.contains("nested_offset")
+                               ? read_nested(weight, state, block, blocks, q)
+                               : read_absmax(weight, block, blocks, q));
+    return q;
+  }
+
+  Status read_absmax(const std::string& weight, int64_t block, int64_t blocks,
+                     CodedMatrix& q) {
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<float> absmax,
+                            take_floats(weight + ".absmax", blocks));
+    set_scales(block, std::move(absmax), q);
+    return ok_status();
+  }
+
+  static void set_scales(int64_t block, std::vector<float> absmax, CodedMatrix& q) {
+    const uint8_t zero = q.scheme.code == Element::nf4 ? 7 : 0;
+    for (size_t i = 0; i < absmax.size(); ++i) {
+      if (absmax[i] != 0) continue;
+      absmax[i] = 1;
+      const size_t begin = i * static_cast<size_t>(block);
+      const size_t end = std::min(q.codes.size(), begin + static_cast<size_t>(block));
+      std::fill(q.codes.begin() + static_cast<int64_t>(begin),
+                q.codes.begin() + static_cast<int64_t>(end), zero);
+    }
+    q.scheme.scales = {{{Block::Kind::flat, 1, block}, Element::f32, false}};
+    const auto blocks = static_cast<int64_t>(absmax.size());
+    q.scales = {{1, blocks, std::move(absmax), 0}};
+  }
+
+  Status read_nested(const std::string& weight, const Json& state, int64_t block,
+                     int64_t blocks, CodedMatrix& q) {
+    const int64_t nested = state.at("nested_blocksize").get<int64_t>();
+    const auto offset = static_cast<float>(state.at("nested_offset").get<double>());
+    if (nested < 1 || nested > kMostBlock) {
+      return checkpoint_.damaged(
+          weight, "nested_blocksize must be positive and sane; found ", nested);
+    }
+    const int64_t outer_blocks = (blocks + nested - 1) / nested;
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor codes,
+                            checkpoint_.take(weight + ".absmax", {DType::u8}, {blocks}));
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<float> outer,
+                            take_floats(weight + ".nested_absmax", outer_blocks));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> map,
+                            take_floats(weight + ".nested_quant_map", 256));
+    std::vector<float> inner;
+    bool positive = true;
+    for (int64_t i = 0; i < blocks; ++i) {
+      inner.push_back(map[static_cast<uint8_t>(codes.bytes.data()[i])]);
+      positive = positive && outer[static_cast<size_t>(i / nested)] > 0;
+    }
+    if (!same_bits(map, dyn8_table()) || !positive) {
+      for (int64_t i = 0; i < blocks; ++i) {
+        float& value = inner[static_cast<size_t>(i)];
+        value = value * outer[static_cast<size_t>(i / nested)] + offset;
+      }
+      set_scales(block, std::move(inner), q);
+      return ok_status();
+    }
+    q.scheme.scales = {{{Block::Kind::flat, 1, block}, Element::dyn8, true},
+                       {{Block::Kind::flat, 1, block * nested}, Element::f32, false}};
+    q.scales = {{1, blocks, std::move(inner), offset},
+                {1, outer_blocks, std::move(outer), 0}};
+    return ok_status();
+  }
+
+  HfCheckpoint checkpoint_;
+};
+
+}  // namespace
+
+Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory) {
+  NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
+                          HfCheckpoint::open(directory, kFormat));
+  try {
+    return BitsAndBytes(std::move(checkpoint)).read();
+  } catch (const Json::exception& failure) {
+    return error(
+        StatusCode::data_loss, "[", kFormat, "] ", directory.string(),
+        ": quantization_config and quant_state must have the fields of the format; ",
+        failure.what());
+  }
+}
+
+}  // namespace nibble

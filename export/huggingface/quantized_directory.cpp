@@ -1,0 +1,263 @@
+#include "export/huggingface/quantized_directory.h"
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "export/huggingface/rope_order.h"
+#include "kernels/artifact/safetensors.h"
+#include "kernels/artifact/shards.h"
+#include "kernels/base/cancel.h"
+#include "kernels/base/file.h"
+#include "kernels/base/float_types.h"
+#include "kernels/program/layers.h"
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Result<Json> config_of(const Artifact& artifact, const char* format) {
+  Json config = Json::parse(artifact.config_json, nullptr, /*allow_exceptions=*/false);
+  if (config.is_object()) return config;
+  return error(StatusCode::data_loss, "[", format,
+               "] config.json: must be one JSON object; found something else");
+}
+
+class DirectoryWriter {
+ public:
+  DirectoryWriter(const Artifact& artifact, const QuantizedFormat& format,
+                  AtomicDirectory& files)
+      : artifact_(artifact), format_(format), files_(files) {}
+
+  Status write(int64_t shard_bytes) {
+    // A weight's tensors stay in one file; the artifact's own size of them decides, which
+    // differs from the format's by little.
+    std::map<std::string, int64_t> sizes;
+    for (const Node& node : artifact_.program.nodes) {
+      for (const auto& [role, name] : node.parameters) {
+        const auto packed = artifact_.packed.find(name);
+        const auto tensor = artifact_.tensors.find(name);
+        if (packed != artifact_.packed.end()) {
+          sizes[name] = packed->second.bytes();
+        } else if (tensor != artifact_.tensors.end()) {
+          sizes[name] = static_cast<int64_t>(tensor->second.bytes.size());
+        } else {
+          return error(
+              StatusCode::not_found, "[", format_.name, "] ", name,
+              ": every parameter must be in the artifact; found none of this name");
+        }
+      }
+    }
+    std::vector<Shard> shards = split_shards(sizes, shard_bytes);
+    std::map<std::string, int64_t> stored;
+    for (Shard& shard : shards) {
+      NIBBLE_RETURN_IF_ERROR(check_cancelled(format_.name));
+      NIBBLE_ASSIGN_OR_RETURN(const auto tensors, tensors_of(shard.tensors));
+      NIBBLE_RETURN_IF_ERROR(
+          write_safetensors(files_.staging() / shard.file, tensors, {{"format", "pt"}}));
+      shard.tensors.clear();
+      for (const auto& [name, tensor] : tensors) {
+        shard.tensors.push_back(name);
+        stored[name] = static_cast<int64_t>(tensor.bytes.size());
+      }
+    }
+    const std::string index = shard_index(shards, stored);
+    if (!index.empty()) NIBBLE_RETURN_IF_ERROR(files_.write(kShardIndex, index));
+    return write_config();
+  }
+
+ private:
+  Result<std::map<std::string, Tensor>> tensors_of(
+      const std::vector<std::string>& names) {
+    std::map<std::string, Tensor> tensors;
+    for (const std::string& name : names) {
+      const auto packed = artifact_.packed.find(name);
+      if (packed == artifact_.packed.end()) {
+        tensors[name] = artifact_.tensors.at(name);
+        continue;
+      }
+      NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
+      NIBBLE_ASSIGN_OR_RETURN(auto parts, format_.tensors_of(name, q));
+      tensors.merge(parts);
+    }
+    return tensors;
+  }
+
+  Status write_config() {
+    NIBBLE_ASSIGN_OR_RETURN(Json config, config_of(artifact_, format_.name));
+    config.erase("rope_interleaved");  // nibble's own
+    config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] =
+        model_dtype(artifact_);
+    config["quantization_config"] = Json::parse(format_.quantization_config);
+    NIBBLE_RETURN_IF_ERROR(files_.write("config.json", config.dump(2) + "\n"));
+    for (const auto& [name, contents] : format_.extra_files) {
+      NIBBLE_RETURN_IF_ERROR(files_.write(name, contents));
+    }
+    for (const auto& [name, contents] : artifact_.tokenizer) {
+      NIBBLE_RETURN_IF_ERROR(files_.write(name, contents.text()));
+    }
+    return ok_status();
+  }
+
+  const Artifact& artifact_;
+  const QuantizedFormat& format_;
+  AtomicDirectory& files_;
+};
+
+Status check_extras(const std::string& tensor, const LayerScheme& layer,
+                    const char* format) {
+  for (const std::string* part : {&layer.extras.low_rank_a, &layer.extras.low_rank_b}) {
+    if (part->empty()) continue;
+    return error(StatusCode::unsupported, "[", format, "] ", tensor,
+                 ": a layer must be its codes and scales alone; found ", *part,
+                 "; export to the nibble format");
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+Status check_quantized_model(const Artifact& artifact, const ExportOptions& options,
+                             const char* format) {
+  const Program& program = artifact.program;
+  if (options.shard_bytes < 1) {
+    return error(StatusCode::invalid_argument, "[", format,
+                 "] shard_bytes: must be at least 1; found ", options.shard_bytes);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Json config, config_of(artifact, format));
+  if (program.inputs.empty() || program.inputs[0].dtype != DType::i64 ||
+      !config.contains("model_type")) {
+    return error(StatusCode::unsupported, "[", format, "] ", program.architecture,
+                 ": transformers must have the architecture; found one that it has "
+                 "not; export to the nibble format");
+  }
+  for (const auto& [value, activation] : artifact.activations) {
+    return error(StatusCode::unsupported, "[", format, "] value ", value,
+                 ": activations must belong to a layer's input; found ",
+                 to_string(activation.scheme),
+                 " of a value; export to the nibble format");
+  }
+  if (artifact.packed.empty()) {
+    return error(StatusCode::unsupported, "[", format, "] ", program.architecture,
+                 ": a quantized model is required; found a float one; export to hf, or "
+                 "quantize it first");
+  }
+  for (const Node& node : program.nodes) {
+    for (const Layer& layer : layers_of(node)) {
+      if (!artifact.packed.count(layer.tensor)) continue;
+      if (node.op == "linear" || node.op == "moe") continue;
+      return error(StatusCode::unsupported, "[", format, "] ", layer.tensor,
+                   ": only linear layers can be quantized; found ",
+                   to_string(artifact.packed.at(layer.tensor).scheme), " in an ", node.op,
+                   " layer; give --float-embeddings, leave it float in the recipe, or "
+                   "export to the "
+                   "nibble format");
+    }
+  }
+  for (const auto& [tensor, layer] : artifact.layers) {
+    NIBBLE_RETURN_IF_ERROR(check_extras(tensor, layer, format));
+  }
+  return ok_status();
+}
+
+Result<Artifact> prepared_for_transformers(const Artifact& artifact,
+                                           const ExportOptions& options,
+                                           const char* format) {
+  NIBBLE_ASSIGN_OR_RETURN(Artifact result, in_transformers_order(artifact, format));
+  for (const Node& node : result.program.nodes) {
+    const std::string& name = node.parameter("weight");
+    const auto found = result.packed.find(name);
+    if (!options.float_embeddings || node.op != "embedding" ||
+        found == result.packed.end()) {
+      continue;
+    }
+    const PackedTensor& packed = found->second;
+    std::vector<float> values(static_cast<size_t>(packed.rows * packed.cols));
+    NIBBLE_RETURN_IF_ERROR(dequantize_rows(
+        packed, 0, MatrixView<float>(values.data(), packed.rows, packed.cols)));
+    result.tensors[name] = make_tensor(packed.shape, std::span<const float>(values));
+    result.layers.erase(name);
+    result.packed.erase(found);
+  }
+  return result;
+}
+
+Status write_quantized_directory(const Artifact& artifact, const QuantizedFormat& format,
+                                 const std::filesystem::path& directory,
+                                 const ExportOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(AtomicDirectory files,
+                          AtomicDirectory::create(directory, options.overwrite));
+  NIBBLE_RETURN_IF_ERROR(
+      DirectoryWriter(artifact, format, files).write(options.shard_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(const Decoded decoded, format.read(files.staging()));
+  NIBBLE_RETURN_IF_ERROR(check_decoded(artifact, decoded));
+  return files.commit();
+}
+
+std::string module_of(const std::string& weight) {
+  const std::string_view end = ".weight";
+  return weight.ends_with(end) ? weight.substr(0, weight.size() - end.size()) : weight;
+}
+
+std::set<std::string> float_modules(const Artifact& artifact) {
+  std::set<std::string> modules;
+  for (const Layer& layer : layers_of(artifact.program)) {
+    const bool multiplies = layer.node->op == "linear" || layer.node->op == "moe";
+    if (multiplies && !artifact.packed.count(layer.tensor)) modules.insert(layer.name);
+  }
+  return modules;
+}
+
+std::string model_dtype(const Artifact& artifact) {
+  const Json config = Json::parse(artifact.config_json, nullptr, false);
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    if (config.is_object() && config.contains(key) && config[key].is_string()) {
+      return config[key].get<std::string>();
+    }
+  }
+  std::set<DType> dtypes;
+  for (const Node& node : artifact.program.nodes) {
+    for (const auto& [role, name] : node.parameters) {
+      const auto tensor = artifact.tensors.find(name);
+      if (tensor != artifact.tensors.end()) dtypes.insert(tensor->second.dtype);
+    }
+  }
+  if (dtypes == std::set<DType>{DType::f16}) return "float16";
+  return dtypes == std::set<DType>{DType::bf16} ? "bfloat16" : "float32";
+}
+
+Tensor word_tensor(std::vector<int64_t> shape, const std::vector<uint32_t>& words) {
+  return {DType::i32, std::move(shape),
+          Bytes::copy_of(words.data(), words.size() * sizeof(uint32_t))};
+}
+
+Tensor byte_tensor(DType dtype, std::vector<int64_t> shape,
+                   const std::vector<uint8_t>& bytes) {
+  return {dtype, std::move(shape), Bytes::copy_of(bytes.data(), bytes.size())};
+}
+
+Tensor float_tensor(Element element, std::vector<int64_t> shape,
+                    const std::vector<float>& values) {
+  if (element == Element::f32) return make_tensor(std::move(shape), std::span(values));
+  std::vector<uint16_t> words(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    words[i] =
+        element == Element::f16 ? f16_from_float(values[i]) : bf16_from_float(values[i]);
+  }
+  return {element == Element::f16 ? DType::f16 : DType::bf16, std::move(shape),
+          Bytes::copy_of(words.data(), words.size() * sizeof(uint16_t))};
+}
+
+int unsigned_code(const QuantScheme& scheme, uint8_t code) {
+  const ElementInfo& info = element_info(scheme.code);
+  return info.lowest < 0 ? static_cast<int8_t>(code) + (1 << (info.bits - 1)) : code;
+}
+
+int unsigned_zero(const CodedMatrix& q, int64_t index) {
+  const ElementInfo& info = element_info(q.scheme.code);
+  const int lift = info.lowest < 0 ? 1 << (info.bits - 1) : 0;
+  if (q.offsets.empty()) return lift;
+  return static_cast<int>(q.offsets[0].values[static_cast<size_t>(index)]) + lift;
+}
+
+}  // namespace nibble
