@@ -4,8 +4,9 @@
 #include <cmath>
 #include <set>
 
-#include "ptq/calibrate.h"
+#include "ptq/calibration/artifact_sink.h"
 #include "ptq/error.h"
+#include "ptq/stream.h"
 
 namespace nibble {
 namespace {
@@ -43,13 +44,15 @@ std::string float_reason(const Node& node, const std::string& role) {
 
 class Freezer {
  public:
-  explicit Freezer(const Calibrated& calibrated)
-      : calibrated_(calibrated), result_(*calibrated.model) {}
+  explicit Freezer(const Calibrated& calibrated, ArtifactWriter* writer = nullptr)
+      : calibrated_(calibrated), writer_(writer), result_(*calibrated.model) {}
 
   Artifact freeze(const Provenance& provenance) {
     for (const LayerPlan& layer : calibrated_.plan.layers) {
       if (layer.method == "float") {
         add_float(layer.tensor, layer.reason);
+      } else if (writer_ != nullptr) {
+        add_written(layer);
       } else {
         add_packed(layer);
       }
@@ -65,6 +68,11 @@ class Freezer {
     result_.provenance = provenance;
     result_.provenance.calibration = calibrated_.calibration;
     write_ledger();
+    if (writer_ != nullptr) {
+      for (const auto& [name, values] : result_.tensors)
+        throw_if_error(writer_->add_float(name, values));
+      throw_if_error(writer_->open(result_));
+    }
     return std::move(result_);
   }
 
@@ -80,38 +88,37 @@ class Freezer {
 
   void add_packed(const LayerPlan& layer) {
     const auto coded = calibrated_.weights.find(layer.tensor);
-    if (coded == calibrated_.weights.end()) {
-      throw failure(StatusCode::failed_precondition, layer.tensor, ": planned as ",
-                    to_string(layer.scheme.weight), " by ", layer.method,
-                    ", so it needs codes; found none; calibrate first");
-    }
+    if (coded == calibrated_.weights.end()) throw not_solved(layer);
     const CodedMatrix& q = coded->second;
-    PackedTensor packed = value_or_throw(pack(q, tensor(layer.tensor).shape));
+    LayerScheme scheme = input_of(layer);
+    const auto account = calibrated_.accounts.find(layer.tensor);
+    ledger_[layer.tensor] = ledger_entry(
+        layer, q, account != calibrated_.accounts.end() ? account->second : LayerAccount{});
+    result_.packed[layer.tensor] = value_or_throw(pack(q, tensor(layer.tensor).shape));
+    result_.tensors.erase(layer.tensor);
+    result_.layers[layer.tensor] = std::move(scheme);
+  }
+
+  // The same of a layer that is on disk already.
+  void add_written(const LayerPlan& layer) {
+    if (!writer_->has(layer.tensor)) throw not_solved(layer);
+    (void)input_of(layer);
+    ledger_[layer.tensor] = writer_->entry(layer.tensor);
+    result_.tensors.erase(layer.tensor);
+  }
+
+  LayerScheme input_of(const LayerPlan& layer) const {
     LayerScheme scheme = layer.scheme;
     const auto input = calibrated_.layer_inputs.find(layer.node);
     if (input != calibrated_.layer_inputs.end()) scheme.input = input->second;
     if (scheme.input) check_activation(layer.node + " input", *scheme.input);
+    return scheme;
+  }
 
-    LedgerEntry entry{.tensor = layer.tensor,
-                      .scheme = to_string(q.scheme),
-                      .method = layer.method,
-                      .reason = "",
-                      .kernel = "",
-                      .parameters = q.rows * q.cols,
-                      .bits = bits_per_value(q.scheme, q.rows, q.cols) *
-                              static_cast<double>(q.rows * q.cols),
-                      .note = ""};
-    const auto account = calibrated_.accounts.find(layer.tensor);
-    if (account != calibrated_.accounts.end()) {
-      entry.tokens = account->second.tokens;
-      entry.error = account->second.error;
-      entry.output_error = account->second.output_error;
-      entry.note = account->second.note;
-    }
-    ledger_[layer.tensor] = std::move(entry);
-    result_.tensors.erase(layer.tensor);
-    result_.packed[layer.tensor] = std::move(packed);
-    result_.layers[layer.tensor] = std::move(scheme);
+  static Error not_solved(const LayerPlan& layer) {
+    return failure(StatusCode::failed_precondition, layer.tensor, ": planned as ",
+                   to_string(layer.scheme.weight), " by ", layer.method,
+                   ", so it needs codes; found none; calibrate first");
   }
 
   void add_float(const std::string& name, const std::string& reason) {
@@ -168,6 +175,7 @@ class Freezer {
   }
 
   const Calibrated& calibrated_;
+  ArtifactWriter* writer_;  // null: everything in memory
   Artifact result_;
   std::map<std::string, LedgerEntry> ledger_;
 };
@@ -176,6 +184,24 @@ class Freezer {
 
 Artifact freeze(const Calibrated& calibrated, const Provenance& provenance) {
   return Freezer(calibrated).freeze(provenance);
+}
+
+Artifact freeze(const Calibrated& calibrated, const Provenance& provenance,
+                ArtifactWriter& writer) {
+  return Freezer(calibrated, &writer).freeze(provenance);
+}
+
+ArtifactWriter::Outline outline_of(const Plan& plan, const Artifact& model) {
+  ArtifactWriter::Outline outline;
+  for (const auto& [name, tensor] : model.tensors) {
+    const LayerPlan* layer = plan.find(name);
+    if (layer != nullptr && layer->method != "float") {
+      outline.packed[name] = {layer->scheme.weight, tensor.shape};
+    } else {
+      outline.floats[name] = {tensor.dtype, tensor.shape};
+    }
+  }
+  return outline;
 }
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
 #include "kernels/program/shape.h"
 #include "kernels/scheme/coded_matrix.h"
@@ -24,31 +25,42 @@ int64_t first_not_finite(const Bytes& bytes, Word exponent) {
   return -1;
 }
 
-Status check_finite(const std::string& name, const Tensor& tensor) {
-  int64_t at = -1;
-  switch (tensor.dtype) {
+// The first value of a piece that is not finite, or -1.
+int64_t first_not_finite(DType dtype, const Bytes& bytes) {
+  switch (dtype) {
     case DType::f16:
-      at = first_not_finite<uint16_t>(tensor.bytes, 0x7c00);
-      break;
+      return first_not_finite<uint16_t>(bytes, 0x7c00);
     case DType::bf16:
-      at = first_not_finite<uint16_t>(tensor.bytes, 0x7f80);
-      break;
+      return first_not_finite<uint16_t>(bytes, 0x7f80);
     case DType::f32:
-      at = first_not_finite<uint32_t>(tensor.bytes, 0x7f800000u);
-      break;
+      return first_not_finite<uint32_t>(bytes, 0x7f800000u);
     case DType::f64:
-      at = first_not_finite<uint64_t>(tensor.bytes, 0x7ff0000000000000ull);
-      break;
+      return first_not_finite<uint64_t>(bytes, 0x7ff0000000000000ull);
     default:
-      return error(StatusCode::invalid_argument, "[artifact] ", name,
-                   ": a parameter must be F16, BF16, F32 or F64; found ",
-                   dtype_name(tensor.dtype));
+      return -1;
   }
+}
+
+Status check_finite(const std::string& name, const Tensor& tensor) {
+  if (!tensor.is_float()) {
+    return error(StatusCode::invalid_argument, "[artifact] ", name,
+                 ": a parameter must be F16, BF16, F32 or F64; found ",
+                 dtype_name(tensor.dtype));
+  }
+  int64_t before = 0, at = -1;
+  (void)for_each_piece(tensor.bytes, [&](const Bytes& piece) {
+    if (at >= 0) return ok_status();
+    at = first_not_finite(tensor.dtype, piece);
+    if (at >= 0) at += before;
+    before += static_cast<int64_t>(piece.size()) / dtype_bytes(tensor.dtype);
+    return ok_status();
+  });
   if (at < 0) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor));
+  float value = 0;
+  NIBBLE_RETURN_IF_ERROR(read_floats(tensor, at, {&value, 1}));
   return error(StatusCode::out_of_range, "[artifact] ", name,
                ": every value must be finite; found ",
-               std::isnan(values[static_cast<size_t>(at)]) ? "NaN" : "infinity",
+               std::isnan(value) ? "NaN" : "infinity",
                " at index ", at, " of ", shape_text(tensor.shape),
                "; the checkpoint is broken");
 }
@@ -238,6 +250,7 @@ Status check_artifact(const Artifact& artifact) {
   }
   for (const auto& [name, packed] : artifact.packed) {
     NIBBLE_RETURN_IF_ERROR(check_layer(artifact, name, packed));
+    packed.release_pages();
   }
   for (const auto& [name, layer] : artifact.layers) {
     if (!artifact.packed.count(name)) {

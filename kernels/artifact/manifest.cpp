@@ -210,6 +210,44 @@ std::string offset_name(const std::string& weight, OffsetKind kind, size_t level
                   level);
 }
 
+Result<std::string> print_journal_line(const JournalEntry& entry) {
+  Manifest figures;
+  figures.weights[entry.ledger.tensor] = entry.weight;
+  figures.ledger.entries = {entry.ledger};
+  NIBBLE_RETURN_IF_ERROR(check_figures(figures));
+  const Json json = {{"weight", json_of(entry.weight)},
+                     {"ledger", json_of(entry.ledger)},
+                     {"sha256", entry.sha256}};
+  try {
+    const std::string text = json.dump();
+    return cat(sha256_hex(text), " ", text, "\n");
+  } catch (const Json::exception& failure) {
+    return error(StatusCode::invalid_argument, "[manifest] ", entry.ledger.tensor,
+                 ": names and notes must be UTF-8; found other bytes: ", failure.what());
+  }
+}
+
+Result<JournalEntry> parse_journal_line(std::string_view line) {
+  if (line.size() < kDigits + 2 || line.back() != '\n' ||
+      sha256_hex(line.substr(kDigits + 1, line.size() - kDigits - 2)) !=
+          line.substr(0, kDigits)) {
+    return error(StatusCode::data_loss,
+                 "[manifest] a journal's line must have its own checksum; found another");
+  }
+  JournalEntry entry;
+  Status status;
+  try {
+    const Json json = Json::parse(line.substr(kDigits + 1));
+    entry.weight = weight_from(json.at("weight"), status);
+    entry.ledger = entry_from(json.at("ledger"));
+    entry.sha256 = json.at("sha256").get<std::map<std::string, std::string>>();
+  } catch (const Json::exception& failure) {
+    return error(StatusCode::data_loss, "[manifest] a journal's line: ", failure.what());
+  }
+  if (!status.ok()) return status;
+  return entry;
+}
+
 Result<std::string> print_manifest(const Manifest& manifest) {
   NIBBLE_RETURN_IF_ERROR(check_figures(manifest));
   Json json;

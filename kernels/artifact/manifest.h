@@ -60,6 +60,17 @@ struct Manifest {
 Result<std::string> print_manifest(const Manifest& manifest);
 Result<Manifest> parse_manifest(std::string_view text, const std::string& path);
 
+// One layer of an artifact that is being written (artifact_writer.h).
+struct JournalEntry {
+  ManifestWeight weight;
+  LedgerEntry ledger;                       // its tensor names the weight
+  std::map<std::string, std::string> sha256;  // of the stored parts, by name
+  bool operator==(const JournalEntry&) const = default;
+};
+// A line with its own checksum before it. data_loss: the line is not whole.
+Result<std::string> print_journal_line(const JournalEntry& entry);
+Result<JournalEntry> parse_journal_line(std::string_view line);
+
 // How the parts of a packed weight are called: "X.codes"; "X.scale", "X.scale1" ...;
 // "X.zero_point" or "X.minimum", then with 1, 2 ...
 std::string codes_name(const std::string& weight);

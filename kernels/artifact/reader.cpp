@@ -45,7 +45,7 @@ Status check_files(const fs::path& directory, const Manifest& manifest) {
           " bytes; found ", bytes.size(), "; the file is ",
           static_cast<int64_t>(bytes.size()) < listed.bytes ? "truncated" : "damaged");
     }
-    const std::string found = sha256_hex(bytes.text());
+    const std::string found = sha256_of(bytes);
     if (found != listed.sha256) {
       return error(StatusCode::data_loss, "[artifact] ", path.string(),
                    damaged_tensor(path, name, manifest), ": SHA-256 must be ",
@@ -87,53 +87,6 @@ Result<TensorMap> read_tensors(const fs::path& directory, const Manifest& manife
     }
   }
   return stored;
-}
-
-// Moves the parts of one packed weight out of `stored`.
-Result<PackedTensor> take_packed(const std::string& name, const ManifestWeight& weight,
-                                 TensorMap& stored) {
-  PackedTensor packed;
-  packed.scheme = weight.layer.weight;
-  packed.shape = weight.shape;
-  packed.rows = weight.rows;
-  packed.cols = weight.cols;
-  const int64_t most = int64_t{1}
-                       << 40;  // keeps products of sizes and bits inside 64 bits
-  if (weight.rows < 1 || weight.cols < 1 || weight.rows > most / weight.cols) {
-    return error(StatusCode::data_loss, "[artifact] ", name,
-                 ": rows and cols must be sizes; ", "found ", weight.rows, " and ",
-                 weight.cols);
-  }
-  packed.scales.resize(packed.scheme.scales.size());
-  packed.offsets.resize(packed.scheme.offsets.size());
-  for (const StoredPart& part :
-       stored_parts(name, packed.scheme, weight.rows, weight.cols)) {
-    const auto found = stored.find(part.name);
-    if (found == stored.end() || found->second.dtype != part.dtype ||
-        found->second.shape != part.shape) {
-      return error(StatusCode::data_loss, "[artifact] ", part.name, ": scheme ",
-                   to_string(packed.scheme), " needs ", dtype_name(part.dtype), " ",
-                   shape_text(part.shape), "; found ",
-                   found == stored.end() ? std::string("no such tensor")
-                                         : cat(dtype_name(found->second.dtype), " ",
-                                               shape_text(found->second.shape)));
-    }
-    switch (part.kind) {
-      case StoredPart::Kind::codes:
-        packed.codes = found->second.bytes;
-        break;
-      case StoredPart::Kind::scale:
-        packed.scales[part.level].values = found->second.bytes;
-        break;
-      case StoredPart::Kind::offset:
-        packed.offsets[part.level].values = found->second.bytes;
-        break;
-    }
-    stored.erase(found);
-  }
-  if (!packed.scales.empty()) packed.scales[0].shift = weight.scale_shift;
-  if (!packed.offsets.empty()) packed.offsets[0].shift = weight.offset_shift;
-  return packed;
 }
 
 }  // namespace

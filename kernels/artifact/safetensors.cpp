@@ -210,13 +210,11 @@ Status sync_directory(const std::filesystem::path& directory) {
 
 Status write_parts(File& file, const std::string& header,
                    const std::vector<const Tensor*>& tensors) {
-  const uint64_t size = header.size();
-  unsigned char prefix[8];
-  for (int i = 0; i < 8; ++i) prefix[i] = static_cast<unsigned char>(size >> (8 * i));
-  NIBBLE_RETURN_IF_ERROR(file.write(prefix, sizeof(prefix)));
   NIBBLE_RETURN_IF_ERROR(file.write(header.data(), header.size()));
   for (const Tensor* tensor : tensors) {
-    NIBBLE_RETURN_IF_ERROR(file.write(tensor->bytes.data(), tensor->bytes.size()));
+    NIBBLE_RETURN_IF_ERROR(for_each_piece(tensor->bytes, [&file](const Bytes& piece) {
+      return file.write(piece.data(), piece.size());
+    }));
   }
   return file.finish();
 }
@@ -256,6 +254,12 @@ Result<Json> read_index(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+uint64_t StoredShape::bytes() const {
+  uint64_t count = 1;
+  for (const int64_t size : shape) count *= static_cast<uint64_t>(size);
+  return count * static_cast<uint64_t>(dtype_bytes(dtype));
+}
 
 Result<SafetensorsFile> read_safetensors(const std::filesystem::path& path) {
   const std::string file = path.string();
@@ -380,19 +384,14 @@ Result<std::map<std::string, Tensor>> read_sharded_safetensors(
   return tensors;
 }
 
-Status write_safetensors(const std::filesystem::path& path,
-                         const std::map<std::string, Tensor>& tensors,
-                         const std::map<std::string, std::string>& metadata) {
-  std::vector<std::pair<std::string, const Tensor*>> ordered;
+Result<SafetensorsLayout> layout_safetensors(
+    const std::map<std::string, StoredShape>& tensors,
+    const std::map<std::string, std::string>& metadata) {
+  std::vector<std::pair<std::string, const StoredShape*>> ordered;
   for (const auto& [name, tensor] : tensors) {
-    const uint64_t needed =
-        static_cast<uint64_t>(tensor.numel() * dtype_bytes(tensor.dtype));
-    if (name == "__metadata__" || needed != tensor.bytes.size()) {
+    if (name == "__metadata__") {
       return error(StatusCode::invalid_argument, "[safetensors] tensor ", name,
-                   name == "__metadata__"
-                       ? ": the name is reserved"
-                       : cat(": its shape ", shape_text(tensor.shape), " needs ", needed,
-                             " bytes; found ", tensor.bytes.size()));
+                   ": the name is reserved");
     }
     ordered.emplace_back(name, &tensor);
   }
@@ -411,8 +410,7 @@ Status write_safetensors(const std::filesystem::path& path,
     }
     header += "}";
   }
-  size_t offset = 0;
-  std::vector<const Tensor*> data;
+  SafetensorsLayout layout;
   for (const auto& [name, tensor] : ordered) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string name_text, json_text(name));
     header += cat(header.size() == 1 ? "" : ",", name_text, ":{\"dtype\":\"",
@@ -420,19 +418,45 @@ Status write_safetensors(const std::filesystem::path& path,
     for (size_t i = 0; i < tensor->shape.size(); ++i) {
       header += cat(i ? "," : "", tensor->shape[i]);
     }
-    header +=
-        cat("],\"data_offsets\":[", offset, ",", offset + tensor->bytes.size(), "]}");
-    offset += tensor->bytes.size();
-    data.push_back(tensor);
+    const uint64_t end = layout.bytes + tensor->bytes();
+    header += cat("],\"data_offsets\":[", layout.bytes, ",", end, "]}");
+    layout.order.push_back(name);
+    layout.offsets[name] = layout.bytes;
+    layout.bytes = end;
   }
   header += "}";
   header.append((8 - header.size() % 8) % 8, ' ');
   if (header.size() > kMaxHeaderBytes) {
-    return error(StatusCode::invalid_argument, "[safetensors] ", path.string(),
-                 ": a header has at most 100000000 bytes; this one needs ", header.size(),
-                 "; write shards");
+    return error(StatusCode::invalid_argument,
+                 "[safetensors] a header has at most 100000000 bytes; this one needs ",
+                 header.size(), "; write shards");
   }
-  return write_all(path, header, data);
+  const uint64_t size = header.size();
+  for (int i = 0; i < 8; ++i) layout.head += static_cast<char>(size >> (8 * i) & 0xff);
+  layout.head += header;
+  for (auto& [name, offset] : layout.offsets) offset += layout.head.size();
+  layout.bytes += layout.head.size();
+  return layout;
+}
+
+Status write_safetensors(const std::filesystem::path& path,
+                         const std::map<std::string, Tensor>& tensors,
+                         const std::map<std::string, std::string>& metadata) {
+  std::map<std::string, StoredShape> shapes;
+  for (const auto& [name, tensor] : tensors) {
+    StoredShape stored{tensor.dtype, tensor.shape};
+    if (name != "__metadata__" && stored.bytes() != tensor.bytes.size()) {
+      return error(StatusCode::invalid_argument, "[safetensors] tensor ", name,
+                   ": its shape ", shape_text(tensor.shape), " needs ", stored.bytes(),
+                   " bytes; found ", tensor.bytes.size());
+    }
+    shapes.emplace(name, std::move(stored));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const SafetensorsLayout layout,
+                          layout_safetensors(shapes, metadata));
+  std::vector<const Tensor*> data;
+  for (const std::string& name : layout.order) data.push_back(&tensors.at(name));
+  return write_all(path, layout.head, data);
 }
 
 Status write_safetensors_atomically(const std::filesystem::path& path,

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "kernels/base/tensor.h"
 
@@ -28,6 +29,24 @@ Result<SafetensorsFile> read_safetensors(const std::filesystem::path& path);
 // sources: receives the files read, relative to the directory, sorted.
 Result<std::map<std::string, Tensor>> read_sharded_safetensors(
     const std::filesystem::path& directory, std::vector<std::string>* sources);
+
+// What a file will look like, before its tensors are there: everything up to the first
+// tensor, and where each one goes.
+struct StoredShape {
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;
+  uint64_t bytes() const;
+};
+struct SafetensorsLayout {
+  std::string head;                          // the length and the header
+  std::vector<std::string> order;            // of the tensors
+  std::map<std::string, uint64_t> offsets;   // from the file's begin
+  uint64_t bytes = 0;                        // of the whole file
+};
+// invalid_argument: a reserved name or one that is not UTF-8, a header that is too long.
+Result<SafetensorsLayout> layout_safetensors(
+    const std::map<std::string, StoredShape>& tensors,
+    const std::map<std::string, std::string>& metadata);
 
 // path is written as it is (call it on an AtomicDirectory's staging area, or use
 // _atomically).

@@ -53,4 +53,50 @@ std::vector<StoredPart> stored_parts(const std::string& weight, const QuantSchem
   return parts;
 }
 
+Result<PackedTensor> take_packed(const std::string& name, const ManifestWeight& weight,
+                                 std::map<std::string, Tensor>& stored) {
+  PackedTensor packed;
+  packed.scheme = weight.layer.weight;
+  packed.shape = weight.shape;
+  packed.rows = weight.rows;
+  packed.cols = weight.cols;
+  const int64_t most = int64_t{1}
+                       << 40;  // keeps products of sizes and bits inside 64 bits
+  if (weight.rows < 1 || weight.cols < 1 || weight.rows > most / weight.cols) {
+    return error(StatusCode::data_loss, "[artifact] ", name,
+                 ": rows and cols must be sizes; ", "found ", weight.rows, " and ",
+                 weight.cols);
+  }
+  packed.scales.resize(packed.scheme.scales.size());
+  packed.offsets.resize(packed.scheme.offsets.size());
+  for (const StoredPart& part :
+       stored_parts(name, packed.scheme, weight.rows, weight.cols)) {
+    const auto found = stored.find(part.name);
+    if (found == stored.end() || found->second.dtype != part.dtype ||
+        found->second.shape != part.shape) {
+      return error(StatusCode::data_loss, "[artifact] ", part.name, ": scheme ",
+                   to_string(packed.scheme), " needs ", dtype_name(part.dtype), " ",
+                   shape_text(part.shape), "; found ",
+                   found == stored.end() ? std::string("no such tensor")
+                                         : cat(dtype_name(found->second.dtype), " ",
+                                               shape_text(found->second.shape)));
+    }
+    switch (part.kind) {
+      case StoredPart::Kind::codes:
+        packed.codes = found->second.bytes;
+        break;
+      case StoredPart::Kind::scale:
+        packed.scales[part.level].values = found->second.bytes;
+        break;
+      case StoredPart::Kind::offset:
+        packed.offsets[part.level].values = found->second.bytes;
+        break;
+    }
+    stored.erase(found);
+  }
+  if (!packed.scales.empty()) packed.scales[0].shift = weight.scale_shift;
+  if (!packed.offsets.empty()) packed.offsets[0].shift = weight.offset_shift;
+  return packed;
+}
+
 }  // namespace nibble

@@ -6,10 +6,12 @@
 //                       fewer than 8 bits: U8 [level rows, ceil(level cols * bits / 8)]
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
 #include "kernels/base/tensor.h"
+#include "kernels/packing/packed_tensor.h"
 #include "kernels/scheme/quant_scheme.h"
 
 namespace nibble {
@@ -23,5 +25,11 @@ struct StoredPart {
 };
 std::vector<StoredPart> stored_parts(const std::string& weight, const QuantScheme& scheme,
                                      int64_t rows, int64_t cols);
+
+// Moves the parts of one packed weight out of `stored`. data_loss: a part is missing or of
+// another type or shape, or the sizes make no sense.
+struct ManifestWeight;  // manifest.h
+Result<PackedTensor> take_packed(const std::string& name, const ManifestWeight& weight,
+                                 std::map<std::string, Tensor>& stored);
 
 }  // namespace nibble

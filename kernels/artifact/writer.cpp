@@ -1,8 +1,16 @@
-#include <set>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#include "kernels/artifact/artifact.h"
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "kernels/artifact/artifact_writer.h"
 #include "kernels/artifact/manifest.h"
-#include "kernels/artifact/safetensors.h"
 #include "kernels/artifact/shards.h"
 #include "kernels/artifact/stored_parts.h"
 #include "kernels/base/cancel.h"
@@ -11,159 +19,474 @@
 namespace nibble {
 namespace {
 
-using TensorMap = std::map<std::string, Tensor>;
+namespace fs = std::filesystem;
 
-Status add_stored(TensorMap& stored, const std::string& name, const Tensor& tensor) {
-  if (stored.emplace(name, tensor).second) return ok_status();
-  return error(
-      StatusCode::invalid_argument, "[artifact] ", name,
-      ": stored names must be unique; found another tensor of that name; a packed "
-      "weight's parts are called <weight>.codes, .scale, .zero_point, .minimum");
-}
-
-// Every tensor that goes to disk: floats as they are, packed weights as their parts.
-Result<TensorMap> stored_tensors(const Artifact& artifact) {
-  TensorMap stored = artifact.tensors;
-  for (const auto& [name, packed] : artifact.packed) {
-    for (const StoredPart& part :
-         stored_parts(name, packed.scheme, packed.rows, packed.cols)) {
-      Tensor tensor{part.dtype, part.shape, {}};
-      switch (part.kind) {
-        case StoredPart::Kind::codes:
-          tensor.bytes = packed.codes;
-          break;
-        case StoredPart::Kind::scale:
-          tensor.bytes = packed.scales[part.level].values;
-          break;
-        case StoredPart::Kind::offset:
-          tensor.bytes = packed.offsets[part.level].values;
-          break;
-      }
-      NIBBLE_RETURN_IF_ERROR(add_stored(stored, part.name, tensor));
-    }
-  }
-  return stored;
-}
+constexpr const char* kJournalHead = "nibble-journal 1 ";
 
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." &&
          name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
-class Writer {
- public:
-  Writer(const Artifact& artifact, AtomicDirectory& directory)
-      : artifact_(artifact), directory_(directory) {}
+Status system_error(const fs::path& path, const char* action) {
+  return error(StatusCode::io_error, "[artifact] ", path.string(), ": cannot ", action,
+               ": ", std::strerror(errno));
+}
 
-  Status write(int64_t shard_bytes,
-               const std::map<std::string, std::string>& extra_files) {
-    NIBBLE_RETURN_IF_ERROR(write_weights(shard_bytes));
-    NIBBLE_RETURN_IF_ERROR(write_listed(
-        "config.json", artifact_.config_json.empty() ? "{}" : artifact_.config_json));
-    for (const auto& [name, bytes] : artifact_.tokenizer) {
-      NIBBLE_RETURN_IF_ERROR(write_listed(name, bytes.text()));
-      manifest_.tokenizer.push_back(name);
+// A file that is written in places.
+class OpenFile {
+ public:
+  OpenFile() = default;
+  OpenFile(OpenFile&& other) noexcept
+      : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+  OpenFile& operator=(OpenFile&& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~OpenFile() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  static Result<OpenFile> open(const fs::path& path) {
+    OpenFile file;
+    file.path_ = path;
+    file.fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (file.fd_ < 0) return system_error(path, "open");
+    return file;
+  }
+  int fd() const { return fd_; }
+  Status write(const Bytes& bytes, uint64_t at) {
+    return for_each_piece(bytes, [this, &at](const Bytes& piece) -> Status {
+      const std::byte* data = piece.data();
+      size_t left = piece.size();
+      while (left > 0) {
+        const ssize_t n = ::pwrite(fd_, data, left, static_cast<off_t>(at));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return system_error(path_, "write");
+        data += n;
+        left -= static_cast<size_t>(n);
+        at += static_cast<uint64_t>(n);
+      }
+      return ok_status();
+    });
+  }
+  Status write(std::string_view text, uint64_t at) {
+    return write(Bytes(nullptr, reinterpret_cast<const std::byte*>(text.data()),
+                       text.size()),
+                 at);
+  }
+  Status resize(uint64_t bytes) {
+    return ::ftruncate(fd_, static_cast<off_t>(bytes)) == 0
+               ? ok_status()
+               : system_error(path_, "write");
+  }
+  Status sync() {  // EINVAL: a file system that has nothing to sync
+    return ::fdatasync(fd_) == 0 || errno == EINVAL ? ok_status()
+                                                    : system_error(path_, "sync");
+  }
+
+ private:
+  fs::path path_;
+  int fd_ = -1;
+};
+
+// One file of weights.
+struct WeightFile {
+  std::string name;
+  SafetensorsLayout layout;
+  OpenFile file;
+  bool written = false;  // since the last sync
+};
+
+const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
+  switch (part.kind) {
+    case StoredPart::Kind::scale:
+      return packed.scales[part.level].values;
+    case StoredPart::Kind::offset:
+      return packed.offsets[part.level].values;
+    default:
+      return packed.codes;
+  }
+}
+
+}  // namespace
+
+struct ArtifactWriter::Implementation {
+  fs::path directory;
+  std::string note;
+  std::map<std::string, StoredShape> stored;  // every tensor on disk
+  std::map<std::string, std::string> sha256;  // of those that are written
+  std::vector<Shard> shards;
+  std::vector<WeightFile> files;
+  std::map<std::string, size_t> file_of;  // stored tensor -> index of files
+  std::map<std::string, WeightShape> weights;
+  std::map<std::string, JournalEntry> layers;  // that are written
+  OpenFile journal;
+  uint64_t journal_bytes = 0;
+  bool has_journal = false;
+  std::string pending;  // the journal's lines of this block
+  Manifest manifest;
+  std::set<std::string> claimed;  // file names
+
+  Status outline(const Outline& outline, int64_t shard_bytes) {
+    const auto add = [this](const std::string& name, StoredShape shape) -> Status {
+      if (stored.emplace(name, std::move(shape)).second) return ok_status();
+      return error(
+          StatusCode::invalid_argument, "[artifact] ", name,
+          ": stored names must be unique; found another tensor of that name; a packed "
+          "weight's parts are called <weight>.codes, .scale, .zero_point, .minimum");
+    };
+    for (const auto& [name, shape] : outline.floats)
+      NIBBLE_RETURN_IF_ERROR(add(name, shape));
+    weights = outline.packed;
+    for (const auto& [name, weight] : weights) {
+      int64_t cols = 1;
+      for (size_t i = 1; i < weight.shape.size(); ++i) cols *= weight.shape[i];
+      const int64_t rows = weight.shape.empty() ? 1 : weight.shape[0];
+      for (const StoredPart& part : stored_parts(name, weight.scheme, rows, cols))
+        NIBBLE_RETURN_IF_ERROR(add(part.name, {part.dtype, part.shape}));
     }
-    NIBBLE_RETURN_IF_ERROR(describe_weights());
-    manifest_.tool_version = kToolVersion;
-    manifest_.program = artifact_.program;
-    manifest_.activations = artifact_.activations;
-    manifest_.image_mean = artifact_.image_mean;
-    manifest_.image_std = artifact_.image_std;
-    manifest_.ledger = artifact_.ledger;
-    manifest_.provenance = artifact_.provenance;
-    NIBBLE_ASSIGN_OR_RETURN(const std::string text, print_manifest(manifest_));
-    NIBBLE_RETURN_IF_ERROR(claim("manifest.json"));
-    NIBBLE_RETURN_IF_ERROR(directory_.write("manifest.json", text));
-    for (const auto& [name, contents] : extra_files) {
-      NIBBLE_RETURN_IF_ERROR(claim(name));
-      NIBBLE_RETURN_IF_ERROR(directory_.write(name, contents));
+    std::map<std::string, int64_t> sizes;
+    for (const auto& [name, shape] : stored)
+      sizes[name] = static_cast<int64_t>(shape.bytes());
+    shards = split_shards(sizes, shard_bytes);
+    for (const Shard& shard : shards) {
+      std::map<std::string, StoredShape> tensors;
+      for (const std::string& name : shard.tensors) {
+        tensors[name] = stored.at(name);
+        file_of[name] = files.size();
+      }
+      WeightFile file;
+      file.name = shard.file;
+      NIBBLE_ASSIGN_OR_RETURN(file.layout,
+                              layout_safetensors(tensors, {{"format", "pt"}}));
+      files.push_back(std::move(file));
     }
     return ok_status();
   }
 
- private:
+  Status open_files() {
+    for (WeightFile& file : files) {
+      NIBBLE_ASSIGN_OR_RETURN(file.file, OpenFile::open(directory / file.name));
+      NIBBLE_RETURN_IF_ERROR(file.file.resize(file.layout.bytes));
+      NIBBLE_RETURN_IF_ERROR(file.file.write(file.layout.head, 0));
+    }
+    return ok_status();
+  }
+
+  // The layers that the journal of an earlier run names; false: it is of another run.
+  bool read_journal(const std::string& fingerprint, const fs::path& path) {
+    const Result<std::string> text = read_text_file(path);
+    const std::string head = cat(kJournalHead, fingerprint, "\n");
+    if (!text.ok() || text->compare(0, head.size(), head) != 0) return false;
+    for (const WeightFile& file : files) {
+      std::error_code failed;
+      if (fs::file_size(directory / file.name, failed) != file.layout.bytes || failed)
+        return false;
+    }
+    journal_bytes = head.size();
+    while (journal_bytes < text->size()) {
+      const size_t end = text->find('\n', journal_bytes);
+      if (end == std::string::npos) break;
+      Result<JournalEntry> entry = parse_journal_line(std::string_view(*text).substr(
+          journal_bytes, end + 1 - journal_bytes));
+      if (!entry.ok()) break;
+      const auto weight = weights.find(entry->ledger.tensor);
+      if (weight == weights.end() || !(weight->second.scheme == entry->weight.layer.weight))
+        return false;
+      for (const auto& [name, hash] : entry->sha256) sha256[name] = hash;
+      layers.insert_or_assign(entry->ledger.tensor, std::move(*entry));
+      journal_bytes = end + 1;
+    }
+    return true;
+  }
+
+  Status write_tensor(const std::string& name, const Bytes& bytes) {
+    const auto found = stored.find(name);
+    if (found == stored.end() || found->second.bytes() != bytes.size() ||
+        sha256.count(name)) {
+      return error(StatusCode::invalid_argument, "[artifact] ", name,
+                   ": a tensor of the outline, each once, is required; found ",
+                   found == stored.end() ? "none of this name"
+                   : sha256.count(name)  ? "it written already"
+                                         : "another size");
+    }
+    WeightFile& file = files[file_of.at(name)];
+    sha256[name] = sha256_of(bytes);
+    file.written = true;
+    return file.file.write(bytes, file.layout.offsets.at(name));
+  }
+
+  Status sync() {
+    for (WeightFile& file : files) {
+      if (!file.written) continue;
+      NIBBLE_RETURN_IF_ERROR(file.file.sync());
+      file.written = false;
+    }
+    return ok_status();
+  }
+
+  // --- finish
+
   Status claim(const std::string& name) {
-    if (is_plain_name(name) && written_.insert(name).second) return ok_status();
+    if (is_plain_name(name) && claimed.insert(name).second) return ok_status();
     return error(StatusCode::invalid_argument, "[artifact] ", name,
                  ": a file of an artifact needs a plain name of its own; found one that ",
                  is_plain_name(name) ? "is taken" : "is not");
   }
 
-  Status write_listed(const std::string& name, std::string_view contents) {
+  Status write_file(const std::string& name, std::string_view contents) {
     NIBBLE_RETURN_IF_ERROR(claim(name));
-    NIBBLE_RETURN_IF_ERROR(directory_.write(name, contents));
-    manifest_.files[name] = {static_cast<int64_t>(contents.size()), sha256_hex(contents)};
+    return write_file_atomically(directory / name, contents);
+  }
+
+  Status write_listed(const std::string& name, std::string_view contents) {
+    NIBBLE_RETURN_IF_ERROR(write_file(name, contents));
+    manifest.files[name] = {static_cast<int64_t>(contents.size()), sha256_hex(contents)};
     return ok_status();
   }
 
-  Status write_weights(int64_t shard_bytes) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorMap stored, stored_tensors(artifact_));
-    std::map<std::string, int64_t> sizes;
-    for (const auto& [name, tensor] : stored) {
-      sizes[name] = static_cast<int64_t>(tensor.bytes.size());
-    }
-    const std::vector<Shard> shards = split_shards(sizes, shard_bytes);
-    for (const Shard& shard : shards) {
-      NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
-      TensorMap tensors;
-      for (const std::string& name : shard.tensors) tensors[name] = stored.at(name);
-      NIBBLE_RETURN_IF_ERROR(claim(shard.file));
-      const std::filesystem::path path = directory_.staging() / shard.file;
-      NIBBLE_RETURN_IF_ERROR(write_safetensors(path, tensors, {{"format", "pt"}}));
-      NIBBLE_RETURN_IF_ERROR(read_back(path, shard.file, tensors));
-    }
-    const std::string index = shard_index(shards, sizes);
-    return index.empty() ? ok_status() : write_listed(kShardIndex, index);
-  }
-
-  // What counts is what the disk holds: read the shard again and compare every byte.
-  Status read_back(const std::filesystem::path& path, const std::string& name,
-                   const TensorMap& shard) {
+  // What counts is what the disk holds: every byte is read again and compared.
+  Status read_back(const WeightFile& file) {
+    const fs::path path = directory / file.name;
+    NIBBLE_RETURN_IF_ERROR(claim(file.name));
     NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
-    manifest_.files[name] = {static_cast<int64_t>(bytes.size()),
-                             sha256_hex(bytes.text())};
-    NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile file, read_safetensors(path));
-    for (const auto& [tensor_name, tensor] : shard) {
-      const auto found = file.tensors.find(tensor_name);
-      if (found == file.tensors.end() ||
-          found->second.bytes.text() != tensor.bytes.text()) {
-        return error(StatusCode::io_error, "[artifact] ", path.string(), ": tensor ",
-                     tensor_name,
-                     ": must read back as it was written; found other bytes; "
-                     "is the disk sound?");
-      }
-      manifest_.tensors[tensor_name] = {name, dtype_name(tensor.dtype), tensor.shape,
-                                        sha256_hex(tensor.bytes.text())};
-    }
-    return ok_status();
-  }
-
-  Status describe_weights() {
-    for (const auto& [name, packed] : artifact_.packed) {
+    manifest.files[file.name] = {static_cast<int64_t>(bytes.size()), sha256_of(bytes)};
+    NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile read, read_safetensors(path));
+    for (const std::string& name : file.layout.order) {
       NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
-      NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
-      ManifestWeight weight;
-      weight.layer = artifact_.layers.at(name);
-      weight.shape = packed.shape;
-      weight.rows = packed.rows;
-      weight.cols = packed.cols;
-      weight.scale_shift = packed.scales[0].shift;
-      weight.offset_shift = packed.offsets.empty() ? 0 : packed.offsets[0].shift;
-      weight.codes_sha256 = sha256_hex(
-          {reinterpret_cast<const char*>(coded.codes.data()), coded.codes.size()});
-      manifest_.weights[name] = std::move(weight);
+      const auto found = read.tensors.find(name);
+      if (found == read.tensors.end() || sha256_of(found->second.bytes) != sha256.at(name)) {
+        return error(StatusCode::io_error, "[artifact] ", path.string(), ": tensor ", name,
+                     ": must read back as it was written; found other bytes; is the disk "
+                     "sound?");
+      }
+      manifest.tensors[name] = {file.name, dtype_name(stored.at(name).dtype),
+                                stored.at(name).shape, sha256.at(name)};
     }
     return ok_status();
   }
 
-  const Artifact& artifact_;
-  AtomicDirectory& directory_;
-  Manifest manifest_;
-  std::set<std::string> written_;
+  Status check_complete() const {
+    for (const auto& [name, shape] : stored) {
+      if (!sha256.count(name)) {
+        return error(StatusCode::failed_precondition, "[artifact] ", name,
+                     ": every tensor of the outline is required; found this one missing");
+      }
+    }
+    return ok_status();
+  }
 };
 
-}  // namespace
+ArtifactWriter::ArtifactWriter() : implementation_(std::make_unique<Implementation>()) {}
+ArtifactWriter::ArtifactWriter(ArtifactWriter&&) noexcept = default;
+ArtifactWriter& ArtifactWriter::operator=(ArtifactWriter&&) noexcept = default;
+ArtifactWriter::~ArtifactWriter() = default;
+
+Result<ArtifactWriter> ArtifactWriter::begin(const fs::path& directory,
+                                             const Outline& outline,
+                                             int64_t shard_bytes) {
+  ArtifactWriter writer;
+  Implementation& mine = *writer.implementation_;
+  mine.directory = directory;
+  NIBBLE_RETURN_IF_ERROR(mine.outline(outline, shard_bytes));
+  NIBBLE_RETURN_IF_ERROR(mine.open_files());
+  return writer;
+}
+
+Result<ArtifactWriter> ArtifactWriter::resume(const fs::path& work,
+                                              const std::string& fingerprint,
+                                              const Outline& outline,
+                                              int64_t shard_bytes) {
+  ArtifactWriter writer;
+  Implementation& mine = *writer.implementation_;
+  mine.directory = work / "artifact";
+  mine.has_journal = true;
+  NIBBLE_RETURN_IF_ERROR(mine.outline(outline, shard_bytes));
+  std::error_code failed;
+  const fs::path journal = work / "journal";
+  const bool earlier = fs::exists(journal, failed);
+  fs::create_directories(mine.directory, failed);
+  if (failed) {
+    return error(StatusCode::io_error, "[artifact] ", mine.directory.string(),
+                 ": the directory could not be made: ", failed.message());
+  }
+  NIBBLE_ASSIGN_OR_RETURN(mine.journal, OpenFile::open(journal));
+  if (::flock(mine.journal.fd(), LOCK_EX | LOCK_NB) != 0) {
+    return error(StatusCode::failed_precondition, "[artifact] ", work.string(),
+                 ": one process at a time may write there; found another at work; wait "
+                 "for it, or choose another output");
+  }
+  if (earlier && mine.read_journal(fingerprint, journal)) {
+    mine.note = mine.layers.empty()
+                    ? "an interrupted run had finished no block: begins anew"
+                    : cat("resumes an interrupted run: ", mine.layers.size(), " of ",
+                          outline.packed.size(), " layers are there");
+  } else {
+    if (earlier) mine.note = "an interrupted run of another request was there: begins anew";
+    mine.layers.clear();
+    mine.sha256.clear();
+    for (const auto& entry : fs::directory_iterator(mine.directory, failed))
+      fs::remove_all(entry.path(), failed);
+    const std::string head = cat(kJournalHead, fingerprint, "\n");
+    NIBBLE_RETURN_IF_ERROR(mine.journal.resize(0));
+    NIBBLE_RETURN_IF_ERROR(mine.journal.write(head, 0));
+    mine.journal_bytes = head.size();
+  }
+  NIBBLE_RETURN_IF_ERROR(mine.journal.resize(mine.journal_bytes));  // a torn line goes
+  // What finish had begun to write is written again.
+  for (const auto& entry : fs::directory_iterator(mine.directory, failed)) {
+    const std::string name = entry.path().filename().string();
+    if (std::none_of(mine.files.begin(), mine.files.end(),
+                     [&name](const WeightFile& file) { return file.name == name; })) {
+      fs::remove_all(entry.path(), failed);
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(mine.open_files());
+  return writer;
+}
+
+Status ArtifactWriter::add(const LayerScheme& scheme, const LedgerEntry& entry,
+                           const PackedTensor& packed) {
+  Implementation& mine = *implementation_;
+  const std::string& name = entry.tensor;
+  const auto weight = mine.weights.find(name);
+  if (weight == mine.weights.end() || !(weight->second.scheme == packed.scheme) ||
+      weight->second.shape != packed.shape) {
+    return error(StatusCode::invalid_argument, "[artifact] ", name,
+                 ": a weight of the outline is required; found ",
+                 to_string(packed.scheme), " ", shape_text(packed.shape));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
+  JournalEntry line;
+  line.weight = {.layer = scheme,
+                 .shape = packed.shape,
+                 .rows = packed.rows,
+                 .cols = packed.cols,
+                 .scale_shift = packed.scales[0].shift,
+                 .offset_shift = packed.offsets.empty() ? 0 : packed.offsets[0].shift,
+                 .codes_sha256 = sha256_hex(
+                     {reinterpret_cast<const char*>(coded.codes.data()),
+                      coded.codes.size()})};
+  line.ledger = entry;
+  for (const StoredPart& part :
+       stored_parts(name, packed.scheme, packed.rows, packed.cols)) {
+    NIBBLE_RETURN_IF_ERROR(mine.write_tensor(part.name, part_bytes(packed, part)));
+    line.sha256[part.name] = mine.sha256.at(part.name);
+  }
+  if (mine.has_journal) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text, print_journal_line(line));
+    mine.pending += text;
+  }
+  mine.layers[name] = std::move(line);
+  return ok_status();
+}
+
+Status ArtifactWriter::add_float(const std::string& name, const Tensor& tensor) {
+  Implementation& mine = *implementation_;
+  const auto found = mine.stored.find(name);
+  if (found != mine.stored.end() && (found->second.dtype != tensor.dtype ||
+                                     found->second.shape != tensor.shape)) {
+    return error(StatusCode::invalid_argument, "[artifact] ", name,
+                 ": the outline's type and shape are required; found ",
+                 dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
+  }
+  return mine.write_tensor(name, tensor.bytes);
+}
+
+Status ArtifactWriter::end_block() {
+  Implementation& mine = *implementation_;
+  if (!mine.has_journal || mine.pending.empty()) return ok_status();
+  // The weights first: a line of the journal promises that they are there.
+  NIBBLE_RETURN_IF_ERROR(mine.sync());
+  NIBBLE_RETURN_IF_ERROR(mine.journal.write(mine.pending, mine.journal_bytes));
+  mine.journal_bytes += mine.pending.size();
+  mine.pending.clear();
+  return mine.journal.sync();
+}
+
+bool ArtifactWriter::has(const std::string& weight) const {
+  return implementation_->layers.count(weight) > 0;
+}
+
+const LedgerEntry& ArtifactWriter::entry(const std::string& weight) const {
+  return implementation_->layers.at(weight).ledger;
+}
+
+Result<PackedTensor> ArtifactWriter::packed(const std::string& weight) const {
+  const Implementation& mine = *implementation_;
+  const auto layer = mine.layers.find(weight);
+  if (layer == mine.layers.end()) {
+    return error(StatusCode::not_found, "[artifact] ", weight,
+                 ": a layer that was added is required; found none of this name");
+  }
+  std::map<std::string, Tensor> parts;
+  for (const auto& [name, hash] : layer->second.sha256) {
+    const WeightFile& file = mine.files[mine.file_of.at(name)];
+    const StoredShape& shape = mine.stored.at(name);
+    NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(mine.directory / file.name));
+    parts[name] = {shape.dtype, shape.shape,
+                   bytes.slice(file.layout.offsets.at(name), shape.bytes())};
+  }
+  return take_packed(weight, layer->second.weight, parts);
+}
+
+Status ArtifactWriter::open(Artifact& artifact) const {
+  const Implementation& mine = *implementation_;
+  NIBBLE_RETURN_IF_ERROR(mine.check_complete());
+  artifact.tensors.clear();
+  artifact.packed.clear();
+  artifact.layers.clear();
+  for (const WeightFile& file : mine.files) {
+    NIBBLE_ASSIGN_OR_RETURN(SafetensorsFile read,
+                            read_safetensors(mine.directory / file.name));
+    artifact.tensors.merge(read.tensors);
+  }
+  for (const auto& [name, line] : mine.layers) {
+    NIBBLE_ASSIGN_OR_RETURN(artifact.packed[name],
+                            take_packed(name, line.weight, artifact.tensors));
+    artifact.layers[name] = line.weight.layer;
+  }
+  return ok_status();
+}
+
+Status ArtifactWriter::finish(const Artifact& artifact,
+                              const std::map<std::string, std::string>& extra_files) {
+  Implementation& mine = *implementation_;
+  NIBBLE_RETURN_IF_ERROR(mine.check_complete());
+  NIBBLE_RETURN_IF_ERROR(end_block());
+  NIBBLE_RETURN_IF_ERROR(mine.sync());
+  std::map<std::string, int64_t> sizes;
+  for (const auto& [name, shape] : mine.stored)
+    sizes[name] = static_cast<int64_t>(shape.bytes());
+  for (const WeightFile& file : mine.files)
+    NIBBLE_RETURN_IF_ERROR(mine.read_back(file));
+  const std::string index = shard_index(mine.shards, sizes);
+  if (!index.empty()) NIBBLE_RETURN_IF_ERROR(mine.write_listed(kShardIndex, index));
+  NIBBLE_RETURN_IF_ERROR(mine.write_listed(
+      "config.json", artifact.config_json.empty() ? "{}" : artifact.config_json));
+  for (const auto& [name, bytes] : artifact.tokenizer) {
+    NIBBLE_RETURN_IF_ERROR(mine.write_listed(name, bytes.text()));
+    mine.manifest.tokenizer.push_back(name);
+  }
+  for (const auto& [name, line] : mine.layers)
+    mine.manifest.weights[name] = line.weight;
+  mine.manifest.tool_version = kToolVersion;
+  mine.manifest.program = artifact.program;
+  mine.manifest.activations = artifact.activations;
+  mine.manifest.image_mean = artifact.image_mean;
+  mine.manifest.image_std = artifact.image_std;
+  mine.manifest.ledger = artifact.ledger;
+  mine.manifest.provenance = artifact.provenance;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, print_manifest(mine.manifest));
+  NIBBLE_RETURN_IF_ERROR(mine.write_file("manifest.json", text));
+  for (const auto& [name, contents] : extra_files)
+    NIBBLE_RETURN_IF_ERROR(mine.write_file(name, contents));
+  return ok_status();
+}
+
+const fs::path& ArtifactWriter::directory() const { return implementation_->directory; }
+const std::string& ArtifactWriter::note() const { return implementation_->note; }
 
 Status write_artifact(const Artifact& artifact, const std::filesystem::path& directory,
                       bool overwrite,
@@ -175,7 +498,22 @@ Status write_artifact(const Artifact& artifact, const std::filesystem::path& dir
   }
   NIBBLE_ASSIGN_OR_RETURN(AtomicDirectory staged,
                           AtomicDirectory::create(directory, overwrite));
-  NIBBLE_RETURN_IF_ERROR(Writer(artifact, staged).write(shard_bytes, extra_files));
+  ArtifactWriter::Outline outline;
+  for (const auto& [name, tensor] : artifact.tensors)
+    outline.floats[name] = {tensor.dtype, tensor.shape};
+  for (const auto& [name, packed] : artifact.packed)
+    outline.packed[name] = {packed.scheme, packed.shape};
+  NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer, ArtifactWriter::begin(
+                                                     staged.staging(), outline, shard_bytes));
+  for (const auto& [name, tensor] : artifact.tensors)
+    NIBBLE_RETURN_IF_ERROR(writer.add_float(name, tensor));
+  for (const auto& [name, packed] : artifact.packed) {
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
+    LedgerEntry entry;
+    entry.tensor = name;
+    NIBBLE_RETURN_IF_ERROR(writer.add(artifact.layers.at(name), entry, packed));
+  }
+  NIBBLE_RETURN_IF_ERROR(writer.finish(artifact, extra_files));
   return staged.commit();
 }
 

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -142,12 +143,32 @@ Result<Bytes> map_file(const fs::path& path) {
   if (data == MAP_FAILED) return os_error(path, "map", errno);
   std::shared_ptr<const void> owner(
       data, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
-  return Bytes(std::move(owner), static_cast<const std::byte*>(data), size);
+  return Bytes(std::move(owner), static_cast<const std::byte*>(data), size, true);
 }
 
 Result<std::string> read_text_file(const fs::path& path) {
   NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
   return std::string(bytes.text());
+}
+
+Status for_each_piece(const Bytes& bytes,
+                      const std::function<Status(const Bytes&)>& body) {
+  constexpr size_t kPiece = size_t{16} << 20;  // a multiple of every element's size
+  for (size_t begin = 0; begin < bytes.size(); begin += kPiece) {
+    const Bytes piece = bytes.slice(begin, std::min(kPiece, bytes.size() - begin));
+    NIBBLE_RETURN_IF_ERROR(body(piece));
+    piece.release_pages();
+  }
+  return ok_status();
+}
+
+std::string sha256_of(const Bytes& bytes) {
+  Sha256 hash;
+  (void)for_each_piece(bytes, [&hash](const Bytes& piece) {
+    hash.update(piece.data(), piece.size());
+    return ok_status();
+  });
+  return hash.hex();
 }
 
 Status write_file_atomically(const fs::path& path, std::string_view contents) {
@@ -232,22 +253,37 @@ Status AtomicFile::commit() {
   return sync_path(parent_of(path_));
 }
 
+Status AtomicDirectory::check_target() const {
+  std::error_code number;
+  const fs::file_status found = fs::symlink_status(path_, number);
+  if (!fs::exists(found)) return ok_status();
+  if (!overwrite_) {
+    return error(StatusCode::already_exists, "[file] ", path_.string(),
+                 ": must not exist; it does; choose another name, or --overwrite");
+  }
+  if (!fs::is_directory(found)) {
+    return error(StatusCode::already_exists, "[file] ", path_.string(),
+                 ": only a directory can be replaced; found a file; remove it first");
+  }
+  return ok_status();
+}
+
+Result<AtomicDirectory> AtomicDirectory::adopt(const fs::path& staging,
+                                               const fs::path& path, bool overwrite) {
+  AtomicDirectory directory;
+  directory.path_ = without_trailing_slash(path);
+  directory.overwrite_ = overwrite;
+  NIBBLE_RETURN_IF_ERROR(directory.check_target());
+  directory.staging_ = staging;
+  return directory;
+}
+
 Result<AtomicDirectory> AtomicDirectory::create(const fs::path& path, bool overwrite) {
   AtomicDirectory directory;
   directory.path_ = without_trailing_slash(path);
   directory.overwrite_ = overwrite;
+  NIBBLE_RETURN_IF_ERROR(directory.check_target());
   std::error_code number;
-  const fs::file_status found = fs::symlink_status(directory.path_, number);
-  if (fs::exists(found)) {
-    if (!overwrite) {
-      return error(StatusCode::already_exists, "[file] ", directory.path_.string(),
-                   ": must not exist; it does; choose another name, or --overwrite");
-    }
-    if (!fs::is_directory(found)) {
-      return error(StatusCode::already_exists, "[file] ", directory.path_.string(),
-                   ": only a directory can be replaced; found a file; remove it first");
-    }
-  }
   std::vector<fs::path> missing;  // innermost first
   for (fs::path parent = parent_of(directory.path_); !fs::exists(parent, number);) {
     missing.push_back(parent);

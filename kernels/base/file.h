@@ -5,6 +5,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,13 @@ namespace nibble {
 // The whole file, mapped read-only; the mapping lives as long as any slice of the Bytes.
 Result<Bytes> map_file(const std::filesystem::path& path);
 Result<std::string> read_text_file(const std::filesystem::path& path);
+
+// body(piece) for the bytes from first to last, some MiB at a time, each piece's pages
+// released behind it: a mapped file larger than memory passes through little of it.
+// Returns the first status that is not ok.
+Status for_each_piece(const Bytes& bytes, const std::function<Status(const Bytes&)>& body);
+// sha256_hex of the bytes, read so.
+std::string sha256_of(const Bytes& bytes);
 
 // Writes to `path + ".partial-<pid>"`, syncs and renames over path. On failure the
 // temporary file is removed and path is as it was.
@@ -54,6 +62,10 @@ class AtomicDirectory {
   // again when nothing was committed).
   static Result<AtomicDirectory> create(const std::filesystem::path& path,
                                         bool overwrite);
+  // A directory that others have filled, beside path: commit() puts it there, and it is
+  // removed otherwise. Errors as create's.
+  static Result<AtomicDirectory> adopt(const std::filesystem::path& staging,
+                                       const std::filesystem::path& path, bool overwrite);
   AtomicDirectory(AtomicDirectory&&) noexcept;
   AtomicDirectory& operator=(AtomicDirectory&&) noexcept;
   ~AtomicDirectory();
@@ -65,6 +77,7 @@ class AtomicDirectory {
 
  private:
   AtomicDirectory() = default;
+  Status check_target() const;
   void discard() noexcept;
   std::filesystem::path path_, staging_;
   std::vector<std::filesystem::path> made_parents_;  // outermost first

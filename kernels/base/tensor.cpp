@@ -1,6 +1,7 @@
 #include "kernels/base/tensor.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <limits>
@@ -131,29 +132,56 @@ Tensor make_tensor(std::vector<int64_t> shape, std::span<const int32_t> values) 
   return make_typed(DType::i32, std::move(shape), values);
 }
 
+void Bytes::release_pages() const {
+  if (!mapped_ || size_ == 0) return;
+  // Outwards to whole pages: what a neighbour needs of them comes again.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data_) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + size_ + page - 1) / page * page;
+  (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 Result<std::vector<float>> to_float(const Tensor& tensor) {
   NIBBLE_RETURN_IF_ERROR(check_bytes("to_float", tensor));
-  const int64_t n = tensor.numel();
-  const std::byte* data = tensor.bytes.data();
-  std::vector<float> values(static_cast<size_t>(n));
+  if (!tensor.is_float()) {
+    return error(StatusCode::unsupported,
+                 "[tensor] to_float: F16, BF16, F32 or F64; found ",
+                 dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
+  }
+  std::vector<float> values(static_cast<size_t>(tensor.numel()));
+  NIBBLE_RETURN_IF_ERROR(read_floats(tensor, 0, values));
+  return values;
+}
+
+Status read_floats(const Tensor& tensor, int64_t first, std::span<float> values) {
+  const auto count = static_cast<int64_t>(values.size());
+  const int64_t size = dtype_bytes(tensor.dtype);
+  if (first < 0 || (first + count) * size > static_cast<int64_t>(tensor.bytes.size())) {
+    return error(StatusCode::invalid_argument, "[tensor] read_floats: elements ", first,
+                 " to ", first + count, " of ", shape_text(tensor.shape),
+                 " are required; found ", tensor.bytes.size(), " bytes");
+  }
+  if (count == 0) return ok_status();
+  const std::byte* data = tensor.bytes.data() + first * size;
   switch (tensor.dtype) {
     case DType::f32:
-      if (n != 0) std::memcpy(values.data(), data, values.size() * sizeof(float));
-      return values;
+      std::memcpy(values.data(), data, values.size_bytes());
+      return ok_status();
     case DType::f16:
-      for (int64_t i = 0; i < n; ++i) values[i] = float_from_f16(load<uint16_t>(data, i));
-      return values;
+      for (int64_t i = 0; i < count; ++i)
+        values[i] = float_from_f16(load<uint16_t>(data, i));
+      return ok_status();
     case DType::bf16:
-      for (int64_t i = 0; i < n; ++i)
+      for (int64_t i = 0; i < count; ++i)
         values[i] = float_from_bf16(load<uint16_t>(data, i));
-      return values;
+      return ok_status();
     case DType::f64:
-      for (int64_t i = 0; i < n; ++i)
+      for (int64_t i = 0; i < count; ++i)
         values[i] = static_cast<float>(load<double>(data, i));
-      return values;
+      return ok_status();
     default:
       return error(StatusCode::unsupported,
-                   "[tensor] to_float: F16, BF16, F32 or F64; found ",
+                   "[tensor] read_floats: F16, BF16, F32 or F64; found ",
                    dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
   }
 }

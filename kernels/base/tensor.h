@@ -42,8 +42,9 @@ int64_t dtype_bytes(DType dtype);
 class Bytes {
  public:
   Bytes() = default;
-  Bytes(std::shared_ptr<const void> owner, const std::byte* data, size_t size)
-      : owner_(std::move(owner)), data_(data), size_(size) {}
+  Bytes(std::shared_ptr<const void> owner, const std::byte* data, size_t size,
+        bool mapped = false)
+      : owner_(std::move(owner)), data_(data), size_(size), mapped_(mapped) {}
   static Bytes copy_of(const void* data, size_t size);  // aligned to 64 bytes
   // An owned, zeroed, 64-byte aligned buffer; *mutable_data may be written until it is
   // shared.
@@ -51,8 +52,11 @@ class Bytes {
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
   Bytes slice(size_t begin, size_t size) const {
-    return Bytes(owner_, data_ + begin, size);
+    return Bytes(owner_, data_ + begin, size, mapped_);
   }
+  // Lets the system take back the pages of a mapped file: our resident memory shrinks, and
+  // a later read brings them again. Nothing happens to an owned buffer.
+  void release_pages() const;
   std::span<const std::byte> span() const { return {data_, size_}; }
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
 
@@ -60,6 +64,7 @@ class Bytes {
   std::shared_ptr<const void> owner_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
+  bool mapped_ = false;  // a file, read-only and private: its pages can be had again
 };
 
 struct Tensor {
@@ -81,6 +86,9 @@ Tensor make_tensor(std::vector<int64_t> shape, std::span<const int32_t> values);
 // f16, bf16, f32, f64 (rounded) to float. unsupported: another dtype (the message names
 // it).
 Result<std::vector<float>> to_float(const Tensor& tensor);
+// The same of elements [first, first + values.size()), into memory that is there already.
+// invalid_argument: the tensor has not so many.
+Status read_floats(const Tensor& tensor, int64_t first, std::span<float> values);
 // i32 and i64 (range-checked) to int32.
 Result<std::vector<int32_t>> to_int32(const Tensor& tensor);
 std::string shape_text(std::span<const int64_t> shape);  // "[64, 172]"

@@ -221,6 +221,12 @@ class LevelReader {
 
 }  // namespace
 
+void PackedTensor::release_pages() const {
+  codes.release_pages();
+  for (const PackedLevel& level : scales) level.values.release_pages();
+  for (const PackedLevel& level : offsets) level.values.release_pages();
+}
+
 int64_t PackedTensor::bytes() const {
   int64_t total = static_cast<int64_t>(codes.size());
   for (size_t k = 0; k < scales.size(); ++k) {

@@ -38,6 +38,7 @@ struct PackedTensor {
   std::vector<PackedLevel> offsets;
 
   int64_t bytes() const;  // all of it, shifts included
+  void release_pages() const;  // Bytes::release_pages of all of it
 };
 
 int64_t packed_row_bytes(Element element, int64_t cols);

@@ -40,17 +40,9 @@ const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) 
   return value != artifact.activations.end() ? &value->second : nullptr;
 }
 
-Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
-                                           const LinearWeight& weight, bool int8,
-                                           std::map<std::string, std::string>* kernels) {
-  return prepare_linear_for(artifact, node, weight, asked_input(artifact, node), int8,
-                            kernels);
-}
-
-Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
-                                          const LinearWeight& weight,
-                                          const ActivationScheme* input, bool int8,
-                                          std::map<std::string, std::string>* kernels) {
+Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const Node& node,
+                                              const LinearWeight& weight,
+                                              const ActivationScheme* input, bool int8) {
   if (input != nullptr) {
     // A static input scheme belongs to the integer path of nets whose values are all
     // codes.
@@ -77,8 +69,24 @@ Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& 
     return failure(StatusCode::unsupported, node.name, "no kernel runs ",
                    to_string(weight.scheme));
   }
+  return kernel;
+}
+
+Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
+                                          const LinearWeight& weight,
+                                          const ActivationScheme* input, bool int8,
+                                          std::map<std::string, std::string>* kernels) {
+  NIBBLE_ASSIGN_OR_RETURN(const LinearKernel* kernel,
+                          choose_linear_for(artifact, node, weight, input, int8));
   if (kernels != nullptr) (*kernels)[node.parameter("weight")] = kernel->name;
   return prepare_linear(*kernel, weight);
+}
+
+Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
+                                           const LinearWeight& weight, bool int8,
+                                           std::map<std::string, std::string>* kernels) {
+  return prepare_linear_for(artifact, node, weight, asked_input(artifact, node), int8,
+                            kernels);
 }
 
 }  // namespace nibble

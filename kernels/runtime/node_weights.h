@@ -26,9 +26,12 @@ Result<std::vector<float>> node_floats(const Artifact& artifact, const Node& nod
 // value's; null for float.
 const ActivationScheme* asked_input(const Artifact& artifact, const Node& node);
 
-// int8: dynamic int8 activations where the weight allows them. kernels receives the row's
-// name under the tensor's.
+// The row for a linear layer. int8: dynamic int8 activations where the weight allows them.
 // input: what asked_input says, or null where the caller rounds the input itself.
+Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const Node& node,
+                                              const LinearWeight& weight,
+                                              const ActivationScheme* input, bool int8);
+// The weight as that row likes it. kernels receives the row's name under the tensor's.
 Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
                                           const LinearWeight& weight,
                                           const ActivationScheme* input, bool int8,

@@ -25,11 +25,13 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
+#include <memory>
 #include <numeric>
-#include <optional>
 #include <span>
 
 #include "ptq/error.h"
+#include "ptq/methods/inverse_factor.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/rounding.h"
 #include "ptq/one_thread.h"
@@ -40,6 +42,7 @@ namespace {
 constexpr int64_t kColumns =
     128;  // columns between two updates of all that follow (sec. 3.2)
 constexpr int64_t kRows = 32;  // rows solved together; rows do not depend on each other
+constexpr int64_t kTargetRows = 64;  // the same of the weights to be rounded: pure products
 
 Error failure(const LayerProblem& problem, StatusCode code, const std::string& message) {
   return Error(Status(code, cat("[gptq] ", problem.node, ": ", message)));
@@ -64,55 +67,70 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order) {
   return order;
 }
 
-// H with every column of zeros given the mean diagonal, so that nothing is carried to or
-// from it and its weights are rounded to nearest.
-at::Tensor without_dead_columns(at::Tensor hessian, int64_t* dead) {
-  const double mean = hessian.diagonal().mean().item<double>();
-  *dead = 0;
-  double* h = hessian.data_ptr<double>();
-  const int64_t n = hessian.size(0);
-  for (int64_t i = 0; i < n; ++i) {
-    if (h[i * n + i] > 0) continue;
-    h[i * n + i] = mean > 0 ? mean : 1.0;
-    ++*dead;
-  }
-  return hessian;
-}
-
-// U upper, U^T U = H^-1. With P the reversal of the order, P H P = L L^T gives H = V V^T
-// for V = P L P upper, hence U = V^-1: one factorisation and no explicit inverse of H.
-std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
-  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
-  if (info.item<int>() != 0) return std::nullopt;
-  const at::Tensor v = lower.flip({0, 1}).contiguous();
-  at::Tensor u =
-      at::linalg_solve_triangular(v, at::eye(v.size(0), v.options()), /*upper=*/true);
-  if (!at::isfinite(u).all().item<bool>()) return std::nullopt;
-  return u.contiguous();
-}
-
+// What all layers that read the same inputs share, in solving order.
 struct Factor {
-  at::Tensor hessian;  // damped, in solving order
-  at::Tensor u;
+  std::vector<int64_t> order;  // order[i]: the column that comes i-th
+  at::Tensor hessian;          // damped, f64 [in, in]
+  at::Tensor u;                // U^T U = hessian^-1, upper
   double damping = 0;
+  int64_t dead = 0;  // columns of zeros
 };
 
-Factor damped_factor(const LayerProblem& problem, const at::Tensor& hessian) {
-  const double mean = hessian.diagonal().mean().item<double>();
-  double damping = problem.gptq.damping;
-  for (int attempt = 0;; ++attempt, damping *= 10) {
-    Factor factor{hessian.clone(), {}, damping};
-    factor.hessian.diagonal().add_(damping * mean);
-    if (auto u = inverse_factor(factor.hessian)) {
-      factor.u = *u;
-      return factor;
+// H in solving order, its diagonal raised. A column of zeros gets the mean diagonal, so that
+// nothing is carried to or from it and its weights are rounded to nearest.
+at::Tensor damped(const at::Tensor& hessian, const std::vector<int64_t>& order,
+                  const at::Tensor& diagonal, double added) {
+  const int64_t n = hessian.size(0);
+  at::Tensor result = at::empty_like(hessian);
+  const double* from = hessian.data_ptr<double>();
+  const double* own = diagonal.data_ptr<double>();
+  double* to = result.data_ptr<double>();
+  in_parallel((n + kRows - 1) / kRows, [&](int64_t part) {
+    for (int64_t i = part * kRows; i < std::min(n, (part + 1) * kRows); ++i) {
+      const double* row = from + order[i] * n;
+      for (int64_t k = 0; k < n; ++k) to[i * n + k] = row[order[k]];
+      to[i * n + i] = own[order[i]] + added;
     }
+  });
+  return result;
+}
+
+std::shared_ptr<const Factor> make_factor(const LayerProblem& problem) {
+  const at::Tensor hessian = problem.inputs->matrix();
+  at::Tensor diagonal = hessian.diagonal().clone();
+  double mean = diagonal.mean().item<double>();
+  if (!std::isfinite(mean)) {
+    throw failure(problem, StatusCode::out_of_range,
+                  "the Hessian must be finite; found NaN or infinity; check the weights "
+                  "before this layer and the calibration data");
+  }
+  auto factor = std::make_shared<Factor>();
+  double* d = diagonal.data_ptr<double>();
+  for (int64_t i = 0; i < diagonal.size(0); ++i) {
+    if (d[i] > 0) continue;
+    d[i] = mean > 0 ? mean : 1.0;
+    ++factor->dead;
+  }
+  mean = diagonal.mean().item<double>();
+  factor->order = column_order(diagonal, problem.gptq.act_order);
+  factor->damping = problem.gptq.damping;
+  for (int attempt = 0;; ++attempt, factor->damping *= 10) {
+    factor->hessian = damped(hessian, factor->order, diagonal, factor->damping * mean);
+    factor->u = factor->hessian.clone();
+    if (inverse_factor(factor->u)) return factor;
     if (attempt + 1 >= problem.gptq.damping_attempts) break;
   }
   throw failure(problem, StatusCode::failed_precondition,
-                cat("Hessian not positive definite at damping ", damping,
+                cat("Hessian not positive definite at damping ", factor->damping,
                     "; raise damping or give more than ", problem.inputs->tokens(),
                     " calibration rows"));
+}
+
+std::shared_ptr<const Factor> shared_factor(const LayerProblem& problem) {
+  const GptqOptions& gptq = problem.gptq;
+  return problem.inputs->derived<Factor>(
+      cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order),
+      [&problem] { return make_factor(problem); });
 }
 
 // Everything that the rows of one layer share, in solving order.
@@ -336,20 +354,43 @@ void refine_scales(const Columns& columns, const at::Tensor& h,
   }
 }
 
-// The weights to be rounded, f64 [out, in] in solving order.
-at::Tensor target_weights(const LayerProblem& problem, const at::Tensor& index,
-                          const at::Tensor& u) {
-  const at::Tensor weight =
-      at::empty({problem.weight.rows, problem.weight.cols}, at::kFloat);
-  for (int64_t r = 0; r < problem.weight.rows; ++r) {
-    std::copy_n(problem.weight.row(r), problem.weight.cols,
-                weight.data_ptr<float>() + r * problem.weight.cols);
-  }
-  const at::Tensor w = weight.to(at::kDouble).index_select(1, index);
-  if (!problem.gptq.match_float || !problem.inputs->has_drift()) return w;
-  const at::Tensor drift =
-      problem.inputs->drift().index_select(0, index).index_select(1, index);
-  return w + at::mm(at::mm(at::mm(w, drift), u.t()), u);  // U^T U = H^-1
+// The weights to be rounded, f64 [out, in] in solving order; `original` gets them in f32
+// and the original order.
+at::Tensor target_weights(const LayerProblem& problem, const Factor& factor,
+                          at::Tensor& original) {
+  const int64_t rows = problem.weight.rows, n = problem.weight.cols;
+  const bool moves = problem.gptq.match_float && problem.inputs->has_drift();
+  at::Tensor targets = at::empty({rows, n}, at::kDouble);
+  original = at::empty({rows, n}, at::kFloat);
+  in_parallel((rows + kTargetRows - 1) / kTargetRows, [&](int64_t chunk) {
+    const int64_t first = chunk * kTargetRows, count = std::min(kTargetRows, rows - first);
+    const at::Tensor plain = at::empty({count, n}, at::kFloat);
+    for (int64_t r = 0; r < count; ++r) {
+      std::copy_n(problem.weight.row(first + r), n, plain.data_ptr<float>() + r * n);
+    }
+    const at::Tensor w = plain.to(at::kDouble);
+    const auto in_order = [&](const at::Tensor& from, double* to) {
+      const double* x = from.data_ptr<double>();
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t k = 0; k < n; ++k) to[r * n + k] = x[r * n + factor.order[k]];
+      }
+    };
+    at::Tensor target = targets.narrow(0, first, count);
+    double* t = target.data_ptr<double>();
+    in_order(w, t);
+    if (moves) {
+      at::Tensor moved = at::empty_like(w);
+      in_order(at::mm(w, problem.inputs->drift()), moved.data_ptr<double>());
+      target.add_(at::mm(at::mm(moved, factor.u.t()), factor.u));  // U^T U = H^-1
+    }
+    float* out = original.data_ptr<float>() + first * n;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t k = 0; k < n; ++k) {
+        out[r * n + factor.order[k]] = static_cast<float>(t[r * n + k]);
+      }
+    }
+  });
+  return targets;
 }
 
 // What a squared rounding error costs after carry-over, by column in original order.
@@ -377,49 +418,42 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
         cat("weight has ", n, " columns, its inputs have ", problem.inputs->columns()));
   }
 
-  int64_t dead = 0;
-  const at::Tensor hessian = without_dead_columns(problem.inputs->matrix(), &dead);
-  const std::vector<int64_t> order =
-      column_order(hessian.diagonal().contiguous(), problem.gptq.act_order);
-  const at::Tensor index =
-      at::from_blob(const_cast<int64_t*>(order.data()), {n}, at::kLong);
-  const Factor factor = damped_factor(
-      problem, hessian.index_select(0, index).index_select(1, index).contiguous());
-  const Columns columns{order, factor.u.data_ptr<double>(),
-                        factor.hessian.data_ptr<double>(), n};
-
-  const at::Tensor w = target_weights(problem, index, factor.u);
-  const at::Tensor weight = at::empty({rows, n}, at::kFloat);  // w in original order
-  weight.index_copy_(1, index, w.to(at::kFloat));
+  const std::shared_ptr<const Factor> factor = shared_factor(problem);
+  const Columns columns{factor->order, factor->u.data_ptr<double>(),
+                        factor->hessian.data_ptr<double>(), n};
   const std::vector<float> price = rounding_price(columns);
+  at::Tensor weight;  // in original order
+  const at::Tensor w = target_weights(problem, *factor, weight);
   CodedMatrix coded = value_or_fail(
       problem, choose_scales(MatrixView<const float>(weight.data_ptr<float>(), rows, n),
                              problem.scheme, problem.rule, price));
+  weight.reset();
   coded.codes.assign(static_cast<size_t>(rows * n), 0);
   Grid grid(problem, coded, price);
   std::vector<ScaleBlock> blocks;
   if (problem.gptq.refine_scales > 0)
-    blocks = scale_blocks(problem.scheme, order, factor.hessian);
+    blocks = scale_blocks(problem.scheme, factor->order, factor->hessian);
   in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
     const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
     const at::Tensor target = w.narrow(0, first, count);
-    solve_rows(columns, factor.u, grid, first, target.clone(), coded.codes.data());
-    refine_rows(columns, factor.hessian, grid, first, target, problem.gptq.refine_sweeps,
+    solve_rows(columns, factor->u, grid, first, target.clone(), coded.codes.data());
+    refine_rows(columns, factor->hessian, grid, first, target, problem.gptq.refine_sweeps,
                 coded.codes.data());
     for (int round = 0; round < (blocks.empty() ? 0 : problem.gptq.refine_scales);
          ++round) {
-      refine_scales(columns, factor.hessian, blocks, grid,
+      refine_scales(columns, factor->hessian, blocks, grid,
                     problem.scheme.scales[0].element, first, target, coded.codes.data());
-      refine_rows(columns, factor.hessian, grid, first, target,
+      refine_rows(columns, factor->hessian, grid, first, target,
                   problem.gptq.refine_sweeps, coded.codes.data());
     }
   });
 
   std::string note;
-  if (factor.damping != problem.gptq.damping) {
-    note = cat("damping ", problem.gptq.damping, " -> ", factor.damping);
+  if (factor->damping != problem.gptq.damping) {
+    note = cat("damping ", problem.gptq.damping, " -> ", factor->damping);
   }
-  if (dead > 0) note += cat(note.empty() ? "" : "; ", dead, " dead columns");
+  if (factor->dead > 0)
+    note += cat(note.empty() ? "" : "; ", factor->dead, " dead columns");
   return {std::move(coded), note};
 }
 

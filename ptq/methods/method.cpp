@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "ptq/error.h"
 #include "ptq/one_thread.h"
 
@@ -19,10 +22,12 @@ std::vector<float> dequantized(const CodedMatrix& coded) {
 
 namespace {
 
+bool works_on_rows(std::string_view name) { return name == "rtn" || name == "gptq"; }
+
 std::vector<Method>& method_table() {
   static std::vector<Method> methods = {
 #define NIBBLE_METHOD(name, needs_inputs, description) \
-  {#name, needs_inputs, &solve_##name},
+  {#name, needs_inputs, &solve_##name, works_on_rows(#name)},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
   };
@@ -64,22 +69,30 @@ double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
                     const Hessian& inputs) {
   const OneThread one_thread;
   const std::vector<float> values = dequantized(coded);
-  std::vector<double> w(values.size()), dw(values.size());
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    for (int64_t c = 0; c < weight.cols; ++c) {
-      const int64_t i = r * weight.cols + c;
-      w[i] = weight(r, c);
-      dw[i] = w[i] - values[i];
-    }
-  }
   const at::Tensor hessian = inputs.matrix();
-  const auto trace = [&](std::vector<double>& x) {
-    const at::Tensor matrix =
-        at::from_blob(x.data(), {weight.rows, weight.cols}, at::kDouble);
-    return (at::mm(matrix, hessian) * matrix).sum().item<double>();
-  };
-  const double total = trace(w);
-  return total > 0 ? trace(dw) / total : 0;
+  constexpr int64_t kRows = 64;  // rows whose products are made at once
+  const int64_t parts = (weight.rows + kRows - 1) / kRows;
+  std::vector<double> of_weight(static_cast<size_t>(parts)), of_error(of_weight);
+  in_parallel(parts, [&](int64_t part) {
+    const int64_t first = part * kRows, rows = std::min(kRows, weight.rows - first);
+    at::Tensor w = at::empty({rows, weight.cols}, at::kDouble), dw = at::empty_like(w);
+    double *to = w.data_ptr<double>(), *error = dw.data_ptr<double>();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < weight.cols; ++c) {
+        const int64_t i = r * weight.cols + c;
+        to[i] = weight(first + r, c);
+        error[i] = to[i] - values[first * weight.cols + i];
+      }
+    }
+    const auto trace = [&](const at::Tensor& x) {
+      return (at::mm(x, hessian) * x).sum().item<double>();
+    };
+    of_weight[part] = trace(w);
+    of_error[part] = trace(dw);
+  });
+  const double total = std::accumulate(of_weight.begin(), of_weight.end(), 0.0);
+  const double error = std::accumulate(of_error.begin(), of_error.end(), 0.0);
+  return total > 0 ? error / total : 0;
 }
 
 }  // namespace nibble

@@ -39,6 +39,9 @@ struct Method {
   const char* name;
   bool needs_inputs;
   SolvedLayer (*solve)(const LayerProblem& problem);
+  // solve works on its rows in parallel: layers are given to it one after another, which
+  // takes the memory of one. Others are solved side by side, each on one thread.
+  bool rows_in_parallel = false;
 };
 const std::vector<Method>& all_methods();
 // A method of the caller's own, from then on known to plans and recipes by its name,

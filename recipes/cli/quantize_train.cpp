@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/base/file.h"
+#include "kernels/base/parallel.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
@@ -68,6 +69,14 @@ Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
                                      const std::string& recipe,
                                      const std::vector<std::string>& more = {}) {
   PipelineRequest request;
+  if (std::string_view(data) == "calibration" && line.has("memory")) {
+    request.memory = parse_bytes(line.text("memory"));
+    if (request.memory < 1) {
+      return error(StatusCode::invalid_argument,
+                   "[quantize] --memory: a size like 3GiB or 500MB is required; found \"",
+                   line.text("memory"), "\"; write it so");
+    }
+  }
   request.model = line.path("MODEL");
   request.load = line.load_options();
   std::vector<std::string> overrides = overrides_of(line);
@@ -78,8 +87,11 @@ Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
   request.output = line.path("output");
   for (const std::string& path : line.list("compare")) request.compare.emplace_back(path);
   request.overwrite = line.has("overwrite");
-  request.progress = make_progress();
-  request.note = note;
+  // Of several processes one speaks.
+  if (is_first_rank()) {
+    request.progress = make_progress();
+    request.note = note;
+  }
   return request;
 }
 
@@ -114,10 +126,11 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
                           prepare_for_plan(model, recipe.static_activations));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
   const PlanSize size = predict_size(plan, planned);
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<MemoryPart> memory,
-                          predict_memory(plan, planned));
-  int64_t memory_bytes = 0;
-  for (const MemoryPart& part : memory) memory_bytes += part.bytes;
+  NIBBLE_ASSIGN_OR_RETURN(const MemoryPlan needs,
+                          plan_memory(plan, planned,
+                                      {.cap = request.memory, .threads = thread_count()}));
+  const std::vector<MemoryPart>& memory = needs.parts;
+  const int64_t memory_bytes = needs.bytes();
 
   std::vector<std::vector<std::string>> rows = {
       {"layer", "shape", "method", "scheme", "input", "size"}};
@@ -167,13 +180,17 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
             << " in quantized layers)\nmemory  about " << bytes_text(memory_bytes) << ":";
   for (size_t i = 0; i < memory.size(); ++i)
     std::cout << (i ? ", " : " ") << memory[i].what << " " << bytes_text(memory[i].bytes);
-  std::cout << "; beside it the program with LibTorch\nsettings\n"
+  if (needs.spills) std::cout << "; activations wait on disk";
+  if (!needs.evaluates)
+    std::cout << "; no evaluation, which takes " << bytes_text(needs.evaluation);
+  std::cout << "\nsettings\n"
             << print_recipe(recipe) << "nothing was written (--dry-run)\n";
   return ok_status();
 }
 
 // The report, then what the gates say of it.
 Status print(const RunReport& report, bool as_json) {
+  if (!is_first_rank()) return ok_status();
   std::cout << (as_json ? report_json(report) + "\n" : print_report(report));
   return gate_status(report);
 }
@@ -300,7 +317,8 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "quantize MODEL --recipe NAME|FILE --output DIR [--calibration TEXT|DATASET]",
       "Quantizes a trained model after the recipe, writes the artifact with "
       "report.html, and says what it cost\nin quality. Every error of the request "
-      "comes before anything heavy starts.\n\nSeveral recipes, a,b,c, go to DIR/a, "
+      "comes before anything heavy starts. Killed, the same\ncommand goes on from the last "
+      "finished block. mpirun -n N (to 4) shares the work, with the same bytes.\n\nSeveral recipes, a,b,c, go to DIR/a, "
       "DIR/b, "
       "DIR/c, with one table sorted by quality per byte and one\nreport. An artifact "
       "that "
@@ -310,6 +328,9 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   line.text(
       "save-calibration", "FILE",
       "keep the token ids that were used (safetensors), to run another tool on them");
+  line.text("memory", "SIZE",
+            "keep resident memory below SIZE (3GiB, 500MB): activations wait on disk if "
+            "they must");
   line.text("sweep", "KEY=A,B,C",
             "run once for each value of one setting; one table and one report for all");
   std::string targets;

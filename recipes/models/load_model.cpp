@@ -77,7 +77,7 @@ Status refuse_pickle(const fs::path& path) {
 
 Status add_source(Artifact& artifact, const fs::path& path) {
   NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
-  artifact.provenance.sources[path.filename().string()] = sha256_hex(bytes.text());
+  artifact.provenance.sources[path.filename().string()] = sha256_of(bytes);
   return ok_status();
 }
 

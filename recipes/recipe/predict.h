@@ -3,9 +3,10 @@
 // predict_size: exactly what the artifact's weights will take, scales, zero points and
 // minima counted; parameters that no layer quantizes keep their own type.
 //
-// predict_memory: what quantize holds at the larger of its two peaks, calibration and the
-// evaluation of both models; an estimate, part by part. The checkpoint's own file is
-// mapped, and neither it nor the program with LibTorch is counted.
+// plan_memory: the peak of quantize's resident memory (anonymous memory and the pages of
+// mapped files that it holds: VmHWM), which calibration has or the evaluation of both
+// models; within 10 % of what is measured, part by part. The checkpoint's file passes
+// through, its pages are given back.
 #pragma once
 
 #include <string>
@@ -30,7 +31,25 @@ struct MemoryPart {
   std::string what;
   int64_t bytes = 0;
 };
-// In the order of size. invalid_argument: check_shapes'.
-Result<std::vector<MemoryPart>> predict_memory(const Plan& plan, const Artifact& model);
+struct MemoryRequest {
+  int64_t cap = 0;  // bytes of resident memory; 0: none
+  int threads = 1;
+  // Of the calibration sequences, when they are known: all their tokens, and the longest's.
+  int64_t tokens = 0, longest = 0;
+  bool evaluates = true;  // both models are run at the end
+};
+// How a run keeps below its cap, and its peak by parts in the order of size.
+struct MemoryPlan {
+  std::vector<MemoryPart> parts;
+  bool spills = false;     // activations wait on disk
+  bool evaluates = true;   // both models fit at the end
+  int64_t least = 0;       // with activations on disk, without the evaluation
+  int64_t evaluation = 0;  // what running both models takes
+  int64_t bytes() const;   // the peak: the sum of parts
+};
+// invalid_argument: check_shapes'. resource_exhausted: the cap cannot be met even so; names
+// what is needed.
+Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
+                               const MemoryRequest& request);
 
 }  // namespace nibble

@@ -250,6 +250,7 @@ std::string print_report(const RunReport& report) {
   if (report.after.speed) text += "speed on  " + report.after.speed->cpu + "\n";
   for (const GateResult& gate : report.gates) text += "gate  " + gate_text(gate) + "\n";
   for (const std::string& line : report.notes) text += "note  " + line + "\n";
+  for (const std::string& line : report.costs) text += line + "\n";
   text += "settings\n";
   size_t begin = 0;
   while (begin < report.recipe.size()) {
@@ -297,6 +298,11 @@ std::string report_json(const RunReport& report) {
     }
     json["gates"] = gates;
     json["rejected"] = report.rejected;
+  }
+  if (report.peak_memory > 0) {
+    json["memory"] = {{"peak_bytes", report.peak_memory},
+                      {"predicted_bytes", report.predicted_memory}};
+    json["calibration_seconds"] = report.calibration_seconds;
   }
   if (report.attribution) json["attribution"] = attribution_json(*report.attribution);
   Json parts = Json::array();

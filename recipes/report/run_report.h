@@ -80,6 +80,9 @@ struct RunReport {
   std::vector<LayerSpeed> layers;   // bench only
   KernelSpeeds kernels;             // bench --kernels only: then there are no models
   std::vector<std::string> notes;
+  std::vector<std::string> costs;  // time and memory of this run; not in report.html
+  int64_t peak_memory = 0, predicted_memory = 0;  // quantize; bytes, 0: not known
+  double calibration_seconds = 0;
 };
 
 // ok, or rejected: the gates that are not met, and where the artifact lies.

@@ -1,6 +1,7 @@
 #include "recipes/report/text_table.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 
@@ -43,6 +44,29 @@ std::string table_text(const std::vector<std::vector<std::string>>& rows) {
     text += line + "\n";
   }
   return text;
+}
+
+int64_t parse_bytes(const std::string& text) {
+  size_t at = 0;
+  double value = -1;
+  try {
+    value = std::stod(text, &at);
+  } catch (const std::exception&) {
+    return -1;
+  }
+  std::string unit;
+  for (const char c : text.substr(at)) {
+    if (c != ' ') unit += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  }
+  const double base = unit.size() == 2 && unit[1] == 'b' ? 1000 : 1024;
+  if (!unit.empty() && unit != "b") {
+    const size_t power = std::string("kmgt").find(unit[0]);
+    const std::string rest = unit.substr(1);
+    if (power == std::string::npos || !(rest.empty() || rest == "b" || rest == "ib"))
+      return -1;
+    value *= std::pow(base, static_cast<double>(power + 1));
+  }
+  return value >= 0 && value < 9e18 ? static_cast<int64_t>(value) : -1;
 }
 
 std::string bytes_text(int64_t bytes) {

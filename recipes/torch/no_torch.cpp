@@ -16,5 +16,6 @@ Status no_torch(const char* verb) {
 Result<RunReport> run_quantize(const PipelineRequest&) { return no_torch("quantize"); }
 Result<RunReport> run_train(const PipelineRequest&) { return no_torch("train"); }
 bool has_torch() { return false; }
+bool is_first_rank() { return true; }
 
 }  // namespace nibble

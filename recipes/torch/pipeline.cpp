@@ -3,19 +3,51 @@
 #include <ATen/Parallel.h>
 #include <malloc.h>
 
+#include <chrono>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "kernels/base/memory.h"
 #include "kernels/base/parallel.h"
 #include "ptq/calibrate.h"
+#include "ptq/calibration/pooled_allocator.h"
+#include "ptq/distributed/ranks.h"
+#include "ptq/stream.h"
 #include "recipes/data/text.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/recipe/mixed_costs.h"
+#include "recipes/recipe/predict.h"
+#include "recipes/report/text_table.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
+#include "recipes/torch/streamed_run.h"
 
 namespace nibble {
 namespace {
 
+// Time and memory, for people: never in a file.
+void add_costs(const PipelineRequest& request, const MemoryPlan& memory, bool streams,
+               RunReport& report) {
+  report.peak_memory = process_memory().peak;
+  // The prediction is the streaming run's.
+  if (streams) report.predicted_memory = memory.bytes();
+  const int ranks = Ranks::instance().count();
+  report.costs.push_back(
+      cat("calibrated and solved in ", number_text(report.calibration_seconds, 4), " s",
+          ranks > 1 ? cat(" by ", ranks, " processes") : std::string()));
+  report.costs.push_back(
+      cat("memory  peak ", bytes_text(report.peak_memory),
+          streams ? cat(", predicted ", bytes_text(report.predicted_memory))
+                  : std::string(),
+          request.memory > 0 ? cat(", allowed ", bytes_text(request.memory))
+                             : std::string(),
+          memory.spills ? "; activations waited on disk" : ""));
+}
+
 Result<RunReport> quantize(const PipelineRequest& request) {
+  if (Ranks::instance().is_first()) remove_finished_work(request.output);
   NIBBLE_RETURN_IF_ERROR(check_request(request, "quantize", {"ptq"}));
   RunReport report = begin_report(request, "quantize");
   NIBBLE_RETURN_IF_ERROR(read_compared(request, report));
@@ -49,7 +81,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*model, data, split);
-  if (!request.save_calibration.empty()) {
+  if (!request.save_calibration.empty() && is_first_rank()) {
     if (calibration.sequences.empty()) {
       return error(StatusCode::invalid_argument,
                    "[quantize] --save-calibration: a recipe that calibrates on text is "
@@ -61,38 +93,102 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   }
   report.calibration = calibration.description;
 
-  const Calibrated calibrated = calibrate(planned, plan, calibration, request.progress);
+  MemoryRequest needs = {.cap = request.memory,
+                         .threads = thread_count(),
+                         .evaluates = Ranks::instance().is_first()};
+  for (const std::vector<int32_t>& ids : calibration.sequences) {
+    needs.tokens += static_cast<int64_t>(ids.size());
+    needs.longest = std::max(needs.longest, static_cast<int64_t>(ids.size()));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const MemoryPlan memory, plan_memory(plan, *planned, needs));
+  if (!memory.evaluates && recipe.gate.any()) {
+    return error(StatusCode::resource_exhausted,
+                 "[quantize] gate: running both models takes about ",
+                 bytes_text(memory.evaluation), "; found --memory ",
+                 bytes_text(request.memory), "; allow more, or leave the gate out");
+  }
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
-  Artifact frozen = freeze(calibrated, provenance);
+  const bool streams = can_stream(plan, planned->program);
+  if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
+    return error(StatusCode::unsupported,
+                 "[quantize] --memory and mpirun: a language model whose layers are rounded "
+                 "or solved by rtn or gptq is required; found ",
+                 recipe.name, "; leave them out");
+  }
+  StreamedRun run(request, planned, plan, calibration, memory);
+  Artifact frozen;
+  if (streams) {
+    NIBBLE_RETURN_IF_ERROR(run.solve(provenance, report));
+    if (!Ranks::instance().is_first()) return report;  // the first one writes and says
+    frozen = run.freeze(provenance);
+  } else {
+    const auto start = std::chrono::steady_clock::now();
+    frozen = freeze(calibrate(planned, plan, calibration, request.progress), provenance);
+    report.calibration_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
+  NIBBLE_RETURN_IF_ERROR(check_artifact(frozen));
+  NIBBLE_RETURN_IF_ERROR(check_ledger(frozen.ledger, frozen.program));
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations && held.count() > 0) {
     report.notes.push_back(
         check_exact(*artifact, held.images, recipe.evaluation_exact_images));
   }
-  NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
+  if (memory.evaluates) {
+    NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
+  } else {
+    report.evaluation = cat("nothing: running both models takes about ",
+                            bytes_text(memory.evaluation), ", more than --memory ",
+                            bytes_text(request.memory), "; see nibble evaluate");
+    report.before = measure_size(*model, "before, float");
+    report.after = measure_size(*artifact, recipe.name);
+  }
   NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));
-  NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
+  if (streams) {
+    NIBBLE_RETURN_IF_ERROR(run.finish(*artifact, report));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
+  }
+  add_costs(request, memory, streams, report);
   return report;
+}
+
+// One of several processes that fails takes the others along: they would wait for it.
+Result<RunReport> or_all_end(Result<RunReport> report) {
+  if (report.ok() || ranks_asked_for() == 1) return report;
+  // Mostly all fail alike; then the first one speaks.
+  if (!is_first_rank()) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  std::cerr << "nibble: " << report.status().message() << "\n" << std::flush;
+  Ranks::instance().abort(1);
 }
 
 }  // namespace
 
 Result<RunReport> run_quantize(const PipelineRequest& request) {
-  return catching("quantize", [&request] {
+  return or_all_end(catching("quantize", [&request] {
     at::set_num_threads(thread_count());
-    // Calibration makes and drops tensors of many sizes, which leave holes in the heap:
-    // it doubled the peak. From this size on (256 KiB) they are mapped, and go back at
-    // once.
+    // What is no tensor: from this size on (256 KiB) it is mapped, and goes back at once
+    // instead of leaving a hole in the heap.
     mallopt(M_MMAP_THRESHOLD, 1 << 18);
+    use_pooled_allocator();
+    Ranks::instance().check();
     return quantize(request);
-  });
+  }));
 }
 
 bool has_torch() { return true; }
+
+bool is_first_rank() {
+  // Without starting MPI: what needs one rank alone never does.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"}) {
+    if (const char* text = std::getenv(name)) return std::atoi(text) == 0;
+  }
+  return true;
+}
 
 }  // namespace nibble

@@ -7,7 +7,8 @@
 //                        evaluate -> report, artifact
 //
 // Every error of the request (recipe, plan, missing data, existing output) comes before
-// anything heavy starts. The output appears whole or not at all. A build without LibTorch
+// anything heavy starts. The output appears whole or not at all. run_quantize keeps what it
+// has finished in `output`.run: killed and started again, it goes on there. A build without LibTorch
 // has recipes/torch/no_torch.cpp in this place: unsupported. No LibTorch in this header.
 #pragma once
 
@@ -33,7 +34,8 @@ struct PipelineRequest {
   std::filesystem::path save_calibration;  // quantize: the token ids used, for other tools
   std::vector<std::filesystem::path> compare;  // earlier artifacts, for the report's plot
   bool overwrite = false;
-  bool resume = false;
+  bool resume = false;  // train
+  int64_t memory = 0;   // quantize: bytes that resident memory may take; 0: all
   Progress progress;  // may be empty
   std::function<void(const std::string&)>
       note;  // one line about what is going on; may be empty
@@ -43,5 +45,7 @@ Result<RunReport> run_quantize(const PipelineRequest& request);
 Result<RunReport> run_train(const PipelineRequest& request);
 
 bool has_torch();
+// Of the processes that mpirun started, which one this is: the first one speaks and writes.
+bool is_first_rank();
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
+#include "kernels/runtime/kernel_names.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/recipe/nearest_name.h"
@@ -287,9 +288,8 @@ Status measure_models(const PipelineRequest& request,
 
 Status record_kernels(Artifact& artifact) {
   NIBBLE_ASSIGN_OR_RETURN(
-      const Executor executor,
-      Executor::create(std::make_shared<const Artifact>(artifact), {}));
-  const std::map<std::string, std::string> kernels = executor.kernels();
+      const auto kernels,
+      kernel_names(std::make_shared<const Artifact>(artifact), {}));
   for (LedgerEntry& entry : artifact.ledger.entries) {
     const auto found = kernels.find(entry.tensor);
     if (found != kernels.end()) entry.kernel = found->second;
@@ -322,17 +322,21 @@ Status check_gate_data(const PipelineRequest& request, const Artifact& model,
                data.description, "; give --evaluation");
 }
 
-Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
-                       RunReport& report) {
+fs::path decide_output(const PipelineRequest& request, RunReport& report) {
   report.gates = check_gate(request.recipe.gate, report.after.text, report.after.images);
   for (const GateResult& result : report.gates)
     report.rejected = report.rejected || !result.met();
-  if (!report.rejected)
-    return write_artifact(artifact, request.output, request.overwrite,
-                          report_files(report));
+  if (!report.rejected) return request.output;
   const fs::path path = rejected_path(request);
   report.output = path.string();
-  return write_artifact(artifact, path, true, report_files(report));
+  return path;
+}
+
+Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
+                       RunReport& report) {
+  const fs::path path = decide_output(request, report);
+  return write_artifact(artifact, path, request.overwrite || report.rejected,
+                        report_files(report));
 }
 
 std::map<std::string, std::string> report_files(const RunReport& report) {

@@ -61,6 +61,8 @@ Status set_kv_schemes(const PipelineRequest& request, Artifact& artifact);
 
 // The gates against what was measured; the artifact to output, or to output.rejected with
 // nothing at output. failed_precondition: gates, and nothing to measure them on.
+// The gates alone, and where the artifact goes.
+std::filesystem::path decide_output(const PipelineRequest& request, RunReport& report);
 Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
                        RunReport& report);
 Status check_gate_data(const PipelineRequest& request, const Artifact& model,

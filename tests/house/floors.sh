@@ -8,6 +8,7 @@
 #   kernels <- export                       kernels <- ptq <- qat      recipes sees all of them
 #   base <- scheme <- packing <- ops <- program <- artifact <- runtime;  tokenizer, hardware on base
 #   LibTorch: ptq (but plan), qat, recipes/torch (but pipeline.h, no_torch.cpp), also through headers
+#   MPI: in the .cpp files of ptq/distributed only
 #   nlohmann, protobuf and yaml-cpp: in .cpp files only; recipes/models: in recipes only
 #   *_read.cpp of export reach no header of kernels/packing: a reader proves the writer from outside
 set -euo pipefail
@@ -50,6 +51,8 @@ BEGIN {
     if (torch_free(file)) fail(place ": LibTorch (" target ") in a file that must build without it")
     reaches_torch[file] = place
   }
+  if (target == "mpi.h" && file !~ /^ptq\/distributed\/[^\/]*\.cpp$/)
+    fail(place ": MPI belongs in the .cpp files of ptq/distributed")
   if (file ~ /\.(h|inc)$/ && target ~ /^(nlohmann|google\/protobuf|yaml-cpp)\/|\.pb\.h$/ &&
       target != "nlohmann/json_fwd.hpp")  # which only declares names
     fail(place ": " target " belongs in .cpp files only")

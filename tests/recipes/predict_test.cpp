@@ -71,30 +71,47 @@ TEST(PredictSize, IsWhatQuantizeMakes) {
   }
 }
 
-TEST(PredictMemory, NamesItsParts) {
+TEST(PlanMemory, NamesItsParts) {
   TemporaryDirectory directory;
   const Artifact model = small_llama(directory.path() / "llama");
-  const auto bytes_of = [&](const std::vector<std::string>& settings) {
-    const auto parts = predict_memory(plan_of(model, "w4a16-gptq", settings), model);
-    EXPECT_TRUE(parts.ok()) << parts.status().message();
+  const auto plan = [&](const std::vector<std::string>& settings, int64_t cap = 0) {
+    const auto memory = plan_memory(plan_of(model, "w4a16-gptq", settings), model,
+                                    {.cap = cap, .threads = 1});
+    EXPECT_TRUE(memory.ok()) << memory.status().message();
+    return *memory;
+  };
+  const auto bytes_of = [&](const std::vector<std::string>& settings, int64_t cap = 0) {
     std::map<std::string, int64_t> bytes;
-    for (const MemoryPart& part : *parts) bytes[part.what] = part.bytes;
+    for (const MemoryPart& part : plan(settings, cap).parts) bytes[part.what] = part.bytes;
     return bytes;
   };
-  const auto one = bytes_of({"calibration.sequences=16", "calibration.length=64"});
-  const auto two = bytes_of({"calibration.sequences=32", "calibration.length=64"});
-  const auto long_one = bytes_of({"calibration.sequences=16", "calibration.length=4096"});
+  const auto one = bytes_of({"calibration.sequences=1600", "calibration.length=64"});
+  const auto two = bytes_of({"calibration.sequences=3200", "calibration.length=64"});
+  const auto long_one =
+      bytes_of({"calibration.sequences=1600", "calibration.length=4096"});
   ASSERT_TRUE(one.count("calibration activations"));
-  EXPECT_EQ(two.at("calibration activations") - one.at("calibration activations"),
-            (32 + 48) * 1024 * 4 * 2);
+  // All tokens wait before down_proj with the residual and its input; two streams.
+  EXPECT_EQ(one.at("calibration activations"), (32 + 48) * 102400 * 4 * 2);
+  EXPECT_EQ(two.at("calibration activations"),
+            2 * one.at("calibration activations"));
   // No sequence is longer than the context, 128.
   EXPECT_EQ(long_one.at("calibration activations"),
             2 * one.at("calibration activations"));
-  // All 1,024 tokens wait before down_proj with the residual and its input; 8 x 64 are at
-  // the MLP's widest moment, residual, gate, up and their product; two streams.
-  EXPECT_EQ(one.at("calibration activations"),
-            ((32 + 48) * 1024 + (32 + 3 * 48) * 512) * 4 * 2);
-  EXPECT_EQ(one.at("Hessians of the widest layer"), 48 * 48 * 8 * 5);
+  EXPECT_EQ(one.at("Hessians of the widest layer"), 48 * 48 * 8 * 4);
+
+  // Below that, only a round of eight sequences is in memory.
+  const MemoryPlan free =
+      plan({"calibration.sequences=1600", "calibration.length=64"});
+  EXPECT_FALSE(free.spills);
+  const auto spilled = bytes_of({"calibration.sequences=1600", "calibration.length=64"},
+                                free.bytes() - 1);
+  EXPECT_EQ(spilled.at("calibration activations"), (32 + 48) * 512 * 4 * 2);
+  const auto refused =
+      plan_memory(plan_of(model, "w4a16-gptq", {"calibration.length=64"}), model,
+                  {.cap = free.least / 2, .threads = 1});
+  EXPECT_EQ(refused.status().code(), StatusCode::resource_exhausted);
+  EXPECT_THAT(refused.status().message(),
+              ::testing::HasSubstr("[quantize] --memory: at least "));
 }
 
 TEST(WeightStatistics, OfKnownDistributions) {

@@ -1,0 +1,75 @@
+// The calibration samples on their way through a program: each sample's live values,
+// moved forward a few nodes at a time, so that a layer can be solved before what follows
+// it runs.
+//
+// A sample is a map from value name to tensor; at first the program's inputs. Parameters
+// are loaded when the nodes that read them run and dropped after their last reader: the
+// whole model is never in memory. With a spill file, parked samples wait on disk; what they
+// give is the same to the bit. Throws nibble::Error. Use from one thread; runs samples in
+// parallel with the same results at any thread count.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/program/program.h"
+#include "ptq/calibration/spill_file.h"
+
+namespace nibble {
+
+class SampleStream {
+ public:
+  using Values = std::map<std::string, at::Tensor>;
+  // f32 parameter by its tensor's name, called from one thread, once for each stretch of
+  // nodes that reads it.
+  using Load = std::function<at::Tensor(const std::string& tensor)>;
+  // The rows `ids` (int64, any shape) of an embedding's table: [ids..., features].
+  using Rows = std::function<at::Tensor(const std::string& tensor, const at::Tensor& ids)>;
+
+  // keep: values that are not dropped after their last reader. rows: empty, or how an
+  // embedding reads its table, which then is not loaded.
+  SampleStream(const Program& program, std::vector<Values> samples, Load load,
+              std::set<std::string> keep = {}, Rows rows = {},
+              SpillFile* spill = nullptr);
+
+  int64_t size() const { return static_cast<int64_t>(samples_.size()); }
+
+  // Runs nodes [begin, end) of the program on samples [first, last).
+  void run(size_t begin, size_t end, int64_t first, int64_t last);
+  at::Tensor value(int64_t sample, const std::string& name) const;
+  // Samples [first, last) are not needed soon: with a spill file they go to disk.
+  void park(int64_t first, int64_t last);
+  // Before memory is needed for a solve: what comes next loads what it reads again.
+  void forget_parameters() { parameters_.clear(); }
+  void drop(int64_t sample) { samples_[static_cast<size_t>(sample)].clear(); }
+
+ private:
+  // A value in memory, on disk, or both.
+  struct Held {
+    at::Tensor tensor;
+    at::Tensor like;     // of a parked one: type and shape, no data
+    int64_t place = -1;  // in the spill file
+  };
+  using Sample = std::map<std::string, Held>;
+
+  void load_parameters(size_t begin, size_t end);
+  at::Tensor in_memory(const Held& held) const;
+  void forget(Sample& sample, const std::string& name);
+  at::Tensor run_node(const Node& node, const Sample& sample) const;
+
+  const Program& program_;
+  std::vector<Sample> samples_;
+  Load load_;
+  Rows rows_;
+  SpillFile* spill_;
+  Values parameters_;
+  std::map<std::string, size_t> last_reader_;            // of a value: index of a node
+  std::map<std::string, size_t> last_parameter_reader_;  // of a parameter
+};
+
+}  // namespace nibble

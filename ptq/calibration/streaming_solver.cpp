@@ -1,0 +1,628 @@
+#include "ptq/calibration/streaming_solver.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/base/cancel.h"
+#include "kernels/program/layers.h"
+#include "ptq/calibration/sharded_hessian.h"
+#include "ptq/error.h"
+#include "ptq/methods/method.h"
+#include "ptq/module/mixture.h"
+#include "ptq/module/program_module.h"
+#include "ptq/one_thread.h"
+
+namespace nibble {
+namespace {
+
+// Samples that run side by side before their statistics are added. Fixed, so that sums
+// are the same at any thread count; more of them only cost memory.
+constexpr int64_t kRound = 8;
+
+template <class... Parts>
+Error failure(StatusCode code, const Parts&... parts) {
+  return Error(error(code, "[calibrate] ", parts...));
+}
+
+const Method* method_of(const LayerPlan& layer) {
+  return layer.method == "float" ? nullptr : find_method(layer.method);
+}
+
+bool needs_inputs(const LayerPlan& layer) {
+  const Method* method = method_of(layer);
+  return method != nullptr && method->needs_inputs;
+}
+
+void check_data(const Artifact& model, const Plan& plan, const CalibrationData& data) {
+  const auto found = static_cast<int64_t>(data.sequences.size());
+  if (found == 0) {
+    std::string who;
+    for (const LayerPlan& layer : plan.layers) {
+      if (who.empty() && needs_inputs(layer))
+        who = cat(layer.node, ": method ", layer.method);
+    }
+    throw failure(StatusCode::failed_precondition, who,
+                  " needs calibration data; found none; give --calibration");
+  }
+  if (found < plan.calibration_sequences) {
+    throw failure(StatusCode::failed_precondition, "data: ", plan.calibration_sequences,
+                  " sequences are planned; found ", found,
+                  "; give more or set calibration_sequences=", found);
+  }
+  for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
+    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
+    if (ids.empty() || static_cast<int64_t>(ids.size()) > plan.calibration_length) {
+      throw failure(StatusCode::invalid_argument, "data: sequence ", i,
+                    " must have 1 to ", plan.calibration_length, " ids; found ",
+                    ids.size());
+    }
+    for (const int32_t id : ids) {
+      if (id < 0 || id >= model.program.vocabulary) {
+        throw failure(StatusCode::out_of_range, "data: sequence ", i,
+                      " must have ids below ", model.program.vocabulary, "; found ", id,
+                      "; is it another tokenizer's?");
+      }
+    }
+  }
+}
+
+// The sequences [first, last) on their way; of the others only the place.
+std::vector<SampleStream::Values> make_samples(const Artifact& model, const Plan& plan,
+                                               const CalibrationData& data, int64_t first,
+                                               int64_t last) {
+  std::vector<SampleStream::Values> samples(
+      static_cast<size_t>(plan.calibration_sequences));
+  for (int64_t i = first; i < last; ++i) {
+    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
+    at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
+    std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
+    SampleStream::Values& sample = samples[static_cast<size_t>(i)];
+    // An encoder's token types: 0, one sequence alone.
+    for (size_t j = 1; j < model.program.inputs.size(); ++j)
+      sample[model.program.inputs[j].name] = at::zeros_like(tensor);
+    sample[model.program.inputs[0].name] = std::move(tensor);
+  }
+  return samples;
+}
+
+at::Tensor gather(const SampleStream& stream, const std::string& value, int64_t first,
+                  int64_t last) {
+  std::vector<at::Tensor> rows;
+  for (int64_t sample = first; sample < last; ++sample) {
+    const at::Tensor x = stream.value(sample, value);
+    rows.push_back(x.reshape({-1, x.size(-1)}));
+  }
+  return at::cat(rows);
+}
+
+// A weight's floats; the file's pages go back behind the reader.
+void read_in_pieces(const Tensor& tensor, float* values) {
+  constexpr int64_t kPiece = 4 << 20;
+  const int64_t size = dtype_bytes(tensor.dtype), count = tensor.numel();
+  for (int64_t first = 0; first < count; first += kPiece) {
+    const int64_t n = std::min(kPiece, count - first);
+    throw_if_error(read_floats(tensor, first, {values + first, static_cast<size_t>(n)}));
+    tensor.bytes.slice(static_cast<size_t>(first * size), static_cast<size_t>(n * size))
+        .release_pages();
+  }
+}
+
+void check_finite(const Hessian& inputs, const LayerPlan& layer) {
+  const at::Tensor diagonal = inputs.sums().diagonal();
+  if (at::isfinite(diagonal).all().item<bool>() &&
+      (!inputs.has_drift() || at::isfinite(inputs.drift().diagonal()).all().item<bool>())) {
+    return;
+  }
+  throw failure(StatusCode::out_of_range, layer.node,
+                ": its inputs must be finite on the calibration data; found NaN or "
+                "infinity, which a layer before it makes; check the weights, or "
+                "calibrate on other data");
+}
+
+// --- a solved layer as bytes, for the other ranks
+
+void put_bytes(std::string& text, const void* data, size_t size) {
+  text.append(reinterpret_cast<const char*>(&size), sizeof(size));
+  text.append(static_cast<const char*>(data), size);
+}
+
+template <class T>
+void put_values(std::string& text, const std::vector<T>& values) {
+  put_bytes(text, values.data(), values.size() * sizeof(T));
+}
+
+template <class T>
+std::vector<T> take_values(std::string_view& text) {
+  size_t size = 0;
+  std::memcpy(&size, text.data(), sizeof(size));
+  std::vector<T> values(size / sizeof(T));
+  if (size > 0) std::memcpy(values.data(), text.data() + sizeof(size), size);
+  text.remove_prefix(sizeof(size) + size);
+  return values;
+}
+
+}  // namespace
+
+// Everything that solving a layer leaves behind.
+struct StreamingSolver::Outcome {
+  CodedMatrix coded;
+  LayerAccount account;
+
+  std::string bytes() const {
+    std::string text;
+    put_values(text, coded.codes);
+    for (const auto* levels : {&coded.scales, &coded.offsets}) {
+      for (const CodedLevel& level : *levels) {
+        put_values(text, level.values);
+        put_values(text, std::vector<float>{level.shift});
+      }
+    }
+    put_values(text, std::vector<double>{account.error, account.output_error,
+                                         static_cast<double>(account.tokens)});
+    put_values(text, std::vector<char>(account.note.begin(), account.note.end()));
+    return text;
+  }
+
+  static Outcome from(std::string_view text, const QuantScheme& scheme, int64_t rows,
+                      int64_t cols) {
+    Outcome outcome;
+    CodedMatrix& coded = outcome.coded;
+    coded.scheme = scheme;
+    coded.rows = rows;
+    coded.cols = cols;
+    coded.codes = take_values<uint8_t>(text);
+    const auto take_levels = [&](const std::vector<ScaleLevel>& levels) {
+      std::vector<CodedLevel> result;
+      for (const ScaleLevel& level : levels) {
+        const LevelShape shape = level_shape(level.block, rows, cols);
+        CodedLevel taken{.rows = shape.rows, .cols = shape.cols, .values = {}};
+        taken.values = take_values<float>(text);
+        taken.shift = take_values<float>(text).at(0);
+        result.push_back(std::move(taken));
+      }
+      return result;
+    };
+    coded.scales = take_levels(scheme.scales);
+    coded.offsets = take_levels(scheme.offsets);
+    const std::vector<double> figures = take_values<double>(text);
+    outcome.account.error = figures.at(0);
+    outcome.account.output_error = figures.at(1);
+    outcome.account.tokens = static_cast<int64_t>(figures.at(2));
+    const std::vector<char> note = take_values<char>(text);
+    outcome.account.note.assign(note.begin(), note.end());
+    return outcome;
+  }
+};
+
+// What one expert read: its tokens' rows of a round, of the model as it is quantized so far
+// and (where the float model is followed) of the float one.
+struct StreamingSolver::ExpertRows {
+  at::Tensor inputs, float_inputs;
+};
+
+// The samples of this rank, in the model as it is quantized so far and, where it is
+// followed, the float one.
+struct StreamingSolver::Streams {
+  struct Shard {
+    int64_t first, last;
+  };
+  std::vector<Shard> shards;
+  std::unique_ptr<SpillFile> spill;
+  std::unique_ptr<SampleStream> quantized, floats;
+  size_t done = 0;  // nodes that all samples have passed
+
+  // Memory is for the layer now.
+  void arrive(size_t at) {
+    done = at;
+    quantized->forget_parameters();
+    if (floats) floats->forget_parameters();
+  }
+
+  // body(first, last) for the rounds of one shard, both streams being at node `to`.
+  template <class Body>
+  void run(const Shard& shard, size_t to, const Body& body) {
+    for (int64_t first = shard.first; first < shard.last; first += kRound) {
+      throw_if_error(check_cancelled("calibrate"));
+      const int64_t last = std::min(shard.last, first + kRound);
+      quantized->run(done, to, first, last);
+      if (floats) floats->run(done, to, first, last);
+      body(first, last);
+      quantized->park(first, last);
+      if (floats) floats->park(first, last);
+    }
+  }
+};
+
+StreamingSolver::StreamingSolver(const Artifact& model, const Plan& plan, SolvedLayers& solved,
+                         const StreamOptions& options)
+    : model_(model),
+      plan_(plan),
+      solved_(solved),
+      options_(options),
+      ranks_(Ranks::instance()) {
+  for (const LayerPlan& layer : plan_.layers) {
+    total_ += layer.method != "float";
+    done_ += layer.method != "float" && solved.has(layer.tensor);
+  }
+}
+
+void StreamingSolver::solve_without_inputs() {
+  // A block at a time: what runs side by side, and what a kill costs.
+  std::vector<const LayerPlan*> layers;
+  int block = kFirstBlock;
+  const auto solve_block = [&] {
+    if (!layers.empty()) solve(layers, nullptr);
+    layers.clear();
+    end_block(block);
+  };
+  for (const LayerPlan& layer : plan_.layers) {
+    if (layer.method == "float" || needs_inputs(layer) || solved_.has(layer.tensor))
+      continue;
+    const Node* node = model_.program.find(layer.node);  // none for an expert's
+    if (node != nullptr && node->block != block) {
+      solve_block();
+      block = node->block;
+    }
+    layers.push_back(&layer);
+  }
+  solve_block();
+}
+
+void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
+  const std::optional<size_t> last = last_station();
+  if (!last) return;
+  check_data(model_, plan_, data);
+  const Program& program = model_.program;
+  const bool prefix = plan_.gptq.quantized_prefix;
+  const int64_t samples = plan_.calibration_sequences;
+  Streams streams;
+  for (int shard = 0; shard < kShards; ++shard) {
+    if (ranks_.owner(shard) == ranks_.rank())
+      streams.shards.push_back(
+          {samples * shard / kShards, samples * (shard + 1) / kShards});
+  }
+  if (!options_.spill.empty()) streams.spill = std::make_unique<SpillFile>(options_.spill);
+  const auto stream = [&](bool quantized) {
+    return std::make_unique<SampleStream>(
+        program,
+        make_samples(model_, plan_, data, streams.shards.front().first,
+                     streams.shards.back().last),
+        [this, quantized](const std::string& name) { return parameter(name, quantized); },
+        std::set<std::string>{},
+        [this, quantized](const std::string& name, const at::Tensor& ids) {
+          return rows_of(name, ids, quantized);
+        },
+        streams.spill.get());
+  };
+  streams.quantized = stream(prefix);
+  if (prefix && plan_.gptq.match_float) streams.floats = stream(false);
+
+  for (size_t i = 0; i <= *last; ++i) {
+    const int block = program.nodes[i].block;
+    if (block != program.nodes[streams.done].block) {
+      // Never more than a block's parameters at once, also where nothing is left to solve.
+      end_block(program.nodes[streams.done].block);
+      advance(streams, i);
+    }
+    if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
+      advance(streams, i);
+      solve_experts(streams, program.nodes[i]);
+      continue;
+    }
+    const std::vector<const LayerPlan*> layers = unsolved_readers(i);
+    if (!layers.empty()) solve_readers(streams, i, layers);
+  }
+  end_block(program.nodes[*last].block);
+}
+
+void StreamingSolver::advance(Streams& streams, size_t to) {
+  if (to == streams.done) return;
+  for (const Streams::Shard& shard : streams.shards)
+    streams.run(shard, to, [](int64_t, int64_t) {});
+  streams.arrive(to);
+}
+
+void StreamingSolver::solve_readers(Streams& streams, size_t node,
+                                const std::vector<const LayerPlan*>& layers) {
+  const std::string& value = model_.program.nodes[node].inputs.at(0);
+  // What a layer reads is as wide as its weight.
+  ShardedHessian sum(ranks_, model_.tensors.at(layers[0]->tensor).cols());
+  for (const Streams::Shard& shard : streams.shards) {
+    streams.run(shard, node, [&](int64_t first, int64_t last) {
+      const at::Tensor rows = gather(*streams.quantized, value, first, last);
+      if (streams.floats) {
+        sum.shard().accumulate(rows, gather(*streams.floats, value, first, last));
+      } else {
+        sum.shard().accumulate(rows);
+      }
+    });
+    sum.end_shard();
+  }
+  streams.arrive(node);
+  const Hessian inputs = sum.finish();
+  solve(layers, &inputs);
+}
+
+// The layers from a node on that read what it reads, if the node is a layer to be solved.
+std::vector<const LayerPlan*> StreamingSolver::unsolved_readers(size_t node) const {
+  const Program& program = model_.program;
+  const auto unsolved = [&](const Node& reader) -> const LayerPlan* {
+    const LayerPlan* layer = plan_.find(reader.parameter("weight"));
+    const bool wanted = layer != nullptr && needs_inputs(*layer);
+    return wanted && !solved_.has(layer->tensor) ? layer : nullptr;
+  };
+  std::vector<const LayerPlan*> layers;
+  if (unsolved(program.nodes[node]) == nullptr) return layers;
+  const std::string& value = program.nodes[node].inputs.at(0);
+  for (const Node* reader : program.consumers(value)) {
+    const LayerPlan* layer = unsolved(*reader);
+    const bool again = std::find(layers.begin(), layers.end(), layer) != layers.end();
+    if (layer != nullptr && !again) layers.push_back(layer);
+  }
+  return layers;
+}
+
+std::vector<Layer> StreamingSolver::unsolved_experts(const Node& moe) const {
+  std::vector<Layer> layers;
+  for (Layer& layer : layers_of(moe)) {
+    const LayerPlan* plan = plan_.find(layer.tensor);
+    const bool wanted = plan != nullptr && needs_inputs(*plan);
+    if (wanted && !solved_.has(layer.tensor)) layers.push_back(std::move(layer));
+  }
+  return layers;
+}
+
+// The last node at which there is something to solve.
+std::optional<size_t> StreamingSolver::last_station() const {
+  for (size_t i = model_.program.nodes.size(); i-- > 0;) {
+    const Node& node = model_.program.nodes[i];
+    if (node.op == "moe" ? !unsolved_experts(node).empty() : !unsolved_readers(i).empty())
+      return i;
+  }
+  return std::nullopt;
+}
+
+// Experts one after another, each on the tokens that were routed to it: gate and up on the
+// node's input, then down on what these two (solved) make of it.
+void StreamingSolver::solve_experts(Streams& streams, const Node& moe) {
+  std::map<int64_t, at::Tensor> chosen;  // by sample
+  for (const Streams::Shard& shard : streams.shards) {
+    for (int64_t sample = shard.first; sample < shard.last; ++sample) {
+      chosen[sample] = route(moe, streams.quantized->value(sample, moe.inputs[1])).chosen;
+    }
+  }
+  const std::vector<Layer> layers = layers_of(moe);
+  std::vector<int64_t> tokens(layers.size() / 3, 0);
+  for (const auto& [sample, experts] : chosen) {
+    for (size_t expert = 0; expert < tokens.size(); ++expert)
+      tokens[expert] += tokens_of(experts, static_cast<int64_t>(expert)).tokens.size(0);
+  }
+  tokens = ranks_.sum(std::move(tokens));
+  for (size_t i = 0; i < layers.size(); i += 3) {
+    const auto expert = static_cast<int64_t>(i / 3);
+    std::vector<std::vector<ExpertRows>> shards;
+    for (const Streams::Shard& shard : streams.shards) {
+      std::vector<ExpertRows>& rounds = shards.emplace_back();
+      for (int64_t first = shard.first; first < shard.last; first += kRound) {
+        std::vector<at::Tensor> rows, float_rows;
+        for (int64_t sample = first; sample < std::min(shard.last, first + kRound);
+             ++sample) {
+          const at::Tensor mine = tokens_of(chosen.at(sample), expert).tokens;
+          const auto taken = [&](const SampleStream& from) {
+            const at::Tensor x = from.value(sample, moe.inputs[0]);
+            return x.reshape({-1, x.size(-1)}).index_select(0, mine);
+          };
+          rows.push_back(taken(*streams.quantized));
+          if (streams.floats) float_rows.push_back(taken(*streams.floats));
+        }
+        rounds.push_back({at::cat(rows), {}});
+        if (streams.floats) rounds.back().float_inputs = at::cat(float_rows);
+      }
+    }
+    solve_expert({layers.begin() + static_cast<std::ptrdiff_t>(i),
+                  layers.begin() + static_cast<std::ptrdiff_t>(i + 3)},
+                 cat(moe.name, ".", expert), shards, tokens[i / 3]);
+  }
+}
+
+void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::string& name,
+                               std::vector<std::vector<ExpertRows>>& shards,
+                               int64_t tokens) {
+  const int64_t minimum = plan_.minimum_tokens_per_expert;
+  std::vector<const LayerPlan*> first, last;
+  for (const Layer& layer : layers) {
+    const LayerPlan* plan = plan_.find(layer.tensor);
+    if (plan == nullptr || !needs_inputs(*plan) || solved_.has(layer.tensor)) continue;
+    (layer.role.ends_with(".down_proj") ? last : first).push_back(plan);
+  }
+  if (first.empty() && last.empty()) return;
+  if (tokens < minimum) {
+    throw failure(StatusCode::failed_precondition, name, ": an expert needs ", minimum,
+                  " calibration tokens (calibration.minimum_tokens_per_expert); found ",
+                  tokens, "; give more or other calibration data, or set it to 0, ",
+                  "which rounds such experts to nearest");
+  }
+  if (minimum == 0 && tokens < Plan::kFewTokens) {
+    for (const auto* plans : {&first, &last}) {
+      if (!plans->empty()) round_to_nearest(*plans, tokens);
+    }
+    return;
+  }
+  const auto solve_on = [&](const std::vector<const LayerPlan*>& plans) {
+    ShardedHessian sum(ranks_, model_.tensors.at(plans[0]->tensor).cols());
+    for (const std::vector<ExpertRows>& rounds : shards) {
+      for (const ExpertRows& round : rounds) {
+        if (round.inputs.size(0) > 0)
+          sum.shard().accumulate(round.inputs, round.float_inputs);
+      }
+      sum.end_shard();
+    }
+    const Hessian inputs = sum.finish();
+    solve(plans, &inputs);
+  };
+  if (!first.empty()) solve_on(first);
+  if (last.empty()) return;
+  const bool prefix = plan_.gptq.quantized_prefix;
+  const auto hidden = [&](const at::Tensor& x, bool quantized) {
+    return at::silu(at::linear(x, parameter(layers[0].tensor, quantized))) *
+           at::linear(x, parameter(layers[1].tensor, quantized));
+  };
+  for (std::vector<ExpertRows>& rounds : shards) {
+    for (ExpertRows& round : rounds) {
+      round.inputs = hidden(round.inputs, prefix);
+      if (round.float_inputs.defined())
+        round.float_inputs = hidden(round.float_inputs, false);
+    }
+  }
+  solve_on(last);
+}
+
+// The fallback of experts that too few tokens reached, if the recipe allows it.
+void StreamingSolver::round_to_nearest(const std::vector<const LayerPlan*>& layers,
+                                   int64_t tokens) {
+  for (const LayerPlan* layer : layers) {
+    LayerPlan nearest = *layer;
+    nearest.method = "rtn";
+    Outcome outcome = solve_layer(nearest, nullptr);
+    outcome.account.tokens = tokens;
+    outcome.account.note =
+        cat("rounded to nearest: ", tokens,
+            " calibration tokens reached this expert, fewer than ", Plan::kFewTokens);
+    keep(nearest, std::move(outcome));
+  }
+}
+
+at::Tensor StreamingSolver::parameter(const std::string& name, bool quantized) const {
+  const auto tensor = model_.tensors.find(name);
+  if (tensor == model_.tensors.end()) {
+    throw failure(StatusCode::not_found, name,
+                  ": the program names it; the model has it not");
+  }
+  const Tensor& own = tensor->second;
+  if (!own.is_float()) return to_torch(own);
+  at::Tensor weight = at::empty(own.shape, at::kFloat);
+  float* values = weight.mutable_data_ptr<float>();
+  if (quantized && solved_.has(name)) {
+    solved_.read(name, 0, MatrixView<float>(values, own.rows(), own.cols()));
+  } else {
+    read_in_pieces(own, values);
+  }
+  return weight;
+}
+
+at::Tensor StreamingSolver::rows_of(const std::string& name, const at::Tensor& ids,
+                                bool quantized) const {
+  const auto tensor = model_.tensors.find(name);
+  if (tensor == model_.tensors.end()) return at::embedding(parameter(name, false), ids);
+  const int64_t cols = tensor->second.cols();
+  std::vector<int64_t> shape = ids.sizes().vec();
+  shape.push_back(cols);
+  at::Tensor rows = at::empty(shape, at::kFloat);
+  float* out = rows.mutable_data_ptr<float>();
+  const at::Tensor flat = ids.contiguous();
+  const int64_t* id = flat.const_data_ptr<int64_t>();
+  const bool coded = quantized && solved_.has(name);
+  for (int64_t i = 0; i < flat.numel(); ++i, out += cols) {
+    if (coded) {
+      solved_.read(name, id[i], MatrixView<float>(out, 1, cols));
+    } else {
+      throw_if_error(
+          read_floats(tensor->second, id[i] * cols, {out, static_cast<size_t>(cols)}));
+    }
+  }
+  tensor->second.bytes.release_pages();
+  return rows;
+}
+
+StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
+                                              const Hessian* inputs) const {
+  const auto tensor = model_.tensors.find(layer.tensor);
+  if (tensor == model_.tensors.end()) {
+    throw failure(
+        StatusCode::failed_precondition, layer.node, ": a float weight is required; ",
+        model_.packed.count(layer.tensor) ? "found it quantized already; start from the "
+                                            "float checkpoint"
+                                          : "the model has none by this name");
+  }
+  std::vector<float> values(static_cast<size_t>(tensor->second.numel()));
+  read_in_pieces(tensor->second, values.data());
+  LayerProblem problem{
+      .node = layer.node,
+      .weight = {values.data(), tensor->second.rows(), tensor->second.cols()},
+      .scheme = layer.scheme.weight,
+      .rule = layer.rule,
+      .gptq = plan_.gptq,
+      .inputs = inputs};
+  SolvedLayer solved = method_of(layer)->solve(problem);
+  LayerAccount account{.tokens = inputs ? inputs->tokens() : 0,
+                       .error = weight_error(problem.weight, solved.coded),
+                       .output_error = -1,
+                       .note = std::move(solved.note)};
+  if (inputs) account.output_error = output_error(problem.weight, solved.coded, *inputs);
+  return {std::move(solved.coded), std::move(account)};
+}
+
+// Layer i by rank i, i + count ...; a method that works on rows in parallel has the machine
+// for one layer after another (and memory for one alone), others run side by side.
+void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
+                        const Hessian* inputs) {
+  throw_if_error(check_cancelled("calibrate"));
+  if (inputs != nullptr) {
+    check_finite(*inputs, *layers[0]);
+    inputs->matrix();  // made here, then only read
+  }
+  const auto owner = [this](size_t i) { return static_cast<int>(i) % ranks_.count(); };
+  const bool one_by_one = std::all_of(
+      layers.begin(), layers.end(),
+      [](const LayerPlan* layer) { return method_of(*layer)->rows_in_parallel; });
+  std::vector<Outcome> outcomes(layers.size());
+  if (!one_by_one) {
+    in_parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
+      if (owner(i) == ranks_.rank()) outcomes[i] = solve_layer(*layers[i], inputs);
+    });
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const bool mine = owner(i) == ranks_.rank();
+    if (one_by_one && mine) outcomes[i] = solve_layer(*layers[i], inputs);
+    if (one_by_one && ranks_.count() == 1) keep(*layers[i], std::move(outcomes[i]));
+  }
+  if (one_by_one && ranks_.count() == 1) return;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (ranks_.count() > 1) {
+      const bool mine = owner(i) == ranks_.rank();
+      const Tensor& weight = model_.tensors.at(layers[i]->tensor);
+      const std::string text =
+          ranks_.broadcast(mine ? outcomes[i].bytes() : std::string(), owner(i));
+      if (!mine)
+        outcomes[i] = Outcome::from(text, layers[i]->scheme.weight, weight.rows(),
+                                    weight.cols());
+    }
+    keep(*layers[i], std::move(outcomes[i]));
+  }
+}
+
+void StreamingSolver::keep(const LayerPlan& layer, Outcome outcome) {
+  ++block_layers_;
+  block_error_ += std::max(outcome.account.output_error, 0.0);
+  solved_.put(layer, std::move(outcome.coded), std::move(outcome.account));
+  if (options_.progress) options_.progress("quantize", layer.node, ++done_, total_);
+}
+
+void StreamingSolver::end_block(int block) {
+  if (block_layers_ == 0) return;
+  solved_.end_block();
+  if (options_.block_done) {
+    options_.block_done({.block = block,
+                         .blocks = model_.program.block_count(),
+                         .layers = block_layers_,
+                         .output_error = block_error_ / static_cast<double>(block_layers_),
+                         .done = done_,
+                         .total = total_});
+  }
+  block_layers_ = 0;
+  block_error_ = 0;
+}
+
+}  // namespace nibble

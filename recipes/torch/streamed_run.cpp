@@ -1,0 +1,199 @@
+#include "recipes/torch/streamed_run.h"
+
+#include <chrono>
+
+#include "kernels/base/file.h"
+#include "kernels/base/memory.h"
+#include "kernels/program/program.h"
+#include "ptq/calibration/artifact_sink.h"
+#include "ptq/distributed/ranks.h"
+#include "ptq/error.h"
+#include "recipes/report/text_table.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string duration_text(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (whole < 60) return cat(whole, " s");
+  if (whole < 3600) return cat(whole / 60, " min ", whole % 60, " s");
+  return cat(whole / 3600, " h ", whole % 3600 / 60, " min");
+}
+
+// OUTPUT.run, whatever way OUTPUT is written ("dir/" too).
+fs::path work_folder(const fs::path& output) {
+  fs::path path = output.lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path += ".run";
+}
+
+}  // namespace
+
+void remove_finished_work(const fs::path& output) {
+  const fs::path work = work_folder(output);
+  std::error_code failed;
+  if (!fs::exists(work / "artifact", failed)) fs::remove_all(work, failed);
+}
+
+StreamedRun::StreamedRun(const PipelineRequest& request,
+                         std::shared_ptr<const Artifact> model, const Plan& plan,
+                         const CalibrationData& data, const MemoryPlan& memory)
+    : request_(request),
+      model_(std::move(model)),
+      plan_(plan),
+      data_(data),
+      memory_(memory),
+      work_(work_folder(request.output)) {}
+
+StreamedRun::~StreamedRun() {
+  writer_.reset();
+  std::error_code ignored;
+  if (owns_work_ && !keeps_work_) fs::remove_all(work_, ignored);
+}
+
+// Of everything that decides a byte of the weights.
+std::string StreamedRun::fingerprint(const Provenance& provenance) const {
+  Sha256 hash;
+  const auto add = [&hash](const std::string& text) {
+    hash.update(text.data(), text.size() + 1);  // the 0 parts one from the next
+  };
+  add(kToolVersion);
+  add(print_program(model_->program));
+  add(provenance.recipe);
+  for (const auto& [file, sum] : provenance.sources) add(cat(file, " ", sum));
+  for (const LayerPlan& layer : plan_.layers)
+    add(cat(layer.tensor, " ", layer.method, " ", to_string(layer.scheme.weight)));
+  add(cat(plan_.calibration_sequences, " ", plan_.calibration_length));
+  for (const std::vector<int32_t>& ids : data_.sequences) {
+    add(cat(ids.size()));
+    hash.update(ids.data(), ids.size() * sizeof(int32_t));
+  }
+  hash.update(data_.images.bytes.data(), data_.images.bytes.size());
+  return hash.hex();
+}
+
+// What the first rank has from before a kill, for the others.
+void StreamedRun::share_resumed(SolvedLayers& solved) {
+  Ranks& ranks = Ranks::instance();
+  if (ranks.count() == 1) return;
+  for (const LayerPlan& layer : plan_.layers) {
+    if (layer.method == "float") continue;
+    const bool mine = ranks.is_first() && solved.has(layer.tensor);
+    if (ranks.broadcast(mine ? "1" : "", 0).empty()) continue;
+    std::string codes;
+    std::vector<std::string> levels;
+    PackedTensor packed;
+    if (ranks.is_first()) packed = value_or_throw(writer_->packed(layer.tensor));
+    packed.scheme = layer.scheme.weight;
+    const Tensor& weight = model_->tensors.at(layer.tensor);
+    packed.rows = weight.rows();
+    packed.cols = weight.cols();
+    packed.shape = weight.shape;
+    packed.scales.resize(packed.scheme.scales.size());
+    packed.offsets.resize(packed.scheme.offsets.size());
+    const auto share = [&](Bytes& bytes) {
+      const std::string text = ranks.broadcast(std::string(bytes.text()), 0);
+      if (!ranks.is_first()) bytes = Bytes::copy_of(text.data(), text.size());
+    };
+    share(packed.codes);
+    for (auto* all : {&packed.scales, &packed.offsets}) {
+      for (PackedLevel& level : *all) {
+        share(level.values);
+        std::string shift(reinterpret_cast<const char*>(&level.shift), sizeof(float));
+        shift = ranks.broadcast(shift, 0);
+        std::copy(shift.begin(), shift.end(), reinterpret_cast<char*>(&level.shift));
+      }
+    }
+    if (!ranks.is_first()) solved.put(layer, value_or_throw(unpack(packed)), {});
+  }
+}
+
+void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t first_done) {
+  const int64_t peak = process_memory().peak;
+  if (request_.note) {
+    const std::string which = done.block < 0                ? "the first layers"
+                              : done.block >= done.blocks   ? "the last layers"
+                                                            : cat("block ", done.block + 1,
+                                                                  " of ", done.blocks);
+    const auto made = static_cast<double>(done.done - first_done);
+    const double left = seconds * static_cast<double>(done.total - done.done) / made;
+    const std::string error =  // that of what is solved on data
+        done.output_error > 0
+            ? cat(", output error ", number_text(done.output_error, 3))
+            : std::string();
+    request_.note(cat(which, ": ", done.layers, " layers", error, ", peak ",
+                      bytes_text(peak), ", ",
+                      duration_text(seconds), done.done < done.total
+                                                  ? cat(", ", duration_text(left), " left")
+                                                  : std::string()));
+  }
+  if (request_.memory == 0 || peak <= request_.memory) return;
+  keeps_work_ = true;
+  throw Error(error(StatusCode::resource_exhausted, "[quantize] --memory: at most ",
+                    bytes_text(request_.memory), " were allowed; found a peak of ",
+                    bytes_text(peak), " after ", done.done, " of ", done.total,
+                    " layers, which are kept: the same command with more --memory goes on ",
+                    "from there"));
+}
+
+Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
+  Ranks& ranks = Ranks::instance();
+  std::unique_ptr<SolvedLayers> solved;
+  if (ranks.is_first()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        ArtifactWriter writer,
+        ArtifactWriter::resume(work_, fingerprint(provenance),
+                               outline_of(plan_, *model_)));
+    writer_.emplace(std::move(writer));
+    owns_work_ = true;
+    if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
+    solved = std::make_unique<ArtifactSink>(*model_, *writer_);
+  } else {
+    solved = std::make_unique<RankLayers>(*model_);
+  }
+  share_resumed(*solved);
+  int64_t before = 0;
+  for (const LayerPlan& layer : plan_.layers)
+    before += layer.method != "float" && solved->has(layer.tensor);
+  const Clock::time_point start = Clock::now();
+  StreamOptions options;
+  options.progress = request_.progress;
+  options.block_done = [&](const BlockDone& done) {
+    block_done(done, seconds_since(start), before);
+  };
+  // Ranks may be on machines without the output's folder.
+  if (memory_.spills)
+    options.spill = ranks.is_first() ? work_ : fs::temp_directory_path();
+  calibrated_ = calibrate_into(*solved, model_, plan_, data_, options);
+  report.calibration_seconds = seconds_since(start);
+  return ok_status();
+}
+
+Artifact StreamedRun::freeze(const Provenance& provenance) {
+  return nibble::freeze(*calibrated_, provenance, *writer_);
+}
+
+Status StreamedRun::finish(const Artifact& artifact, RunReport& report) {
+  const fs::path output = decide_output(request_, report);
+  NIBBLE_RETURN_IF_ERROR(writer_->finish(artifact, report_files(report)));
+  NIBBLE_ASSIGN_OR_RETURN(
+      AtomicDirectory directory,
+      AtomicDirectory::adopt(writer_->directory(), output,
+                             request_.overwrite || report.rejected));
+  // From here on OUTPUT.run/artifact may be the directory that was replaced: no journal
+  // must speak of it.
+  writer_.reset();
+  std::error_code failed;
+  fs::remove(work_ / "journal", failed);
+  NIBBLE_RETURN_IF_ERROR(directory.commit());
+  return ok_status();
+}
+
+}  // namespace nibble

@@ -1,0 +1,165 @@
+// quantize as a process: killed and gone on with, under a cap of memory, over several ranks.
+#include <gmock/gmock.h>
+
+#include <chrono>
+#include <thread>
+
+#include "kernels/base/splitmix64.h"
+#include "tests/recipes/command.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+constexpr int kKills = 20;
+
+class Streaming : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    shared_ = new TemporaryDirectory;
+    write_small_llama(shared_->path() / "model");
+    std::ofstream(shared_->path() / "train.txt") << story_text(1, 200);
+  }
+  static void TearDownTestSuite() { delete shared_; }
+  void SetUp() override {
+    if (!built_with_torch(scratch_.path())) GTEST_SKIP() << "this build has no LibTorch";
+  }
+
+  std::string at(const std::string& name) const {
+    return (shared_->path() / name).string();
+  }
+  std::string mine(const std::string& name) const {
+    return (scratch_.path() / name).string();
+  }
+  std::vector<std::string> quantize(const std::string& output,
+                                    const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> arguments = {"quantize",      at("model"),
+                                          "--recipe",      "w4a16-gptq",
+                                          "--set",         "group=16",
+                                          "--calibration", at("train.txt"),
+                                          "--set",         "calibration.sequences=96",
+                                          "--set",         "calibration.length=64",
+                                          "--set",         "evaluation.sequences=2",
+                                          "--threads",     "1",
+                                          "--output",      mine(output)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+
+  TemporaryDirectory scratch_;
+  static TemporaryDirectory* shared_;
+};
+TemporaryDirectory* Streaming::shared_ = nullptr;
+
+TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
+  ASSERT_EQ(nibble(quantize("whole"), scratch_.path()).code, 0);
+  const double whole = std::chrono::duration<double>(Clock::now() - start).count();
+  const auto expected = files_of(mine("whole"));
+
+  SplitMix64 random(7);
+  int kills = 0, resumed = 0, finished = 0;
+  const auto look = [&](const Outcome& outcome) {
+    resumed += outcome.error.find("resumes an interrupted run") != std::string::npos;
+  };
+  while (kills < kKills) {
+    Command command(quantize("parted"), scratch_.path());
+    std::this_thread::sleep_for(std::chrono::duration<double>(whole * random.uniform()));
+    kill(command.process(), SIGKILL);
+    const Outcome outcome = command.wait();
+    look(outcome);
+    // 9: the one before was killed when all was done.
+    if (outcome.code != 0 && outcome.code != 9) {
+      ASSERT_EQ(outcome.code, 1000 + SIGKILL) << outcome.error;
+      ++kills;
+      continue;
+    }
+    ++finished;
+    EXPECT_EQ(files_of(mine("parted")), expected);
+    fs::remove_all(mine("parted"));
+  }
+  if (!fs::exists(mine("parted"))) {
+    const Outcome last = nibble(quantize("parted"), scratch_.path());
+    ASSERT_EQ(last.code, 0) << last.error;
+    look(last);
+  }
+  const auto parted = files_of(mine("parted"));
+  for (const auto& [name, text] : expected)
+    EXPECT_TRUE(parted.count(name) > 0 && parted.at(name) == text) << name;
+  EXPECT_EQ(parted.size(), expected.size());
+  EXPECT_FALSE(fs::exists(mine("parted.run")));
+  EXPECT_GT(resumed, 0) << kills << " kills, " << finished << " finished";
+}
+
+TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
+  Command command(quantize("q"), scratch_.path());
+  for (int i = 0; i < 3000 && !fs::exists(mine("q.run") + "/journal"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  kill(command.process(), SIGKILL);
+  command.wait();
+  if (!fs::exists(mine("q.run"))) GTEST_SKIP() << "the run was over before the kill";
+  const Outcome other = nibble(quantize("q", {"--set", "symmetric=false"}), scratch_.path());
+  EXPECT_EQ(other.code, 0) << other.error;
+  EXPECT_THAT(other.error,
+              HasSubstr("an interrupted run of another request was there: begins anew"));
+}
+
+TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
+  ASSERT_EQ(nibble(quantize("free"), scratch_.path()).code, 0);
+  const nlohmann::json plan = parsed(nibble(quantize("x", {"--dry-run", "--json"}),
+                                            scratch_.path()));
+  const int64_t predicted = plan["memory_bytes"].get<int64_t>();
+  // A byte less than it would take: activations go to disk.
+  const Outcome capped = nibble(
+      quantize("capped", {"--memory", cat(predicted - 1), "--json"}), scratch_.path());
+  const nlohmann::json report = parsed(capped);
+  EXPECT_LE(report["memory"]["peak_bytes"].get<int64_t>(), predicted);
+  EXPECT_LT(report["memory"]["predicted_bytes"].get<int64_t>(), predicted);
+  const auto free = files_of(mine("free")), kept = files_of(mine("capped"));
+  for (const char* file : {"model.safetensors", "manifest.json"})
+    EXPECT_EQ(free.at(file), kept.at(file)) << file;
+
+  const Outcome refused = nibble(quantize("none", {"--memory", "50MB"}), scratch_.path());
+  EXPECT_EQ(refused.code, 10);
+  EXPECT_THAT(last_line(refused, scratch_.path()),
+              HasSubstr("[quantize] --memory: at least "));
+  EXPECT_THAT(last_line(refused, scratch_.path()),
+              HasSubstr("are required, also with activations on disk (the program with "
+                        "LibTorch "));
+  EXPECT_FALSE(fs::exists(mine("none.run")));
+  const Outcome unread = nibble(quantize("none", {"--memory", "lots"}), scratch_.path());
+  EXPECT_EQ(unread.code, 2);
+  EXPECT_THAT(unread.error, HasSubstr("--memory: a size like 3GiB or 500MB is required; "
+                                      "found \"lots\""));
+}
+
+TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
+  if (std::system("command -v mpirun > /dev/null 2>&1") != 0)
+    GTEST_SKIP() << "no mpirun: install openmpi-bin";
+  ASSERT_EQ(nibble(quantize("one"), scratch_.path()).code, 0);
+  const auto one = files_of(mine("one"));
+  for (const int ranks : {2, 4}) {
+    std::string command =
+        cat("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,vader "
+            "OMPI_MCA_hwloc_base_binding_policy=none mpirun --oversubscribe -n ",
+            ranks, " ", NIBBLE_BINARY);
+    const std::string output = cat("ranks", ranks);
+    for (const std::string& argument : quantize(output)) command += " '" + argument + "'";
+    command += " > " + mine("out.txt") + " 2>&1";
+    const int code = std::system(command.c_str());
+    const std::string said = *read_text_file(mine("out.txt"));
+    if (said.find("a build with MPI is required") != std::string::npos)
+      GTEST_SKIP() << "built without MPI: install libopenmpi-dev";
+    ASSERT_EQ(code, 0) << said;
+    EXPECT_THAT(said, HasSubstr(cat(" by ", ranks, " processes")));
+    const auto files = files_of(mine(output));
+    for (const auto& [name, text] : one)
+      EXPECT_TRUE(files.count(name) > 0 && files.at(name) == text) << ranks << " " << name;
+  }
+}
+
+}  // namespace
+}  // namespace nibble
