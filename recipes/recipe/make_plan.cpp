@@ -285,8 +285,14 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
     if (tied == nullptr) {
       quantizes = quantizes || layer.method != "float";
       plan.layers.push_back(std::move(layer));
-    } else if (tied->method != layer.method ||
-               !(tied->scheme.weight == layer.scheme.weight)) {
+      continue;
+    }
+    // Of a head tied to an embedding the embedding's rule says how codes are found: its ids
+    // are no inputs that a method could look at.
+    const bool gathered = program.find(tied->node)->op == "embedding" &&
+                          tied->method != "float" && layer.method != "float";
+    if ((tied->method != layer.method && !gathered) ||
+        !(tied->scheme.weight == layer.scheme.weight)) {
       return wrong(place_of(recipe, *rule), tied->node, " and ", each.name, " share ",
                    layer.tensor, "; found ", tied->method, " for one and ", layer.method,
                    " for the other; allowed: the same scheme and method for both");

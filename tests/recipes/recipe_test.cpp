@@ -305,6 +305,12 @@ TEST(MakePlan, ATiedWeightHasOneScheme) {
       make_plan(*load_recipe("w4a16-rtn", {}), language_model(true));
   ASSERT_TRUE(plan.ok()) << plan.status().message();
   EXPECT_EQ(plan->layers.size(), 3u);
+  // Both quantized: the embedding's rule says how, the others keep GPTQ.
+  const Result<Plan> mixed =
+      make_plan(*load_recipe("mixed-gptq", {}), language_model(true));
+  ASSERT_TRUE(mixed.ok()) << mixed.status().message();
+  EXPECT_EQ(mixed->layers[0].method, "rtn");
+  EXPECT_EQ(mixed->layers[1].method, "gptq");
 }
 
 TEST(MakePlan, APatternThatMatchesNothingIsAnError) {
