@@ -554,6 +554,7 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
       .scheme = layer.scheme.weight,
       .rule = layer.rule,
       .gptq = plan_.gptq,
+      .autoround = plan_.autoround,
       .inputs = inputs};
   SolvedLayer solved = method_of(layer)->solve(problem);
   LayerAccount account{.tokens = inputs ? inputs->tokens() : 0,
