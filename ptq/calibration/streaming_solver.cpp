@@ -608,7 +608,8 @@ void StreamingSolver::keep(const LayerPlan& layer, Outcome outcome) {
   ++block_layers_;
   block_error_ += std::max(outcome.account.output_error, 0.0);
   solved_.put(layer, std::move(outcome.coded), std::move(outcome.account));
-  if (options_.progress) options_.progress("quantize", layer.node, ++done_, total_);
+  ++done_;
+  if (options_.progress) options_.progress("quantize", layer.node, done_, total_);
 }
 
 void StreamingSolver::end_block(int block) {
