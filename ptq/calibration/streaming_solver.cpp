@@ -7,6 +7,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/samples.h"
 #include "ptq/calibration/sharded_hessian.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
@@ -17,9 +18,6 @@
 namespace nibble {
 namespace {
 
-// Samples that run side by side before their statistics are added. Fixed, so that sums
-// are the same at any thread count; more of them only cost memory.
-constexpr int64_t kRound = 8;
 
 template <class... Parts>
 Error failure(StatusCode code, const Parts&... parts) {
@@ -35,37 +33,12 @@ bool needs_inputs(const LayerPlan& layer) {
   return method != nullptr && method->needs_inputs;
 }
 
-void check_data(const Artifact& model, const Plan& plan, const CalibrationData& data) {
-  const auto found = static_cast<int64_t>(data.sequences.size());
-  if (found == 0) {
-    std::string who;
-    for (const LayerPlan& layer : plan.layers) {
-      if (who.empty() && needs_inputs(layer))
-        who = cat(layer.node, ": method ", layer.method);
-    }
-    throw failure(StatusCode::failed_precondition, who,
-                  " needs calibration data; found none; give --calibration");
+// Who needs data, for the message when there is none.
+std::string data_user(const Plan& plan) {
+  for (const LayerPlan& layer : plan.layers) {
+    if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
   }
-  if (found < plan.calibration_sequences) {
-    throw failure(StatusCode::failed_precondition, "data: ", plan.calibration_sequences,
-                  " sequences are planned; found ", found,
-                  "; give more or set calibration_sequences=", found);
-  }
-  for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
-    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
-    if (ids.empty() || static_cast<int64_t>(ids.size()) > plan.calibration_length) {
-      throw failure(StatusCode::invalid_argument, "data: sequence ", i,
-                    " must have 1 to ", plan.calibration_length, " ids; found ",
-                    ids.size());
-    }
-    for (const int32_t id : ids) {
-      if (id < 0 || id >= model.program.vocabulary) {
-        throw failure(StatusCode::out_of_range, "data: sequence ", i,
-                      " must have ids below ", model.program.vocabulary, "; found ", id,
-                      "; is it another tokenizer's?");
-      }
-    }
-  }
+  return "";
 }
 
 // The sequences [first, last) on their way; of the others only the place.
@@ -273,7 +246,7 @@ void StreamingSolver::solve_without_inputs() {
 void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
   const std::optional<size_t> last = last_station();
   if (!last) return;
-  check_data(model_, plan_, data);
+  check_calibration_data(model_, plan_, data, data_user(plan_));
   const Program& program = model_.program;
   const bool prefix = plan_.gptq.quantized_prefix;
   const int64_t samples = plan_.calibration_sequences;
