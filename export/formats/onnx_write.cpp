@@ -1,14 +1,34 @@
 // An ONNX directory: model.onnx, model.onnx.data (big models), config.json, tokenizer
-// files.
+// files, and of a decoder genai_config.json, with which ONNX Runtime GenAI loads it.
 //
 // Before the directory gets its name, onnx_read.cpp reads it back and every code, scale
 // and float is compared with the artifact.
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
+#include "export/onnx/genai_config.h"
 #include "export/onnx/lowering.h"
 #include "kernels/base/file.h"
 
 namespace nibble {
+namespace {
+
+Result<LoweringOptions> lowering_options(const ExportOptions& options) {
+  if (options.quant_format != "qdq" && options.quant_format != "matmulnbits") {
+    return error(StatusCode::invalid_argument,
+                 "[onnx] --quant-format: qdq or matmulnbits was required; found ",
+                 options.quant_format, "; name one of the two");
+  }
+  if (options.accuracy_level < 0 || options.accuracy_level > 4) {
+    return error(StatusCode::invalid_argument,
+                 "[onnx] --accuracy-level: 0 to 4 was required; found ",
+                 options.accuracy_level, "; 1 computes in f32, 4 with int8 activations");
+  }
+  return LoweringOptions{.float64 = options.float64,
+                         .matmul_nbits = options.quant_format == "matmulnbits",
+                         .accuracy_level = options.accuracy_level};
+}
+
+}  // namespace
 
 Status can_express_onnx(const Artifact& artifact, const ExportOptions& options) {
   if (options.opset != kOnnxOpset) {
@@ -16,7 +36,8 @@ Status can_express_onnx(const Artifact& artifact, const ExportOptions& options) 
                  kOnnxOpset, "; found ", options.opset, "; leave the option out");
   }
   if (options.float64) NIBBLE_RETURN_IF_ERROR(check_float64(artifact));
-  return can_lower(artifact);
+  NIBBLE_ASSIGN_OR_RETURN(const LoweringOptions lowering, lowering_options(options));
+  return can_lower(artifact, lowering);
 }
 
 Status write_onnx(const Artifact& artifact, const std::filesystem::path& directory,
@@ -28,7 +49,8 @@ Status write_onnx(const Artifact& artifact, const std::filesystem::path& directo
   std::string model, data;
   {
     OnnxGraph graph(artifact.program.architecture);
-    NIBBLE_RETURN_IF_ERROR(OnnxLowering(artifact, graph, options.float64).run());
+    NIBBLE_ASSIGN_OR_RETURN(const LoweringOptions lowering, lowering_options(options));
+    NIBBLE_RETURN_IF_ERROR(OnnxLowering(artifact, graph, lowering).run());
     const auto numbers = [](const std::vector<float>& values) {
       std::string text;
       for (float value : values) text += cat(text.empty() ? "" : " ", value);
@@ -48,6 +70,8 @@ Status write_onnx(const Artifact& artifact, const std::filesystem::path& directo
   for (const auto& [name, contents] : artifact.tokenizer) {
     NIBBLE_RETURN_IF_ERROR(files.write(name, contents.text()));
   }
+  NIBBLE_ASSIGN_OR_RETURN(const std::string genai, genai_config(artifact));
+  if (!genai.empty()) NIBBLE_RETURN_IF_ERROR(files.write("genai_config.json", genai));
   NIBBLE_ASSIGN_OR_RETURN(const Decoded decoded, read_onnx(files.staging()));
   NIBBLE_RETURN_IF_ERROR(check_decoded(artifact, decoded));
   return files.commit();

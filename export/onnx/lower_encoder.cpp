@@ -22,13 +22,18 @@ void OnnxLowering::add_encoder_inputs() {
   }
 }
 
+std::string OnnxLowering::key_is_token() {
+  const std::string name = "/is_token";
+  if (!made_.insert(name).second) return name;
+  graph_.add("Unsqueeze", {kMask, graph_.integers({1, 2})}, "/mask");
+  return graph_.add("Greater", {"/mask", graph_.integer(0)}, name);
+}
+
 std::string OnnxLowering::padding_mask() {
   const std::string name = "/padding_mask";
   if (!made_.insert(name).second) return name;
-  graph_.add("Unsqueeze", {kMask, graph_.integers({1, 2})}, "/mask");
-  graph_.add("Greater", {"/mask", graph_.integer(0)}, "/is_token");
   return graph_.add("Where",
-                    {"/is_token", graph_.number(0),
+                    {key_is_token(), graph_.number(0),
                      graph_.number(std::numeric_limits<float>::lowest())},
                     name);
 }

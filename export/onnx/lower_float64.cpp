@@ -24,23 +24,24 @@ constexpr int kErfTerms = 72;
 }  // namespace
 
 std::string OnnxLowering::wide(const std::string& name) const {
-  return float64_ ? name + ".f64" : name;
+  return options_.float64 ? name + ".f64" : name;
 }
 
 std::string OnnxLowering::widened(const std::string& x) {
   const std::string name = wide(x);
-  if (float64_ && made_.insert(name).second) {
+  if (options_.float64 && made_.insert(name).second) {
     graph_.add("Cast", {x}, name, {{"to", kFloat64}});
   }
   return name;
 }
 
 std::string OnnxLowering::wide_number(double value) {
-  return float64_ ? graph_.number64(value) : graph_.number(static_cast<float>(value));
+  return options_.float64 ? graph_.number64(value)
+                          : graph_.number(static_cast<float>(value));
 }
 
 std::string OnnxLowering::narrow(const std::string& name) {
-  if (float64_) graph_.add("Cast", {wide(name)}, name, {{"to", kFloat32}});
+  if (options_.float64) graph_.add("Cast", {wide(name)}, name, {{"to", kFloat32}});
   return name;
 }
 

@@ -51,17 +51,17 @@ Status lower_linear(OnnxLowering& lowering, const Node& node) {
     graph.add("Add", {product, bias}, lowering.output(node));
     return ok_status();
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
-                          lowering.weight(node, Orientation::columns_first));
   const std::string x = lowering.input(node);
-  if (node.parameter("bias").empty()) {
-    graph.add("MatMul", {x, weight}, lowering.output(node));
-    return ok_status();
+  const bool has_bias = !node.parameter("bias").empty();
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::string product,
+      lowering.product(
+          node, "weight", x, lowering.rows_of(node.inputs[0]),
+          has_bias ? lowering.inner(node, "product") : lowering.output(node)));
+  if (has_bias) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string bias, lowering.bias(node));
+    graph.add("Add", {product, bias}, lowering.output(node));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::string bias, lowering.bias(node));
-  const std::string product =
-      graph.add("MatMul", {x, weight}, lowering.inner(node, "product"));
-  graph.add("Add", {product, bias}, lowering.output(node));
   return ok_status();
 }
 
@@ -101,8 +101,8 @@ Status lower_rope(OnnxLowering& lowering, const Node& node) {
   const int64_t head_dim = node.integer("head_dim", 0);
   const bool interleaved = node.integer("interleaved", 0) != 0;
   const OnnxLowering::Rotation table = lowering.rotation(node);
-  // [sequence, half] beside [batch, sequence, heads, half] or [.., heads, half, 1]
-  const std::string axes = interleaved ? graph.integers({1, 3}) : graph.integers({1});
+  // [batch, sequence, half] beside [batch, sequence, heads, half] or [.., half, 1]
+  const std::string axes = interleaved ? graph.integers({2, 4}) : graph.integers({2});
   const auto part = [&](const char* name) { return OnnxLowering::inner(node, name); };
   graph.add("Unsqueeze", {table.cos, axes}, part("cos"));
   graph.add("Unsqueeze", {table.sin, axes}, part("sin"));
@@ -201,12 +201,13 @@ Status lower_moe(OnnxLowering& lowering, const Node& node) {
   for (size_t i = 0; i < layers.size(); i += 3) {
     const auto e = static_cast<int64_t>(i / 3);
     const std::string mine = cat(e, "/");
-    std::string parameters[3];
-    for (size_t j = 0; j < 3; ++j) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          parameters[j],
-          lowering.weight(node, Orientation::columns_first, layers[i + j].role));
-    }
+    const auto product = [&](size_t j, const std::string& input,
+                             const std::string& name) {
+      return lowering
+          .product(node, layers[i + j].role, part(mine + input), {part(mine + "count")},
+                   part(mine + name))
+          .status();
+    };
     add("Equal", {part("chosen"), graph.integer(e)}, mine + "is_chosen");
     add("Where", {part(mine + "is_chosen"), weights, graph.number(0)}, mine + "weights");
     add("ReduceSum", {part(mine + "weights"), graph.integers({1})}, mine + "weight",
@@ -216,12 +217,12 @@ Status lower_moe(OnnxLowering& lowering, const Node& node) {
         {{"perm", std::vector<int64_t>{1, 0}}});
     add("Squeeze", {part(mine + "rows"), graph.integers({0})}, mine + "tokens");
     add("Gather", {part("x"), part(mine + "tokens")}, mine + "x", {{"axis", int64_t{0}}});
-    add("MatMul", {part(mine + "x"), parameters[0]}, mine + "gate");
-    add("MatMul", {part(mine + "x"), parameters[1]}, mine + "up");
+    NIBBLE_RETURN_IF_ERROR(product(0, "x", "gate"));
+    NIBBLE_RETURN_IF_ERROR(product(1, "x", "up"));
     add("Sigmoid", {part(mine + "gate")}, mine + "sigmoid");
     add("Mul", {part(mine + "gate"), part(mine + "sigmoid")}, mine + "silu");
     add("Mul", {part(mine + "silu"), part(mine + "up")}, mine + "hidden");
-    add("MatMul", {part(mine + "hidden"), parameters[2]}, mine + "down");
+    NIBBLE_RETURN_IF_ERROR(product(2, "hidden", "down"));
     add("Gather", {part(mine + "weight"), part(mine + "tokens")}, mine + "counts",
         {{"axis", int64_t{0}}});
     add("Unsqueeze", {part(mine + "counts"), graph.integers({1})}, mine + "column");

@@ -1,9 +1,11 @@
 #include "export/onnx/lowering.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
+#include <limits>
 #include <set>
 
+#include "export/onnx/matmul_nbits.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
@@ -11,6 +13,8 @@
 
 namespace nibble {
 namespace {
+
+constexpr const char* kPositionIds = "position_ids";
 
 std::string raw_bytes(const Bytes& bytes) { return std::string(bytes.text()); }
 
@@ -182,6 +186,84 @@ Result<std::string> OnnxLowering::weight(const Node& node, Orientation orientati
   return dequantized;
 }
 
+std::vector<std::string> OnnxLowering::rows_of(const std::string& value) const {
+  const std::vector<int64_t>& shape = shapes_.at(value);
+  std::vector<std::string> rows;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) {
+    rows.push_back(shape[i] != kUnknownSize ? std::to_string(shape[i])
+                   : i == 0                 ? "batch"
+                                            : "sequence");
+  }
+  return rows;
+}
+
+// Act-order: the codes' columns are the weight's in another order, and so must x's be.
+Result<std::string> OnnxLowering::in_code_order(const std::string& tensor,
+                                                const std::string& x) {
+  const auto layer = artifact_.layers.find(tensor);
+  if (layer == artifact_.layers.end() || layer->second.extras.permutation.empty())
+    return x;
+  const std::string& name = layer->second.extras.permutation;
+  const auto order = artifact_.tensors.find(name);
+  if (order == artifact_.tensors.end()) {
+    return error(StatusCode::not_found, "[onnx] ", name, ": the permutation of ", tensor,
+                 " must be in the artifact; found none of this name");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> columns, to_int32(order->second));
+  const std::string indices = "/" + name;
+  if (!graph_.has_initializer(indices)) {
+    std::string raw(columns.size() * sizeof(int32_t), '\0');
+    if (!raw.empty()) std::memcpy(raw.data(), columns.data(), raw.size());
+    graph_.add_initializer(indices, OnnxType::int32,
+                           {static_cast<int64_t>(columns.size())}, std::move(raw));
+  }
+  const std::string ordered = x + "/" + name;
+  if (!made_.insert(ordered).second) return ordered;
+  return graph_.add("Gather", {x, indices}, ordered, {{"axis", int64_t{-1}}});
+}
+
+Result<std::string> OnnxLowering::product(const Node& node, const std::string& role,
+                                          const std::string& x,
+                                          const std::vector<std::string>& rows,
+                                          const std::string& output) {
+  const std::string& tensor = node.parameter(role);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string ordered, in_code_order(tensor, x));
+  const auto packed = artifact_.packed.find(tensor);
+  if (!options_.matmul_nbits || packed == artifact_.packed.end()) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string floats,
+                            weight(node, Orientation::columns_first, role));
+    return graph_.add("MatMul", {ordered, floats}, output);
+  }
+  const PackedTensor& p = packed->second;
+  NIBBLE_ASSIGN_OR_RETURN(const NBitsForm form,
+                          nbits_form(p.scheme, p.rows, p.cols, tensor));
+  std::string& base = nbits_[tensor];
+  if (base.empty()) {
+    base = graph_.has_initializer(tensor) ? tensor + "@" + node.name : tensor;
+    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix codes, unpack(p));
+    NIBBLE_ASSIGN_OR_RETURN(NBitsWeight weight, make_nbits_weight(codes, tensor));
+    graph_.add_initializer(base, OnnxType::uint8,
+                           {p.rows, weight.blocks, form.block_size * form.bits / 8},
+                           std::move(weight.codes));
+    graph_.add_initializer(base + ".scale", {p.rows, weight.blocks}, weight.scales);
+    if (form.has_zero_points) {
+      graph_.add_initializer(base + ".zero_point", OnnxType::uint8,
+                             {p.rows, (weight.blocks * form.bits + 7) / 8},
+                             std::move(weight.zero_points));
+    }
+  }
+  std::vector<std::string> inputs = {ordered, base, base + ".scale"};
+  if (form.has_zero_points) inputs.push_back(base + ".zero_point");
+  std::vector<std::string> shape = rows;
+  shape.push_back(std::to_string(p.rows));
+  return graph_.add_contrib("MatMulNBits", inputs, output, shape,
+                            {{"K", p.cols},
+                             {"N", p.rows},
+                             {"bits", form.bits},
+                             {"block_size", form.block_size},
+                             {"accuracy_level", options_.accuracy_level}});
+}
+
 Result<std::string> OnnxLowering::bias(const Node& node) {
   const std::string& name = node.parameter("bias");
   const auto packed = artifact_.packed.find(node.parameter("weight"));
@@ -242,15 +324,18 @@ std::string OnnxLowering::causal_mask(int64_t window) {
     graph_.add("Range", {graph_.integer(0), "/total_length", graph_.integer(1)},
                "/key_positions");
     graph_.add("Unsqueeze", {queries, graph_.integers({1})}, "/query_positions");
-    graph_.add("LessOrEqual", {"/key_positions", "/query_positions"}, "/visible");
+    graph_.add("LessOrEqual", {"/key_positions", "/query_positions"}, "/not_after");
+    graph_.add("And", {"/not_after", key_is_token()}, "/visible");
   }
   if (window > 0) {
     graph_.add("Sub", {"/query_positions", graph_.integer(window)}, base + "/hidden");
     graph_.add("Greater", {"/key_positions", base + "/hidden"}, base + "/near");
     graph_.add("And", {"/visible", base + "/near"}, base + "/visible");
   }
-  return graph_.add(
-      "Where", {base + "/visible", graph_.number(0), graph_.number(-INFINITY)}, name);
+  return graph_.add("Where",
+                    {base + "/visible", graph_.number(0),
+                     graph_.number(std::numeric_limits<float>::lowest())},
+                    name);
 }
 
 OnnxLowering::Rotation OnnxLowering::rotation(const Node& rope) {
@@ -277,9 +362,9 @@ OnnxLowering::Rotation OnnxLowering::rotation(const Node& rope) {
   }
   graph_.add_initializer(result.cos + "_table", {context, half}, cosines);
   graph_.add_initializer(result.sin + "_table", {context, half}, sines);
-  const std::string rows = positions();
-  graph_.add("Gather", {result.cos + "_table", rows}, result.cos, {{"axis", int64_t{0}}});
-  graph_.add("Gather", {result.sin + "_table", rows}, result.sin, {{"axis", int64_t{0}}});
+  for (const std::string& name : {result.cos, result.sin}) {
+    graph_.add("Gather", {name + "_table", kPositionIds}, name, {{"axis", int64_t{0}}});
+  }
   return result;
 }
 
@@ -301,6 +386,14 @@ Status OnnxLowering::add_inputs() {
     names_[program.inputs.front().name] = "input_ids";
     names_[program.outputs.front().name] = "logits";
     graph_.add_input("input_ids", OnnxType::int64, {"batch", "sequence"});
+    graph_.add_input("attention_mask", OnnxType::int64,
+                     {"batch", program.states.empty() ? "sequence" : "total_sequence"});
+    const bool has_positions =
+        std::any_of(program.nodes.begin(), program.nodes.end(),
+                    [](const Node& node) { return node.op == "rope"; });
+    if (has_positions) {
+      graph_.add_input(kPositionIds, OnnxType::int64, {"batch", "sequence"});
+    }
     for (size_t i = 0; i < program.states.size(); ++i) {
       const ProgramState& state = program.states[i];
       for (const char* part : {"key", "value"}) {
@@ -343,7 +436,11 @@ Status OnnxLowering::add_outputs() {
 }
 
 Status OnnxLowering::run() {
-  NIBBLE_RETURN_IF_ERROR(can_lower(artifact_));
+  NIBBLE_RETURN_IF_ERROR(can_lower(artifact_, options_));
+  Shapes given;
+  for (const auto& [name, tensor] : artifact_.tensors) given[name] = tensor.shape;
+  for (const auto& [name, packed] : artifact_.packed) given[name] = packed.shape;
+  NIBBLE_RETURN_IF_ERROR(check_shapes(artifact_.program, given, &shapes_));
   NIBBLE_RETURN_IF_ERROR(add_inputs());
   for (const Node& node : artifact_.program.nodes) {
     for (const std::string& value : node.outputs) names_.emplace(value, value);
@@ -370,15 +467,67 @@ Status can_lower_layer(const Artifact& artifact, const Node& node,
                       : check_onnx_activation(input, cat("the input of ", node.name)));
   }
   const LayerExtras& extras = layer->second.extras;
+  const bool reads_dynamic = layer->second.input && layer->second.input->dynamic;
+  if (!extras.permutation.empty() && (node.op == "embedding" || node.op == "conv2d" ||
+                                      node.op == "position_embedding" || reads_dynamic)) {
+    return error(StatusCode::unsupported, "[onnx] ", tensor,
+                 ": its columns must be in their own order, as those of a ",
+                 reads_dynamic ? "layer with dynamic activations" : node.op,
+                 "; found a permutation; quantize without act-order");
+  }
   if (extras.low_rank_a.empty() && extras.low_rank_b.empty()) return ok_status();
   return error(StatusCode::unsupported, "[onnx] ", tensor,
                ": a layer must be its codes and scales alone; found a low-rank part ",
                extras.low_rank_a, "; merge it, or export to the nibble format");
 }
 
+// All layers that MatMulNBits cannot hold, not the first alone: one setting may serve
+// all.
+Status can_matmul_nbits(const Artifact& artifact) {
+  constexpr size_t kNamed = 8;
+  std::vector<std::string> refused;
+  std::set<std::string> seen;
+  for (const Node& node : artifact.program.nodes) {
+    if (node.op != "linear" && node.op != "moe") continue;
+    for (const Layer& layer : layers_of(node)) {
+      const auto packed = artifact.packed.find(layer.tensor);
+      if (packed == artifact.packed.end() || !seen.insert(layer.tensor).second) continue;
+      const PackedTensor& p = packed->second;
+      const Status held = nbits_form(p.scheme, p.rows, p.cols, layer.tensor).status();
+      const auto scheme = artifact.layers.find(layer.tensor);
+      const auto value = artifact.activations.find(node.inputs.front());
+      const ActivationScheme* input =
+          scheme != artifact.layers.end() && scheme->second.input ? &*scheme->second.input
+          : value != artifact.activations.end()                   ? &value->second
+                                                                  : nullptr;
+      if (!held.ok()) {
+        refused.push_back(held.message());
+      } else if (input != nullptr) {
+        refused.push_back(cat("[onnx] ", layer.tensor,
+                              ": MatMulNBits reads floats; found inputs in ",
+                              to_string(input->scheme), "; leave --quant-format out"));
+      }
+    }
+  }
+  if (seen.empty()) {
+    return error(StatusCode::invalid_argument,
+                 "[onnx] MatMulNBits: a quantized matrix was required; found none; "
+                 "quantize first, or leave --quant-format out");
+  }
+  if (refused.empty()) return ok_status();
+  if (refused.size() == 1) return error(StatusCode::unsupported, refused[0]);
+  std::string list;
+  for (size_t i = 0; i < std::min(refused.size(), kNamed); ++i) {
+    list += "\n  " + refused[i];
+  }
+  if (refused.size() > kNamed) list += cat("\n  and ", refused.size() - kNamed, " more");
+  return error(StatusCode::unsupported, "[onnx] MatMulNBits cannot hold ", refused.size(),
+               " of ", seen.size(), " quantized matrices:", list);
+}
+
 }  // namespace
 
-Status can_lower(const Artifact& artifact) {
+Status can_lower(const Artifact& artifact, const LoweringOptions& options) {
   const Program& program = artifact.program;
   NIBBLE_RETURN_IF_ERROR(check_program(program));
   if (program.is_language_model() && !program.is_encoder() &&
@@ -422,7 +571,7 @@ Status can_lower(const Artifact& artifact) {
   for (const auto& [value, activation] : artifact.activations) {
     NIBBLE_RETURN_IF_ERROR(check_onnx_activation(activation, cat("value ", value)));
   }
-  return ok_status();
+  return options.matmul_nbits ? can_matmul_nbits(artifact) : ok_status();
 }
 
 }  // namespace nibble

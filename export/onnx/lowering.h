@@ -1,14 +1,17 @@
 // Lowers a Program, with its float or quantized parameters, to an ONNX graph.
 //
 // One row of onnx_ops.inc an op; a test checks that no op of ops.inc lacks one. Standard
-// operators only. A quantized value v becomes v.raw -> QuantizeLinear -> v.codes ->
-// DequantizeLinear -> v, so the name v means what it means in the Program. Parameters
-// keep the checkpoint's tensor names; "<tensor>.scale" and "<tensor>.zero_point" stand
-// beside codes.
+// operators only, but MatMulNBits where that was asked for. A quantized value v becomes
+// v.raw -> QuantizeLinear -> v.codes -> DequantizeLinear -> v, so the name v means what
+// it means in the Program. Parameters keep the checkpoint's tensor names;
+// "<tensor>.scale" and "<tensor>.zero_point" stand beside codes.
 //
-// A language model gets input_ids [batch, sequence], past_key_values.{i}.key/value
-// [batch, kv_heads, past_sequence, head_dim] -> logits, present.{i}.key/value; a token's
-// position is the past's length plus its index, and there is no padding.
+// A language model gets input_ids and position_ids [batch, sequence], attention_mask
+// [batch, total_sequence] (1: a token, 0: padding, past positions included),
+// past_key_values.{i}.key/value [batch, kv_heads, past_sequence, head_dim] -> logits,
+// present.{i}.key/value: the names that ONNX Runtime GenAI and transformers' exports use.
+// position_ids are rope's; what a token may see follows from its place in the sequence,
+// so that padding may stand at either end.
 //
 // An encoder gets input_ids, attention_mask (1: a token, 0: padding) and token_type_ids,
 // [batch, sequence] each -> the program's output. Padding is at the end of a row, is not
@@ -24,14 +27,20 @@
 #include "export/onnx/onnx_graph.h"
 #include "export/onnx/onnx_weight.h"
 #include "kernels/artifact/artifact.h"
+#include "kernels/program/shape.h"
 
 namespace nibble {
 
+struct LoweringOptions {
+  bool float64 = false;        // see lower_float64.cpp
+  bool matmul_nbits = false;   // quantized matrices as MatMulNBits, not DequantizeLinear
+  int64_t accuracy_level = 1;  // of MatMulNBits
+};
+
 class OnnxLowering {
  public:
-  // float64: see lower_float64.cpp.
-  OnnxLowering(const Artifact& artifact, OnnxGraph& graph, bool float64 = false)
-      : artifact_(artifact), graph_(graph), float64_(float64) {}
+  OnnxLowering(const Artifact& artifact, OnnxGraph& graph, const LoweringOptions& options)
+      : artifact_(artifact), graph_(graph), options_(options) {}
 
   Status run();
 
@@ -49,10 +58,16 @@ class OnnxLowering {
   }
   // A float parameter as f32 (16-bit ones are stored as they are and cast).
   Result<std::string> float_parameter(const std::string& tensor);
-  // A layer's weight as f32, dequantized where it is quantized. Linear asks for
-  // columns_first.
+  // A layer's weight as f32, dequantized where it is quantized.
   Result<std::string> weight(const Node& node, Orientation orientation,
                              const std::string& role = "weight");
+  // x w^T under the name `output`: MatMul, or MatMulNBits where that was asked for and w
+  // is quantized. rows: x's dimensions before the last.
+  Result<std::string> product(const Node& node, const std::string& role,
+                              const std::string& x, const std::vector<std::string>& rows,
+                              const std::string& output);
+  // The dimensions of a value of the program before its last, as the graph writes them.
+  std::vector<std::string> rows_of(const std::string& value) const;
   // A layer's bias: int32 codes at s_x * s_w where both are static, else float.
   Result<std::string> bias(const Node& node);
 
@@ -63,7 +78,7 @@ class OnnxLowering {
 
   // --- operations that are done in float64 where that was asked for (lower_float64.cpp);
   // else names and values pass through
-  bool is_float64() const { return float64_; }
+  bool is_float64() const { return options_.float64; }
   std::string widened(const std::string& x);
   std::string wide_number(double value);
   // What an operation on widened inputs calls its result, which narrow() rounds to
@@ -72,14 +87,16 @@ class OnnxLowering {
   std::string narrow(const std::string& name);
 
   // --- language models
-  std::string positions();  // [sequence]
-  std::string causal_mask(
-      int64_t window);  // [sequence, total], 0 or -inf; window 0: none
+  std::string positions();  // [sequence]: places among past and present tokens
+  // [batch, 1, sequence, total], 0 or the lowest float, which keeps a row that sees
+  // nothing (padding) free of NaN; window 0: none
+  std::string causal_mask(int64_t window);
   // --- encoders
   std::string padding_mask();  // [batch, 1, 1, sequence], 0 or the lowest float
   std::string token_mask();    // [batch, sequence, 1], 1 or 0
 
-  // [sequence, head_dim / 2] each, gathered from tables of the context's length.
+  // [batch, sequence, head_dim / 2] each, of position_ids, from tables of the context's
+  // length.
   struct Rotation {
     std::string cos, sin;
   };
@@ -95,6 +112,8 @@ class OnnxLowering {
   void add_encoder_inputs();
   Status add_outputs();
   void quantize_value(const std::string& value);
+  std::string key_is_token();  // [batch, 1, 1, keys], of attention_mask
+  Result<std::string> in_code_order(const std::string& tensor, const std::string& x);
   struct TokenCodes {
     std::string codes, scale;  // f32 [.., features] and [.., 1]
   };
@@ -107,9 +126,11 @@ class OnnxLowering {
 
   const Artifact& artifact_;
   OnnxGraph& graph_;
-  bool float64_;
+  LoweringOptions options_;
+  Shapes shapes_;                             // of the program's values
   std::map<std::string, std::string> names_;  // program value -> what its consumers read
   std::map<std::pair<std::string, Orientation>, std::string> weights_;  // dequantized
+  std::map<std::string, std::string> nbits_;  // of a tensor, as MatMulNBits has it
   std::set<std::string> made_;  // shared values that exist already
 };
 
@@ -132,7 +153,9 @@ std::string add_gelu_float64(OnnxGraph& graph, const std::string& x,
 // unsupported: float64 of anything but an encoder.
 Status check_float64(const Artifact& artifact);
 
-// unsupported: the first thing of the artifact that has no ONNX form, named.
-Status can_lower(const Artifact& artifact);
+// unsupported: the first thing of the artifact that has no ONNX form, named; of
+// MatMulNBits every layer that it cannot hold, with the reason. invalid_argument:
+// MatMulNBits without a quantized matrix.
+Status can_lower(const Artifact& artifact, const LoweringOptions& options);
 
 }  // namespace nibble

@@ -143,6 +143,23 @@ void OnnxGraph::add(const std::string& op, const std::vector<std::string>& input
   }
 }
 
+std::string OnnxGraph::add_contrib(const std::string& op,
+                                   const std::vector<std::string>& inputs,
+                                   const std::string& output,
+                                   const std::vector<std::string>& shape,
+                                   const OnnxAttributes& attributes) {
+  if (model_->opset_import_size() == 1) {
+    auto* opset = model_->add_opset_import();
+    opset->set_domain(kContribDomain);
+    opset->set_version(1);
+  }
+  add(op, inputs, output, attributes);
+  auto* graph = model_->mutable_graph();
+  graph->mutable_node(graph->node_size() - 1)->set_domain(kContribDomain);
+  fill_value_info(graph->add_value_info(), output, OnnxType::float32, shape);
+  return output;
+}
+
 void OnnxGraph::add_initializer(const std::string& name, OnnxType type,
                                 const std::vector<int64_t>& shape, std::string raw) {
   initializers_[name] = model_->graph().initializer_size();

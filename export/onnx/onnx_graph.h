@@ -46,6 +46,7 @@ using OnnxAttributes = std::map<std::string, OnnxAttribute>;
 
 inline constexpr int64_t kOnnxOpset = 21;  // the first with INT4 and blocked QDQ
 inline constexpr int64_t kOnnxIrVersion = 10;
+inline constexpr const char* kContribDomain = "com.microsoft";
 
 class OnnxGraph {
  public:
@@ -66,6 +67,12 @@ class OnnxGraph {
   void add(const std::string& op, const std::vector<std::string>& inputs,
            const std::vector<std::string>& outputs,
            const OnnxAttributes& attributes = {});
+  // One of ONNX Runtime's own operators (com.microsoft). The standard's shape inference
+  // does not know them, so the shape of the output, f32, is declared.
+  std::string add_contrib(const std::string& op, const std::vector<std::string>& inputs,
+                          const std::string& output,
+                          const std::vector<std::string>& shape,
+                          const OnnxAttributes& attributes);
 
   // raw: little-endian, row-major; 4-bit types two a byte, the first in the low nibble.
   void add_initializer(const std::string& name, OnnxType type,

@@ -31,6 +31,14 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.flag("float64",
             "onnx, encoders: float operations in float64, so that rounding does "
             "not decide codes (slow; for proofs)");
+  line.text("quant-format", "qdq|matmulnbits",
+            "onnx: quantized matrices as DequantizeLinear (the default), or as ONNX "
+            "Runtime's MatMulNBits (2, 4, 8 bits)");
+  line.integer(
+      "accuracy-level",
+      "onnx, matmulnbits: 0 the runtime chooses, 1 f32 (what was evaluated), 2 f16, "
+      "3 bf16, 4 int8 activations (faster, rounds them)",
+      1, 0);
   line.text("dtype", "f32|bf16|f16",
             "hf, gguf: what float tensors are rounded to (default: f32 in hf, in gguf as "
             "they are stored)");
@@ -51,6 +59,10 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.json();
   line.example("nibble export build/w4 --to onnx --output build/w4-onnx",
                "blocked INT4 in ONNX, opset 21, for ONNX Runtime");
+  line.example(
+      "nibble export build/w4 --to onnx --quant-format matmulnbits --output "
+      "build/w4-genai",
+      "MatMulNBits and genai_config.json, for ONNX Runtime GenAI");
   line.example(
       "nibble export recipes/examples/stories --to onnx --output build/float-onnx "
       "--overwrite",
@@ -74,19 +86,33 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   if (!go_on) return ok_status();
 
   NIBBLE_ASSIGN_OR_RETURN(const Exporter* exporter, find_exporter(line.text("to")));
-  const ExportOptions options{.overwrite = line.has("overwrite"),
-                              .opset = line.integer("opset"),
-                              .float64 = line.has("float64"),
-                              .dtype = line.text("dtype"),
-                              .shard_bytes = line.integer("shard-bytes"),
-                              .requantize = line.list("requantize"),
-                              .float_embeddings = line.has("float-embeddings"),
-                              .gptq_version = line.integer("gptq-version")};
+  const ExportOptions options{
+      .overwrite = line.has("overwrite"),
+      .opset = line.integer("opset"),
+      .float64 = line.has("float64"),
+      .quant_format = line.has("quant-format") ? line.text("quant-format") : "qdq",
+      .accuracy_level = line.integer("accuracy-level"),
+      .dtype = line.text("dtype"),
+      .shard_bytes = line.integer("shard-bytes"),
+      .requantize = line.list("requantize"),
+      .float_embeddings = line.has("float-embeddings"),
+      .gptq_version = line.integer("gptq-version")};
   const bool to_gguf = std::string_view(exporter->name) == "gguf";
   if (!options.requantize.empty() && !to_gguf) {
     return error(StatusCode::invalid_argument,
                  "[export] --requantize: is for gguf; found --to ", exporter->name,
                  "; leave it out");
+  }
+  const std::string to = exporter->name;
+  for (const char* option : {"quant-format", "accuracy-level"}) {
+    const bool fits = to == "onnx" && (option == std::string_view("quant-format") ||
+                                       options.quant_format == "matmulnbits");
+    if (!line.has(option) || fits) continue;
+    return error(StatusCode::invalid_argument, "[export] --", option, ": is for onnx",
+                 option == std::string_view("quant-format")
+                     ? ""
+                     : " with --quant-format matmulnbits",
+                 "; found --to ", to, "; leave it out");
   }
   const std::filesystem::path output = line.path("output");
   std::error_code ignored;

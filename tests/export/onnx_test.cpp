@@ -6,70 +6,17 @@
 
 #include "export/exporter.h"
 #include "export/onnx/lowering.h"
-#include "onnx.pb.h"
-#include "tests/export/sample_models.h"
+#include "tests/export/onnx_model.h"
 
 namespace nibble {
 namespace {
 
+using sample::attribute;
+using sample::exported;
+using sample::file_text;
 using sample::fresh_directory;
 using sample::take;
 using ::testing::HasSubstr;
-
-struct Model {
-  onnx::ModelProto proto;
-  std::map<std::string, const onnx::TensorProto*> initializers;
-  std::map<std::string, const onnx::NodeProto*> producers;
-
-  const onnx::NodeProto& producer(const std::string& value) const {
-    const auto found = producers.find(value);
-    if (found == producers.end()) ADD_FAILURE() << "nothing makes " << value;
-    return *found->second;
-  }
-  std::vector<std::string> consumers(const std::string& value) const {
-    std::vector<std::string> ops;
-    for (const auto& node : proto.graph().node()) {
-      for (const std::string& input : node.input()) {
-        if (input == value) ops.push_back(node.op_type());
-      }
-    }
-    return ops;
-  }
-};
-
-std::string file_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
-// Writes, parses back with protobuf; the directory is removed again.
-std::unique_ptr<Model> exported(const Artifact& artifact, ExportOptions options = {}) {
-  const auto directory = fresh_directory("onnx");
-  const Exporter* onnx = take(find_exporter("onnx"));
-  const Status status = onnx->write(artifact, directory, options);
-  EXPECT_TRUE(status.ok()) << status.message();
-  auto model = std::make_unique<Model>();
-  EXPECT_TRUE(model->proto.ParseFromString(file_text(directory / "model.onnx")));
-  for (const auto& tensor : model->proto.graph().initializer()) {
-    model->initializers[tensor.name()] = &tensor;
-  }
-  for (const auto& node : model->proto.graph().node()) {
-    for (const std::string& output : node.output()) {
-      EXPECT_TRUE(model->producers.emplace(output, &node).second)
-          << output << " is made twice";
-    }
-  }
-  std::filesystem::remove_all(directory);
-  return model;
-}
-
-int64_t attribute(const onnx::NodeProto& node, const std::string& name,
-                  int64_t otherwise) {
-  for (const auto& item : node.attribute()) {
-    if (item.name() == name) return item.i();
-  }
-  return otherwise;
-}
 
 TEST(Onnx, EveryProgramOpHasARow) {
   std::set<std::string> rows;
@@ -147,13 +94,16 @@ TEST(Onnx, TheDecoderTakesAndGivesItsCache) {
   std::vector<std::string> inputs, outputs;
   for (const auto& value : model->proto.graph().input()) inputs.push_back(value.name());
   for (const auto& value : model->proto.graph().output()) outputs.push_back(value.name());
-  EXPECT_THAT(inputs, ::testing::ElementsAre(
-                          "input_ids", "past_key_values.0.key", "past_key_values.0.value",
-                          "past_key_values.1.key", "past_key_values.1.value"));
+  EXPECT_THAT(inputs,
+              ::testing::ElementsAre("input_ids", "attention_mask", "position_ids",
+                                     "past_key_values.0.key", "past_key_values.0.value",
+                                     "past_key_values.1.key", "past_key_values.1.value"));
   EXPECT_THAT(outputs,
               ::testing::ElementsAre("logits", "present.0.key", "present.0.value",
                                      "present.1.key", "present.1.value"));
-  const auto& past = model->proto.graph().input(1).type().tensor_type().shape();
+  const auto& mask = model->proto.graph().input(1).type().tensor_type().shape();
+  EXPECT_EQ(mask.dim(1).dim_param(), "total_sequence");
+  const auto& past = model->proto.graph().input(3).type().tensor_type().shape();
   EXPECT_EQ(past.dim(0).dim_param(), "batch");
   EXPECT_EQ(past.dim(1).dim_value(), 2);
   EXPECT_EQ(past.dim(3).dim_value(), 12);
@@ -501,7 +451,8 @@ INSTANTIATE_TEST_SUITE_P(
                    if (node.op_type() == "DequantizeLinear") node.set_op_type("Identity");
                  }
                },
-               "codes must go through DequantizeLinear or MatMulInteger; found none"}),
+               "codes must go through DequantizeLinear, MatMulNBits or MatMulInteger; "
+               "found none"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Onnx, AFileThatIsNoModelIsRefused) {

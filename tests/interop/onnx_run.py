@@ -6,7 +6,13 @@ onnx_run.py tokens MODEL IDS STEPS OUT      prompt ids (comma separated), then S
                                             tokens through the cache, one at a time; OUT gets
                                             the logits of every position, IDS are printed
 onnx_run.py many LIST                       the same for each line of the file LIST
-Exit code 77: onnx or onnxruntime cannot be imported (the reason is printed).
+onnx_run.py padded MODEL IDS IDS OUT        two prompts in one batch, the shorter one padded
+                                            on the left, and one more token (3) each; OUT
+                                            gets the last logits of both, then both again
+onnx_run.py genai MODEL IDS STEPS           ONNX Runtime GenAI: the greedy tokens are printed
+onnx_run.py genai-text MODEL TEXT STEPS     the same from a text, tokenized by GenAI; ids of
+                                            the text, then the tokens
+Exit code 77: a package cannot be imported (the reason is printed).
 """
 import os
 import sys
@@ -31,8 +37,13 @@ def session(path):
 
 def check(path):
     onnx.checker.check_model(path, full_check=True)
-    onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True,
-                                      data_prop=True)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True,
+                                              data_prop=True).graph
+    known = {v.name for v in [*graph.value_info, *graph.output]
+             if v.type.tensor_type.elem_type and v.type.tensor_type.HasField("shape")}
+    unknown = [name for node in graph.node for name in node.output if name not in known]
+    if unknown:
+        sys.exit("no type and shape follow for " + ", ".join(unknown[:5]))
 
 
 def images(path, source, shape, target):
@@ -41,23 +52,82 @@ def images(path, source, shape, target):
     model.run(None, {model.get_inputs()[0].name: values})[0].astype(np.float32).tofile(target)
 
 
+class Decoder:
+    """A batch in one session: feeds new tokens, the mask and positions of all, and the cache."""
+
+    def __init__(self, path, batch):
+        self.model = session(path)
+        self.names = [item.name for item in self.model.get_outputs()]
+        self.inputs = {item.name for item in self.model.get_inputs()}
+        self.mask = np.zeros([batch, 0], np.int64)
+        self.past = {item.name: np.zeros([batch, item.shape[1], 0, item.shape[3]], np.float32)
+                     for item in self.model.get_inputs() if item.name.startswith("past")}
+
+    def __call__(self, ids, mask):
+        self.mask = np.concatenate([self.mask, np.array(mask, np.int64)], 1)
+        positions = np.maximum(self.mask.cumsum(1) - 1, 0)[:, -len(ids[0]):]
+        feed = {"input_ids": np.array(ids, np.int64), "attention_mask": self.mask,
+                "position_ids": positions}
+        feed = {name: feed[name] for name in feed if name in self.inputs}
+        out = dict(zip(self.names, self.model.run(None, {**feed, **self.past})))
+        self.past = {n.replace("present", "past_key_values"): out[n]
+                     for n in self.names if n != "logits"}
+        return out["logits"]
+
+
+def numbers(text):
+    return [int(i) for i in text.split(",")]
+
+
 def tokens(path, ids, steps, target):
-    model = session(path)
-    past = {}
-    for item in model.get_inputs()[1:]:
-        past[item.name] = np.zeros([1, item.shape[1], 0, item.shape[3]], np.float32)
-    names = [item.name for item in model.get_outputs()]
-    feed = [int(i) for i in ids.split(",")]
+    decoder = Decoder(path, 1)
+    feed = numbers(ids)
     rows, chosen = [], []
     for step in range(int(steps) + 1):
-        out = dict(zip(names, model.run(None, {"input_ids": np.array([feed], np.int64), **past})))
-        rows.append(out["logits"][0])
-        past = {n.replace("present", "past_key_values"): out[n] for n in names if n != "logits"}
+        logits = decoder([feed], [[1] * len(feed)])
+        rows.append(logits[0])
         if step < int(steps):
-            feed = [int(out["logits"][0, -1].argmax())]
+            feed = [int(logits[0, -1].argmax())]
             chosen += feed
     np.concatenate(rows).astype(np.float32).tofile(target)
     print(",".join(str(i) for i in chosen))
+
+
+def padded(path, first, second, target):
+    prompts = [numbers(first), numbers(second)]
+    length = max(len(p) for p in prompts)
+    decoder = Decoder(path, 2)
+    # What stands in a padded place must not matter: 5 is a token like others.
+    logits = decoder([[5] * (length - len(p)) + p for p in prompts],
+                     [[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    more = decoder([[3], [3]], [[1], [1]])
+    np.concatenate([logits[:, -1], more[:, -1]]).astype(np.float32).tofile(target)
+
+
+def generate(path, steps, prompt_of):
+    try:
+        import onnxruntime_genai as genai
+    except ImportError as reason:
+        print(reason)
+        sys.exit(77)
+    genai.disable_telemetry_events()
+    model = genai.Model(path)
+    prompt = prompt_of(genai, model)
+    options = genai.GeneratorParams(model)
+    options.set_search_options(do_sample=False, max_length=len(prompt) + int(steps))
+    generator = genai.Generator(model, options)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    print(",".join(str(i) for i in generator.get_sequence(0)[len(prompt):]))
+
+
+def genai_text(path, text, steps):
+    def prompt_of(genai, model):
+        ids = genai.Tokenizer(model).encode(text)
+        print(",".join(str(i) for i in ids))
+        return ids
+    generate(path, steps, prompt_of)
 
 
 if __name__ == "__main__":
@@ -68,6 +138,12 @@ if __name__ == "__main__":
             for line in lines:
                 path, *rest = line.split()
                 tokens(os.path.join(path, "model.onnx"), *rest)
+    elif sys.argv[1] == "padded":
+        padded(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
+    elif sys.argv[1] == "genai":
+        generate(sys.argv[2], sys.argv[4], lambda *_: numbers(sys.argv[3]))
+    elif sys.argv[1] == "genai-text":
+        genai_text(*sys.argv[2:5])
     elif sys.argv[1] == "images":
         images(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
     else:

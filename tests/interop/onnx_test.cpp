@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <optional>
 
 #include "export/exporter.h"
 #include "kernels/program/edits/fold_batch_norm.h"
@@ -58,6 +59,12 @@ int32_t argmax(std::span<const float> row) {
 }
 
 // max |a - b| / max |b|: how far two sets of logits are apart, against their size.
+std::string id_list(std::span<const int32_t> ids) {
+  std::string text;
+  for (const int32_t id : ids) text += cat(text.empty() ? "" : ",", id);
+  return text;
+}
+
 double relative_difference(std::span<const float> a, std::span<const float> b) {
   double difference = 0, size = 0;
   for (size_t i = 0; i < b.size(); ++i) {
@@ -65,6 +72,36 @@ double relative_difference(std::span<const float> a, std::span<const float> b) {
     size = std::max(size, std::abs(static_cast<double>(b[i])));
   }
   return difference / size;
+}
+
+// Our own runtime: logits of every position of the prompt and its greedy continuation.
+struct Greedy {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits;
+};
+Result<Greedy> continue_greedily(const Artifact& artifact, std::vector<int32_t> feed,
+                                 int64_t steps) {
+  NIBBLE_ASSIGN_OR_RETURN(
+      Executor executor,
+      Executor::create(std::make_shared<const Artifact>(artifact), ExecutorOptions{}));
+  const int64_t vocabulary = artifact.program.vocabulary;
+  const int64_t positions = static_cast<int64_t>(feed.size()) + steps;
+  NIBBLE_ASSIGN_OR_RETURN(const auto cache, executor.make_cache(positions));
+  Greedy greedy;
+  greedy.logits.resize(static_cast<size_t>(positions * vocabulary));
+  int64_t done = 0;
+  for (int64_t step = 0; step <= steps; ++step) {
+    const auto count = static_cast<int64_t>(feed.size());
+    float* logits = greedy.logits.data() + done * vocabulary;
+    NIBBLE_RETURN_IF_ERROR(
+        executor.forward(feed, *cache, MatrixView<float>(logits, count, vocabulary)));
+    done += count;
+    const float* last = greedy.logits.data() + (done - 1) * vocabulary;
+    if (step == steps) break;
+    feed = {argmax({last, static_cast<size_t>(vocabulary)})};
+    greedy.tokens.push_back(feed[0]);
+  }
+  return greedy;
 }
 
 class OnnxRuntime : public ::testing::Test {
@@ -94,46 +131,37 @@ class OnnxRuntime : public ::testing::Test {
     ASSERT_EQ(checked.status, 0) << checked.output;
   }
 
-  // The same prompt and greedy continuation on both sides.
+  // The same prompt and greedy continuation on both sides: the prompt at once, then token
+  // by token through the cache.
   void compare_decoder(const Artifact& artifact, const std::vector<int32_t>& prompt,
-                       double tolerance) {
-    ASSERT_NO_FATAL_FAILURE(write(artifact));
-    std::string ids;
-    for (const int32_t id : prompt) ids += cat(ids.empty() ? "" : ",", id);
-    const Ran ran = run_python(cat("tokens ", directory_.string(), " ", ids, " ",
-                                   kGreedyTokens, " ", file("out")));
+                       double tolerance, const ExportOptions& options = {}) {
+    ASSERT_NO_FATAL_FAILURE(write(artifact, options));
+    const Ran ran = run_python(cat("tokens ", directory_.string(), " ", id_list(prompt),
+                                   " ", kGreedyTokens, " ", file("out")));
     ASSERT_EQ(ran.status, 0) << ran.output;
     const std::vector<float> theirs = read_floats(file("out"));
 
-    Executor executor = take(
-        Executor::create(std::make_shared<const Artifact>(artifact), ExecutorOptions{}));
-    const int64_t vocabulary = artifact.program.vocabulary;
-    const int64_t positions = static_cast<int64_t>(prompt.size()) + kGreedyTokens;
-    auto cache = take(executor.make_cache(positions));
-    std::vector<float> ours(static_cast<size_t>(positions * vocabulary));
-    std::vector<int32_t> feed = prompt;
-    std::string chosen;
-    int64_t done = 0;
-    for (int64_t step = 0; step <= kGreedyTokens; ++step) {
-      const auto count = static_cast<int64_t>(feed.size());
-      float* logits = ours.data() + done * vocabulary;
-      const Status status =
-          executor.forward(feed, *cache, MatrixView<float>(logits, count, vocabulary));
-      ASSERT_TRUE(status.ok()) << status.message();
-      done += count;
-      const std::span<const float> last(ours.data() + (done - 1) * vocabulary,
-                                        static_cast<size_t>(vocabulary));
-      if (step < kGreedyTokens) {
-        feed = {argmax(last)};
-        chosen += cat(chosen.empty() ? "" : ",", feed[0]);
-      }
-    }
+    const Greedy greedy = take(continue_greedily(artifact, prompt, kGreedyTokens));
+    const std::vector<float>& ours = greedy.logits;
     ASSERT_EQ(theirs.size(), ours.size());
-    EXPECT_EQ(ran.output, chosen + "\n");
+    EXPECT_EQ(ran.output, id_list(greedy.tokens) + "\n");
     const double difference = relative_difference(theirs, ours);
     EXPECT_LT(difference, tolerance);
     std::printf("logits differ by %.2g of their largest over %d positions\n", difference,
-                static_cast<int>(positions));
+                static_cast<int>(static_cast<int64_t>(prompt.size()) + kGreedyTokens));
+  }
+
+  // The same greedy tokens in ONNX Runtime GenAI, which stops at the end token.
+  void compare_genai(const Artifact& artifact, const std::vector<int32_t>& prompt) {
+    const Ran ran = run_python(
+        cat("genai ", directory_.string(), " ", id_list(prompt), " ", kGreedyTokens));
+    if (ran.status == 77) GTEST_SKIP() << "Python cannot import it: " << ran.output;
+    ASSERT_EQ(ran.status, 0) << ran.output;
+    const Greedy greedy = take(continue_greedily(artifact, prompt, kGreedyTokens));
+    const std::string ours = id_list(greedy.tokens) + ",";
+    const std::string theirs = ran.output.substr(0, ran.output.find('\n')) + ",";
+    EXPECT_EQ(theirs, ours.substr(0, theirs.size()));
+    EXPECT_GT(std::count(theirs.begin(), theirs.end(), ','), 16);
   }
 
   std::vector<float> run_images(std::span<const float> images,
@@ -213,19 +241,153 @@ std::filesystem::path shared_models() {
   return std::filesystem::path(NIBBLE_SOURCE_DIR).parent_path() / "shared/data/models";
 }
 
-class Stories : public OnnxRuntime, public ::testing::WithParamInterface<const char*> {};
-TEST_P(Stories, GivesTheSameLogitsAndTokens) {
-  const auto folder = shared_models() / "stories260K";
-  if (!std::filesystem::exists(folder)) GTEST_SKIP() << folder << " is absent";
+// Real checkpoints that do not ship, quantized by rounding; "" where they are absent.
+std::optional<Artifact> real_model(const std::string& name, const std::string& scheme) {
+  const auto folder = shared_models() / name;
+  if (!std::filesystem::exists(folder)) return {};
   LoadOptions options;
-  options.tokenizer = folder / "tok512.bin";
-  Artifact artifact = take(load_model(folder / "stories260K.bin", options));
-  const std::string scheme = GetParam();
-  if (scheme != "float") artifact = sample::quantized(std::move(artifact), scheme);
-  compare_decoder(artifact, {1, 403, 407, 261, 378}, kLogits);
+  if (name == "stories260K") options.tokenizer = folder / "tok512.bin";
+  Artifact artifact = take(
+      load_model(name == "stories260K" ? folder / "stories260K.bin" : folder, options));
+  if (scheme == "float") return artifact;
+  return sample::quantized(std::move(artifact), scheme,
+                           [](const Node& node) { return node.op == "linear"; });
 }
-INSTANTIATE_TEST_SUITE_P(Schemes, Stories,
-                         ::testing::Values("float", "int8n/r@f32", "int4/g32@f16"));
+std::vector<int32_t> real_prompt(const std::string& name) {
+  if (name == "stories260K") return {1, 403, 407, 261, 378};
+  return {2870, 266, 598, 299, 266};  // "Returns the name of the"
+}
+
+struct Deployed {
+  const char* model;
+  const char* scheme;
+  const char* quant_format;
+};
+void PrintTo(const Deployed& row, std::ostream* out) {
+  *out << row.model << " " << row.scheme << " " << row.quant_format;
+}
+class RealDecoder : public OnnxRuntime, public ::testing::WithParamInterface<Deployed> {
+ protected:
+  ExportOptions options() const {
+    ExportOptions options;
+    options.quant_format = GetParam().quant_format;
+    return options;
+  }
+};
+TEST_P(RealDecoder, GivesTheSameLogitsAndTokens) {
+  const auto artifact = real_model(GetParam().model, GetParam().scheme);
+  if (!artifact) GTEST_SKIP() << shared_models() / GetParam().model << " is absent";
+  compare_decoder(*artifact, real_prompt(GetParam().model), kLogits, options());
+}
+// The folder as it is, in ONNX Runtime GenAI.
+TEST_P(RealDecoder, GeneratesTheSameTokensInGenai) {
+  const auto artifact = real_model(GetParam().model, GetParam().scheme);
+  if (!artifact) GTEST_SKIP() << shared_models() / GetParam().model << " is absent";
+  ASSERT_NO_FATAL_FAILURE(write(*artifact, options()));
+  compare_genai(*artifact, real_prompt(GetParam().model));
+}
+INSTANTIATE_TEST_SUITE_P(
+    Models, RealDecoder,
+    ::testing::Values(Deployed{"stories260K", "float", "qdq"},
+                      Deployed{"stories260K", "int8n/r@f32", "qdq"},
+                      Deployed{"stories260K", "int4/g32@f16", "qdq"},
+                      Deployed{"stories260K", "int4/g32@f16", "matmulnbits"},
+                      Deployed{"stories260K", "uint4/g32@f16+z/g32@uint4", "matmulnbits"},
+                      Deployed{"stories260K", "int8n/r@f32", "matmulnbits"},
+                      Deployed{"docs14m", "float", "qdq"},
+                      Deployed{"docs14m", "int4/g128@f16", "qdq"},
+                      Deployed{"docs14m", "int4/g128@f16", "matmulnbits"},
+                      Deployed{"docs14m", "uint4/g128@f16+z/g128@uint4", "matmulnbits"},
+                      Deployed{"docs14m", "int8/g64@f16", "matmulnbits"}));
+
+// A text of the folder's own tokenizer, as a user of GenAI would give it.
+TEST_F(OnnxRuntime, GenaiTokenizesAndGeneratesFromTheFolder) {
+  const auto artifact = real_model("docs14m", "int4/g128@f16");
+  if (!artifact)
+    GTEST_SKIP() << shared_models() / "docs14m"
+                 << " is absent";
+  ExportOptions options;
+  options.quant_format = "matmulnbits";
+  ASSERT_NO_FATAL_FAILURE(write(*artifact, options));
+  const Ran ran =
+      run_python("genai-text " + directory_.string() + " 'Returns the name of the' 16");
+  if (ran.status == 77) GTEST_SKIP() << "Python cannot import it: " << ran.output;
+  ASSERT_EQ(ran.status, 0) << ran.output;
+  const std::string prompt = id_list(real_prompt("docs14m"));
+  EXPECT_EQ(ran.output.substr(0, prompt.size() + 1), prompt + "\n");
+  const Greedy greedy = take(continue_greedily(*artifact, real_prompt("docs14m"), 16));
+  EXPECT_EQ(ran.output.substr(prompt.size() + 1), id_list(greedy.tokens) + "\n");
+}
+
+// Prompts of different lengths in one batch, padded on the left as runtimes batch them:
+// each gives what it gives alone, whatever stands in the padded places.
+TEST_F(OnnxRuntime, PaddedPromptsOfABatchGiveWhatTheyGiveAlone) {
+  Artifact artifact = sample::llama({}, 37);
+  for (Node& node : artifact.program.nodes) {  // one layer with a window, one without
+    if (node.op == "attention" && node.block == 1) node.attributes["window"] = int64_t{3};
+  }
+  ASSERT_NO_FATAL_FAILURE(write(artifact));
+  const std::vector<std::vector<int32_t>> prompts = {{3, 10, 17, 24, 31, 38}, {9, 2}};
+  const Ran ran = run_python(cat("padded ", directory_.string(), " ", id_list(prompts[0]),
+                                 " ", id_list(prompts[1]), " ", file("out")));
+  ASSERT_EQ(ran.status, 0) << ran.output;
+  const std::vector<float> theirs = read_floats(file("out"));
+  ASSERT_EQ(theirs.size(), 4u * 96u);
+  for (size_t i = 0; i < 4; ++i) {
+    std::vector<int32_t> alone = prompts[i % 2];
+    if (i >= 2) alone.push_back(3);
+    const Greedy greedy = take(continue_greedily(artifact, alone, 0));
+    const std::span<const float> last(greedy.logits.data() + 96 * (alone.size() - 1), 96);
+    EXPECT_LT(relative_difference({theirs.data() + 96 * i, 96}, last), kLogits) << i;
+  }
+}
+
+// accuracy_level 4 rounds activations to int8: near, and not the same.
+TEST_F(OnnxRuntime, AccuracyLevelFourIsNearAndOneIsEqual) {
+  const auto artifact = real_model("docs14m", "int4/g128@f16");
+  if (!artifact)
+    GTEST_SKIP() << shared_models() / "docs14m"
+                 << " is absent";
+  const std::vector<int32_t> prompt = real_prompt("docs14m");
+  const Greedy greedy = take(continue_greedily(*artifact, prompt, 0));
+  std::map<int64_t, double> difference;
+  for (const int64_t level : {0, 1, 4}) {
+    ExportOptions options;
+    options.quant_format = "matmulnbits";
+    options.accuracy_level = level;
+    ASSERT_NO_FATAL_FAILURE(write(*artifact, options));
+    const Ran ran = run_python(
+        cat("tokens ", directory_.string(), " ", id_list(prompt), " 0 ", file("out")));
+    ASSERT_EQ(ran.status, 0) << ran.output;
+    difference[level] = relative_difference(read_floats(file("out")), greedy.logits);
+  }
+  std::printf("difference of logits at accuracy level 0, 1, 4: %.2g %.2g %.2g\n",
+              difference[0], difference[1], difference[4]);
+  EXPECT_LT(difference[0], kLogits);
+  EXPECT_LT(difference[1], kLogits);
+  EXPECT_GT(difference[4], 1e-4);
+  EXPECT_LT(difference[4], 0.05);
+}
+
+// Act-order: the input's columns are gathered into the codes' order.
+TEST_F(OnnxRuntime, ActOrderGivesTheSameLogits) {
+  Artifact artifact = sample::quantized(sample::llama({}, 38), "int4/g16@f16");
+  for (auto& [tensor, layer] : artifact.layers) {
+    if (tensor.find("layers") == std::string::npos) continue;
+    const int64_t cols = artifact.packed.at(tensor).cols;
+    std::vector<int32_t> order;
+    for (int64_t c = 0; c < cols; ++c)
+      order.push_back(static_cast<int32_t>(c * 7 % cols));
+    layer.extras.permutation = tensor + ".permutation";
+    artifact.tensors[layer.extras.permutation] = {
+        DType::i32, {cols}, Bytes::copy_of(order.data(), order.size() * 4)};
+  }
+  for (const char* format : {"qdq", "matmulnbits"}) {
+    ExportOptions options;
+    options.quant_format = format;
+    compare_decoder(artifact, some_prompt(artifact), kLogits, options);
+  }
+}
 
 // --- convolutional nets
 

@@ -185,5 +185,23 @@ TEST_F(CliFormats, TargetsAreCheckedBeforeAnyWork) {
               HasSubstr("--tensor-parallel: needs --target"));
 }
 
+TEST_F(CliFormats, OnnxTakesMatMulNBitsAndItsAccuracyLevel) {
+  Outcome outcome = convert("w4", "onnx", "nbits",
+                            {"--quant-format", "matmulnbits", "--accuracy-level", "4"});
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  EXPECT_TRUE(fs::exists(directory_ / "nbits" / "genai_config.json"));
+  outcome = convert("w4", "onnx", "other", {"--accuracy-level", "4"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.error,
+              HasSubstr("[export] --accuracy-level: is for onnx with --quant-format "
+                        "matmulnbits; found --to onnx; leave it out"));
+  outcome = convert("w4", "gptq", "other", {"--quant-format", "qdq"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(
+      outcome.error,
+      HasSubstr("[export] --quant-format: is for onnx; found --to gptq; leave it out"));
+  EXPECT_FALSE(fs::exists(directory_ / "other"));
+}
+
 }  // namespace
 }  // namespace nibble
