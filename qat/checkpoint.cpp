@@ -12,7 +12,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr int64_t kHistoryColumns = 4;
 
 [[noreturn]] void fail(StatusCode code, const std::string& text) {
@@ -42,6 +42,31 @@ std::string signature(const ProgramModule& module) {
   return result;
 }
 
+void write_list(torch::serialize::OutputArchive& archive, const std::string& name,
+                const std::vector<torch::Tensor>& tensors) {
+  archive.write(name + "_count", c10::IValue(static_cast<int64_t>(tensors.size())));
+  for (size_t i = 0; i < tensors.size(); ++i)
+    archive.write(cat(name, "_", i), tensors[i].detach());
+}
+
+// Into the tensors that are there already, which others may hold too; else new ones.
+void read_list(torch::serialize::InputArchive& archive, const std::string& name,
+               std::vector<torch::Tensor>& tensors) {
+  c10::IValue count;
+  archive.read(name + "_count", count);
+  const bool in_place = static_cast<int64_t>(tensors.size()) == count.toInt();
+  if (!in_place) tensors.assign(static_cast<size_t>(count.toInt()), {});
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    torch::Tensor saved;
+    archive.read(cat(name, "_", i), saved);
+    if (in_place) {
+      tensors[i].copy_(saved);
+    } else {
+      tensors[i] = saved;
+    }
+  }
+}
+
 std::string text_of(torch::serialize::InputArchive& archive, const char* key) {
   c10::IValue value;
   archive.read(key, value);
@@ -61,7 +86,12 @@ std::string training_settings(const TrainOptions& o, int64_t steps,
        << "\nbatches_per_epoch " << batches_per_epoch << "\nwarmup_steps "
        << o.warmup_steps << "\nfinal_learning_rate " << o.final_learning_rate
        << "\nclip_norm " << o.clip_norm << "\nlabel_smoothing " << o.label_smoothing
-       << "\nseed " << o.seed << "\nlog_every " << o.log_every << "\n";
+       << "\nseed " << o.seed << "\nlog_every " << o.log_every << "\naccumulate "
+       << o.accumulate << "\nprecision " << o.precision << "\naverage " << o.average
+       << "\nevaluate_every " << o.evaluate_every << "\npatience " << o.patience
+       << "\ndistill " << o.distill_weight << " " << o.distill_temperature << " "
+       << o.distill_hidden << "\noscillations " << o.dampen << " "
+       << o.freeze_oscillations << "\n";
   return text.str();
 }
 
@@ -88,6 +118,19 @@ void write_checkpoint(const std::filesystem::path& folder, const TrainingState& 
     *row++ = entry.gradient_norm;
   }
   archive.write("history", history);
+  torch::Tensor evaluations =
+      at::empty({static_cast<int64_t>(state.evaluations.size()), 2}, at::kDouble);
+  row = evaluations.mutable_data_ptr<double>();
+  for (const TrainEvaluation& entry : state.evaluations) {
+    *row++ = static_cast<double>(entry.step);
+    *row++ = entry.figure;
+  }
+  archive.write("evaluations", evaluations);
+  archive.write("best_step", c10::IValue(state.best_step));
+  archive.write("best_figure", c10::IValue(state.best_figure));
+  write_list(archive, "average", state.average);
+  write_list(archive, "oscillation", state.oscillation);
+  write_list(archive, "best", state.best);
   // Names hold dots, which an archive's keys may not: by number, the signature has the
   // names.
   int64_t index = 0;
@@ -146,8 +189,9 @@ void read_checkpoint(const std::filesystem::path& folder, TrainingState& state) 
     archive.read("step", step);
     archive.read("loss_sum", loss_sum);
     archive.read("loss_count", loss_count);
-    torch::Tensor history, generator_state;
+    torch::Tensor history, evaluations, generator_state;
     archive.read("history", history);
+    archive.read("evaluations", evaluations);
     archive.read("generator", generator_state);
     torch::NoGradGuard no_grad;
     int64_t index = 0;
@@ -156,6 +200,14 @@ void read_checkpoint(const std::filesystem::path& folder, TrainingState& state) 
       archive.read(cat("tensor_", index++), saved);
       tensor.copy_(saved);
     }
+    read_list(archive, "average", state.average);
+    read_list(archive, "oscillation", state.oscillation);
+    read_list(archive, "best", state.best);
+    c10::IValue best_step, best_figure;
+    archive.read("best_step", best_step);
+    archive.read("best_figure", best_figure);
+    state.best_step = best_step.toInt();
+    state.best_figure = best_figure.toDouble();
     torch::serialize::InputArchive optimizer;
     archive.read("optimizer", optimizer);
     state.optimizer->load(optimizer);
@@ -172,6 +224,10 @@ void read_checkpoint(const std::filesystem::path& folder, TrainingState& state) 
     for (int64_t i = 0; i < history.size(0); ++i, row += kHistoryColumns) {
       state.history.push_back({static_cast<int64_t>(row[0]), row[1], row[2], row[3]});
     }
+    state.evaluations.clear();
+    row = evaluations.const_data_ptr<double>();
+    for (int64_t i = 0; i < evaluations.size(0); ++i, row += 2)
+      state.evaluations.push_back({static_cast<int64_t>(row[0]), row[1]});
   } catch (const c10::Error& error) {
     fail(StatusCode::data_loss,
          cat(path,

@@ -2,10 +2,10 @@
 // there.
 //
 // What it holds: every parameter and buffer, the optimizer, the generator, the step, the
-// history and the loss since its last entry; and the names, shapes and settings that a
-// resumed run must share. Throws nibble::Error. data_loss: not readable, or of another
-// model or other settings (says which). io_error: the disk refused; the old checkpoint is
-// as it was.
+// history and the loss since its last entry, moving averages, the best weights so far;
+// and the names, shapes and settings that a resumed run must share. Throws nibble::Error.
+// data_loss: not readable, or of another model or other settings (says which). io_error:
+// the disk refused; the old checkpoint is as it was.
 #pragma once
 
 #include <torch/optim/optimizer.h>
@@ -27,6 +27,12 @@ struct TrainingState {
   double loss_sum = 0;  // since the last entry of history
   int64_t loss_count = 0;
   std::vector<TrainStep> history;
+  std::vector<TrainEvaluation> evaluations;
+  std::vector<torch::Tensor> average;      // of every trained parameter; or none
+  std::vector<torch::Tensor> oscillation;  // Oscillations::state()
+  std::vector<torch::Tensor> best;  // parameters and buffers of the best evaluation
+  int64_t best_step = 0;
+  double best_figure = 0;
 };
 
 // What must be equal for a resumed run to be the run that was stopped, as text.

@@ -43,6 +43,41 @@ double relative_error(const torch::Tensor& weight, const CodedMatrix& coded) {
   return size == 0 ? 0.0 : (w - q).to(at::kDouble).square().sum().item<double>() / size;
 }
 
+// The float weight; where its nearest code is another than the calibrated one, that one's
+// value.
+torch::Tensor start_of(const torch::Tensor& weight, const CodedMatrix& calibrated) {
+  const torch::Tensor w = weight.detach().contiguous();
+  CodedMatrix nearest = calibrated;
+  throw_if_error(
+      quantize({w.const_data_ptr<float>(), nearest.rows, nearest.cols}, nearest));
+  if (nearest.codes == calibrated.codes) return w;
+  torch::Tensor start = at::empty_like(w);
+  throw_if_error(dequantize(
+      calibrated, {start.mutable_data_ptr<float>(), calibrated.rows, calibrated.cols}));
+  const float* from = w.const_data_ptr<float>();
+  float* to = start.mutable_data_ptr<float>();
+  for (size_t i = 0; i < nearest.codes.size(); ++i) {
+    if (nearest.codes[i] == calibrated.codes[i]) to[i] = from[i];
+  }
+  return start;
+}
+
+bool has_integer_zeros(const QuantScheme& scheme) {
+  return scheme.offset == OffsetKind::zero_point && scheme.offsets.size() == 1 &&
+         element_info(scheme.offsets[0].element).kind == ElementKind::integer;
+}
+
+void choose_trained(ProgramModule module, Trained trained) {
+  if (trained == Trained::all) return;
+  for (auto& item : module->named_parameters()) {
+    if (item.key().find("_quantizers.") != std::string::npos) continue;
+    item.value().set_requires_grad(false);
+  }
+  if (trained == Trained::scales) return;
+  for (const auto& [tensor, quantizer] : module->weight_quantizers())
+    module->parameter(tensor).set_requires_grad(true);
+}
+
 }  // namespace
 
 ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
@@ -60,7 +95,13 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
     }
     FakeQuantize quantizer(layer.scheme.weight, layer.rule);
     quantizer->set_levels(codes->second);
-    if (options.learn_weight_scale) quantizer->learn_scale();
+    if (options.learn_weight_scale) {
+      quantizer->learn_scale();
+      if (options.learn_zero_point && has_integer_zeros(layer.scheme.weight))
+        quantizer->learn_zero_point();
+    }
+    module->set_parameter(layer.tensor,
+                          start_of(module->parameter(layer.tensor), codes->second));
     module->quantize_weight(layer.tensor, quantizer);
   }
   for (const auto& [value, scheme] : calibrated.activations) {
@@ -83,6 +124,7 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
       }
     }
   }
+  choose_trained(module, options.trained);
   return module;
 }
 

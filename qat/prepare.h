@@ -1,12 +1,15 @@
 // Puts fake quantizers into a module as a Plan says, and takes the trained model out
 // again.
 //
-//   Calibrated ready = calibrate(model, plan, data, progress);   // start from PTQ's
-//   scales ProgramModule module = prepare(ready, QatOptions{}); train(module, ...);
+//   Calibrated ready = calibrate(model, plan, data, progress);  // start from PTQ's codes
+//   ProgramModule module = prepare(ready, QatOptions{});
+//   train(module, ...);
 //   Artifact artifact = freeze(finish(module, ready), provenance);
 //
-// Weights start as the model's floats with the calibrated levels, which stay as they are
-// or are learned (LSQ); zero points stay. Values and layer inputs start with their
+// Weights start as the model's floats, with the calibrated levels; where the nearest code
+// is not the one that calibration chose (GPTQ, AutoRound), as that code's value: the run
+// begins as the artifact that calibration would have given. Scales stay as they are or
+// are learned (LSQ), zero points as well (LSQ+). Values and layer inputs start with their
 // calibrated scales. A value that only moves codes (shortcut_pad, flatten) keeps the
 // scale of its input.
 //
@@ -26,9 +29,19 @@
 
 namespace nibble {
 
+// Which parameters are trained.
+enum class Trained : uint8_t {
+  all,     // also norms, biases, embeddings
+  layers,  // quantized weights and their scales
+  scales,  // scales and zero points alone, codes stay (EfficientQAT's second phase,
+           // arXiv 2407.11062, sec. 3.3)
+};
+
 struct QatOptions {
   bool learn_weight_scale = true;      // LSQ on weights
+  bool learn_zero_point = true;        // LSQ+ on weights that have integer zero points
   bool learn_activation_scale = true;  // LSQ on static activations
+  Trained trained = Trained::all;
 };
 
 ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options);

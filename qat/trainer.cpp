@@ -11,6 +11,8 @@
 
 #include "kernels/base/cancel.h"
 #include "qat/checkpoint.h"
+#include "qat/distillation.h"
+#include "qat/oscillation.h"
 #include "qat/schedule.h"
 
 namespace nibble {
@@ -38,6 +40,15 @@ void check(const TrainOptions& options, const TrainingData& data) {
           "scale_learning_rate", options.scale_learning_rate, "a number from 0");
   require(options.steps > 0 || options.epochs > 0, "epochs", options.epochs,
           "a positive number");
+  require(options.accumulate > 0, "accumulate", options.accumulate, "1 or more");
+  require(options.precision == "f32" || options.precision == "bf16", "precision",
+          options.precision, "f32 or bf16");
+  require(options.average >= 0 && options.average < 1, "average", options.average,
+          "a number in [0, 1)");
+  require(options.distill_weight >= 0 && options.distill_weight <= 1, "distill.weight",
+          options.distill_weight, "a number in [0, 1]");
+  require(options.distill_temperature > 0, "distill.temperature",
+          options.distill_temperature, "a positive number");
   require(options.log_every > 0, "log_every", options.log_every, "1 or more");
   require(options.label_smoothing >= 0 && options.label_smoothing < 1, "label_smoothing",
           options.label_smoothing, "a number in [0, 1)");
@@ -137,6 +148,230 @@ void keep_scales_positive(const ProgramModule& module) {
   }
 }
 
+// One run: what train() does, step by step.
+class Run {
+ public:
+  Run(ProgramModule module, const TrainingData& data, const TrainOptions& options,
+      const std::filesystem::path& checkpoint, const TrainHooks& hooks)
+      : module_(module),
+        data_(data),
+        options_(options),
+        folder_(checkpoint),
+        hooks_(hooks),
+        steps_(options.steps > 0
+                   ? options.steps
+                   : std::max<int64_t>(
+                         1, std::llround(options.epochs *
+                                         static_cast<double>(data.batches_per_epoch) /
+                                         static_cast<double>(options.accumulate)))),
+        optimizer_(make_optimizer(module, options)),
+        distillation_(module, hooks.teacher, options),
+        oscillations_(module, options) {
+    for (const auto& group : optimizer_.optimizer->param_groups()) {
+      trained_.insert(trained_.end(), group.params().begin(), group.params().end());
+    }
+    const bool bf16 = options.precision == "bf16";
+    module_->set_bf16_products(bf16);
+    if (hooks.teacher) ProgramModule(hooks.teacher)->set_bf16_products(bf16);
+    state_.module = module;
+    state_.optimizer = optimizer_.optimizer.get();
+    state_.settings = training_settings(options, steps_, data.batches_per_epoch);
+    state_.oscillation = oscillations_.state();
+    if (options.average > 0) state_.average = copies(trained_);
+  }
+
+  TrainResult run(bool resume, const Progress& progress) {
+    if (resume && checkpoint_exists(folder_)) read_checkpoint(folder_, state_);
+    begin_ = std::chrono::steady_clock::now();
+    bool stop = out_of_patience();
+    while (state_.step < steps_ && !stop) {
+      stop_when_cancelled();
+      step();
+      const bool last = state_.step == steps_;
+      if (progress) progress("train", status_line(), state_.step, steps_);
+      const int64_t every = options_.evaluate_every;
+      if (hooks_.evaluate && every > 0 && (state_.step % every == 0 || last)) {
+        evaluate();
+        stop = out_of_patience();
+      }
+      const bool due =
+          options_.checkpoint_every > 0 && state_.step % options_.checkpoint_every == 0;
+      if (!folder_.empty() && (due || last || stop)) write_checkpoint(folder_, state_);
+    }
+    return finish();
+  }
+
+ private:
+  static std::vector<torch::Tensor> copies(const std::vector<torch::Tensor>& tensors) {
+    std::vector<torch::Tensor> result;
+    for (const torch::Tensor& tensor : tensors) result.push_back(tensor.detach().clone());
+    return result;
+  }
+
+  std::vector<torch::Tensor> everything() const {
+    std::vector<torch::Tensor> tensors = module_->parameters();
+    for (const torch::Tensor& buffer : module_->buffers()) tensors.push_back(buffer);
+    return tensors;
+  }
+
+  static void assign(const std::vector<torch::Tensor>& to,
+                     const std::vector<torch::Tensor>& from) {
+    torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < to.size(); ++i) to[i].copy_(from[i]);
+  }
+
+  void step() {
+    const double rate = learning_rate_at(options_, state_.step, steps_);
+    optimizer_.set_rate(rate);
+    optimizer_.optimizer->zero_grad();
+    module_->train();
+    double value = 0;
+    for (int64_t i = 0; i < options_.accumulate; ++i) {
+      const int64_t index = state_.step * options_.accumulate + i;
+      const TrainingBatch batch =
+          data_.batch(index / data_.batches_per_epoch, index % data_.batches_per_epoch);
+      const bool is_text = !batch.input.is_floating_point();
+      counted_ += is_text ? batch.input.numel() : batch.input.size(0);
+      unit_ = is_text ? "tokens" : "images";
+      const torch::Tensor logits = module_->forward(batch.input);
+      torch::Tensor loss = distillation_.loss(logits, batch.input, batch.target, [&] {
+        return training_loss(logits, batch.target, options_.label_smoothing);
+      });
+      if (options_.accumulate > 1) loss = loss / static_cast<double>(options_.accumulate);
+      const double part = loss.item<double>();
+      if (!std::isfinite(part)) {
+        fail(StatusCode::out_of_range,
+             cat("step ", state_.step, " of ", steps_,
+                 ": a finite loss was required; found ", part, " at learning rate ", rate,
+                 "; lower learning_rate, clip_norm or raise warmup_steps"));
+      }
+      value += part;
+      loss.backward();
+    }
+    oscillations_.add_damping();
+    const double norm = clip(trained_, options_.clip_norm);
+    optimizer_.optimizer->step();
+    keep_scales_positive(module_);
+    oscillations_.after_step();
+    ++state_.step;
+    move_average();
+
+    state_.loss_sum += value;
+    ++state_.loss_count;
+    if (state_.step % options_.log_every == 0 || state_.step == steps_) {
+      const double mean = state_.loss_sum / static_cast<double>(state_.loss_count);
+      state_.history.push_back({state_.step, mean, rate, norm});
+      state_.loss_sum = 0;
+      state_.loss_count = 0;
+      if (hooks_.log) hooks_.log(state_.history.back());
+    }
+    last_loss_ = value;
+  }
+
+  // Young averages would be mostly the start: the decay grows towards its value.
+  void move_average() {
+    if (state_.average.empty()) return;
+    torch::NoGradGuard no_grad;
+    const double step = static_cast<double>(state_.step);
+    const double keep = std::min(options_.average, (1 + step) / (10 + step));
+    for (size_t i = 0; i < trained_.size(); ++i)
+      state_.average[i].mul_(keep).add_(trained_[i], 1 - keep);
+  }
+
+  void evaluate() {
+    std::vector<torch::Tensor> own;
+    if (!state_.average.empty()) {
+      own = copies(trained_);
+      assign(trained_, state_.average);
+    }
+    module_->eval();
+    const double figure = hooks_.evaluate();
+    if (!std::isfinite(figure)) {
+      fail(StatusCode::out_of_range, cat("step ", state_.step, " of ", steps_,
+                                         ": a finite figure of the artifact was "
+                                         "required; found ",
+                                         figure, "; lower learning_rate"));
+    }
+    if (state_.evaluations.empty() || figure < state_.best_figure) {
+      state_.best_figure = figure;
+      state_.best_step = state_.step;
+      state_.best = copies(everything());
+    }
+    state_.evaluations.push_back({state_.step, figure});
+    if (!own.empty()) assign(trained_, own);
+  }
+
+  bool out_of_patience() const {
+    if (options_.patience == 0 || state_.evaluations.empty()) return false;
+    int64_t since = 0;
+    for (const TrainEvaluation& entry : state_.evaluations)
+      since += entry.step > state_.best_step;
+    return since >= options_.patience;
+  }
+
+  std::string status_line() const {
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    std::string line =
+        cat("loss ", state_.history.empty() ? last_loss_ : state_.history.back().loss);
+    if (!state_.evaluations.empty())
+      line += cat(", artifact ", state_.evaluations.back().figure);
+    if (seconds > 0) {
+      line += cat(", ", std::llround(static_cast<double>(counted_) / seconds), " ", unit_,
+                  "/s");
+    }
+    return line;
+  }
+
+  void stop_when_cancelled() {
+    if (!cancel_requested()) return;
+    const std::string place =
+        cat("step ", state_.step, " of ", steps_, ": interrupted; ");
+    if (folder_.empty()) {
+      fail(StatusCode::cancelled,
+           place + "nothing was written; give a checkpoint folder to resume");
+    }
+    write_checkpoint(folder_, state_);
+    fail(StatusCode::cancelled, cat(place, "a checkpoint was written to ",
+                                    folder_.string(), "; continue with --resume"));
+  }
+
+  TrainResult finish() {
+    int64_t best = state_.step;
+    if (!state_.best.empty()) {
+      assign(everything(), state_.best);
+      best = state_.best_step;
+    } else if (!state_.average.empty()) {
+      assign(trained_, state_.average);
+    }
+    module_->set_bf16_products(false);
+    module_->eval();
+    return {.history = state_.history,
+            .evaluations = state_.evaluations,
+            .steps = state_.step,
+            .best_step = best,
+            .seconds =
+                std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_)
+                    .count()};
+  }
+
+  ProgramModule module_;
+  const TrainingData& data_;
+  const TrainOptions& options_;
+  const std::filesystem::path& folder_;
+  const TrainHooks& hooks_;
+  int64_t steps_;
+  Optimizer optimizer_;
+  Distillation distillation_;
+  Oscillations oscillations_;
+  std::vector<torch::Tensor> trained_;
+  TrainingState state_;
+  std::chrono::steady_clock::time_point begin_;
+  int64_t counted_ = 0;
+  const char* unit_ = "";
+  double last_loss_ = 0;
+};
+
 }  // namespace
 
 torch::Tensor training_loss(const torch::Tensor& logits, const torch::Tensor& target,
@@ -148,85 +383,15 @@ torch::Tensor training_loss(const torch::Tensor& logits, const torch::Tensor& ta
 
 TrainResult train(ProgramModule module, const TrainingData& data,
                   const TrainOptions& options, const std::filesystem::path& checkpoint,
-                  bool resume, const Progress& progress) {
+                  bool resume, const Progress& progress, const TrainHooks& hooks) {
   check(options, data);
-  const auto start = std::chrono::steady_clock::now();
-  const int64_t steps =
-      options.steps > 0
-          ? options.steps
-          : std::max<int64_t>(1,
-                              std::llround(options.epochs *
-                                           static_cast<double>(data.batches_per_epoch)));
+  if ((options.distill_weight > 0 || options.distill_hidden > 0) && !hooks.teacher) {
+    fail(StatusCode::invalid_argument,
+         "distill: a teacher was required; found none; give hooks.teacher, or set "
+         "distill_weight and distill_hidden to 0");
+  }
   torch::manual_seed(options.seed);
-  Optimizer optimizer = make_optimizer(module, options);
-
-  TrainingState state;
-  state.module = module;
-  state.optimizer = optimizer.optimizer.get();
-  state.settings = training_settings(options, steps, data.batches_per_epoch);
-  if (resume && checkpoint_exists(checkpoint)) read_checkpoint(checkpoint, state);
-
-  std::vector<torch::Tensor> trained;
-  for (const auto& group : optimizer.optimizer->param_groups()) {
-    trained.insert(trained.end(), group.params().begin(), group.params().end());
-  }
-  module->train();
-  while (state.step < steps) {
-    if (cancel_requested()) {
-      const std::string place =
-          cat("step ", state.step, " of ", steps, ": interrupted; ");
-      if (checkpoint.empty()) {
-        fail(StatusCode::cancelled,
-             place + "nothing was written; give a checkpoint folder to resume");
-      }
-      write_checkpoint(checkpoint, state);
-      fail(StatusCode::cancelled, cat(place, "a checkpoint was written to ",
-                                      checkpoint.string(), "; continue with --resume"));
-    }
-    const TrainingBatch batch = data.batch(state.step / data.batches_per_epoch,
-                                           state.step % data.batches_per_epoch);
-    const double rate = learning_rate_at(options, state.step, steps);
-    optimizer.set_rate(rate);
-    optimizer.optimizer->zero_grad();
-    torch::Tensor loss = training_loss(module->forward(batch.input), batch.target,
-                                       options.label_smoothing);
-    const double value = loss.item<double>();
-    if (!std::isfinite(value)) {
-      fail(StatusCode::out_of_range,
-           cat("step ", state.step, " of ", steps, ": a finite loss was required; found ",
-               value, " at learning rate ", rate,
-               "; lower learning_rate, clip_norm or raise warmup_steps"));
-    }
-    loss.backward();
-    const double norm = clip(trained, options.clip_norm);
-    optimizer.optimizer->step();
-    keep_scales_positive(module);
-
-    ++state.step;
-    state.loss_sum += value;
-    ++state.loss_count;
-    if (state.step % options.log_every == 0 || state.step == steps) {
-      const double mean = state.loss_sum / static_cast<double>(state.loss_count);
-      state.history.push_back({state.step, mean, rate, norm});
-      state.loss_sum = 0;
-      state.loss_count = 0;
-    }
-    if (progress) {
-      progress("train",
-               cat("loss ", state.history.empty() ? value : state.history.back().loss),
-               state.step, steps);
-    }
-    const bool due =
-        options.checkpoint_every > 0 && state.step % options.checkpoint_every == 0;
-    if (!checkpoint.empty() && (due || state.step == steps))
-      write_checkpoint(checkpoint, state);
-  }
-  module->eval();
-  return {
-      .history = state.history,
-      .steps = state.step,
-      .seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-                     .count()};
+  return Run(module, data, options, checkpoint, hooks).run(resume, progress);
 }
 
 }  // namespace nibble

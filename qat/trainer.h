@@ -1,17 +1,23 @@
 // Trains a Program: float, or with quantization in the loop; resumes exactly.
 //
 //   loss   mean cross entropy; a language model's over targets that are not -100; of
-//   images
-//          with label smoothing e: (1 - e) of the label, e spread over all classes
-//   step   gradient, clipped to a global norm; AdamW (arXiv 1711.05101) or SGD with
-//   momentum,
-//          in three groups: matrices (decayed), the rest (not), learned scales (own rate,
-//          not)
+//          images with label smoothing e: (1 - e) of the label, e spread over all
+//          classes; with a teacher, joined with what the teacher says
+//          (qat/distillation.h)
+//   step   the mean gradient of `accumulate` batches, clipped to a global norm; AdamW
+//          (arXiv 1711.05101) or SGD with momentum, in three groups: matrices (decayed),
+//          the rest (not), learned scales and zero points (own rate, not)
+//   after  scales kept positive; oscillating weights held (qat/oscillation.h); the moving
+//          average w' <- a w' + (1 - a) w, a = min(average, (1 + step) / (10 + step)),
+//          which is what is evaluated and left in the module at the end (Polyak and
+//          Juditsky 1992)
 //
 // train() runs epochs or steps over a TrainingData with warm-up and cosine
-// (qat/schedule.h). A checkpoint holds parameters, buffers, optimizer, generator, history
-// and position: a resumed run gives the same bytes as one that never stopped, at the same
-// thread count.
+// (qat/schedule.h). Where hooks.evaluate is given it is asked every evaluate_every steps
+// and at the end; the best weights are the ones that stay, and after `patience` looks
+// without a gain training ends. A checkpoint holds parameters, buffers, optimizer,
+// generator, history and position: a resumed run gives the same bytes as one that never
+// stopped, at the same thread count.
 //
 // Throws nibble::Error. invalid_argument: an option makes no sense (names it).
 // out_of_range: the loss is not finite (names the step). data_loss: the checkpoint cannot
@@ -50,17 +56,29 @@ struct TrainStep {
   double learning_rate = 0;
   double gradient_norm = 0;  // of the last step, before clipping
 };
+struct TrainEvaluation {
+  int64_t step = 0;
+  double figure = 0;
+};
 struct TrainResult {
   std::vector<TrainStep> history;  // every log_every steps, the mean loss since the last
-  int64_t steps = 0;
-  double seconds = 0;  // of this run, not of what it resumed
+  std::vector<TrainEvaluation> evaluations;
+  int64_t steps = 0;      // done
+  int64_t best_step = 0;  // whose weights the module holds; steps where none was better
+  double seconds = 0;     // of this run, not of what it resumed
+};
+
+struct TrainHooks {
+  ProgramModule teacher{nullptr};    // for distill.*
+  std::function<double()> evaluate;  // of the module as it is now; less is better
+  std::function<void(const TrainStep&)> log;  // every entry of history, as it comes
 };
 
 // checkpoint: a directory for checkpoint.pt (made when absent; empty path: none is
 // written); resume: continue from it when it is there. The module is left in eval().
 TrainResult train(ProgramModule module, const TrainingData& data,
                   const TrainOptions& options, const std::filesystem::path& checkpoint,
-                  bool resume, const Progress& progress);
+                  bool resume, const Progress& progress, const TrainHooks& hooks = {});
 
 // logits [.., classes], target [..] -> the loss above.
 torch::Tensor training_loss(const torch::Tensor& logits, const torch::Tensor& target,

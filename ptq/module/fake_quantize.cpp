@@ -27,10 +27,12 @@ Tensor dense(const Tensor& x) {
 }
 
 // Level 0's gradient from the grid's: every grid cell belongs to one of its values.
-Tensor to_level(const ScaleGrid& grid, const std::vector<double>& cells, int64_t values) {
+// part(cell) -> what the cell gives.
+template <class Part>
+Tensor to_level(const ScaleGrid& grid, Block::Kind level, int64_t values, Part part) {
   std::vector<double> sums(values, 0.0);
-  for (int64_t i = 0; i < static_cast<int64_t>(cells.size()); ++i) {
-    sums[grid.level0_of(i)] += cells[i] * grid.outer_of(i);
+  for (int64_t i = 0; i < grid.rows * grid.groups; ++i) {
+    sums[grid.value_of(level, i)] += part(i);
   }
   Tensor result = at::empty({values}, at::kFloat);
   float* out = result.mutable_data_ptr<float>();
@@ -50,13 +52,14 @@ struct GridHolder : torch::CustomClassHolder {
 class GridFunction : public torch::autograd::Function<GridFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x_any, const Tensor& scale,
-                        c10::intrusive_ptr<GridHolder> holder) {
+                        const Tensor& zero, c10::intrusive_ptr<GridHolder> holder) {
     const Tensor x = dense(x_any);
     Tensor y = at::empty_like(x);
     grid_forward(holder->grid, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
     ctx->save_for_backward({x});
     ctx->saved_data["grid"] = torch::IValue::make_capsule(holder);
     ctx->saved_data["values"] = scale.numel();
+    ctx->saved_data["zeros"] = zero.numel();
     return y;
   }
 
@@ -66,14 +69,24 @@ class GridFunction : public torch::autograd::Function<GridFunction> {
         ctx->saved_data["grid"].toCapsule());
     const ScaleGrid& grid = holder->grid;
     const int64_t values = ctx->saved_data["values"].toInt();
+    const int64_t zeros = ctx->saved_data["zeros"].toInt();
     Tensor dx = at::empty_like(x);
     // dy in the memory order of x.
     Tensor dy = gradients[0];
     if (dy.strides() != x.strides()) dy = at::empty_like(x).copy_(dy);
-    std::vector<double> cells(values > 0 ? grid.scales.size() : 0);
+    std::vector<CellGradient> cells(values + zeros > 0 ? grid.scales.size() : 0);
     grid_backward(grid, x.const_data_ptr<float>(), dy.const_data_ptr<float>(),
-                  dx.mutable_data_ptr<float>(), values > 0 ? cells.data() : nullptr);
-    return {dx, values > 0 ? to_level(grid, cells, values) : Tensor(), Tensor()};
+                  dx.mutable_data_ptr<float>(), cells.empty() ? nullptr : cells.data());
+    Tensor ds, dz;
+    if (values > 0) {
+      ds = to_level(grid, grid.level0, values,
+                    [&](int64_t i) { return cells[i].scale * grid.outer_of(i); });
+    }
+    if (zeros > 0) {
+      dz = to_level(grid, grid.zero_level, zeros,
+                    [&](int64_t i) { return cells[i].zero; });
+    }
+    return {dx, ds, dz, Tensor()};
   }
 };
 
@@ -260,10 +273,37 @@ void FakeQuantizeImpl::learn_scale() {
   scale_ = register_parameter("scale", start);
 }
 
+void FakeQuantizeImpl::learn_zero_point() {
+  if (zero_.defined()) return;
+  const std::vector<ScaleLevel>& offsets = scheme_.offsets;
+  if (scheme_.offset != OffsetKind::zero_point || offsets.size() != 1 ||
+      element_info(offsets[0].element).kind != ElementKind::integer) {
+    fail(StatusCode::unsupported,
+         cat("learn_zero_point: integer zero points in one level were required; found '",
+             to_string(scheme_), "'; train it with fixed offsets"));
+  }
+  ScaleGrid grid;
+  CodedMatrix levels = levels_;
+  levels.codes.clear();
+  if (!scale_.defined() || levels.offsets.empty() || !make_grid(levels, 0, &grid)) {
+    fail(StatusCode::failed_precondition,
+         cat("learn_zero_point: a learned scale over groups, rows or the tensor was "
+             "required; found '",
+             to_string(scheme_), "'; call set_levels and learn_scale first"));
+  }
+  // In the unit of the weights, so that one learning rate suits both.
+  zero_unit_ = scale_.mean().item<float>();
+  zero_ = register_parameter(
+      "zero", at::tensor(levels_.offsets[0].values, at::kFloat) * zero_unit_);
+}
+
 void FakeQuantizeImpl::keep_positive() {
   if (!scale_.defined()) return;
   torch::NoGradGuard no_grad;
   at::maximum_out(scale_, scale_, floor_);
+  if (!zero_.defined()) return;
+  const ElementInfo& element = element_info(scheme_.offsets[0].element);
+  zero_.clamp_(element.lowest * zero_unit_, element.highest * zero_unit_);
 }
 
 CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
@@ -292,6 +332,13 @@ CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
       values[i] = round_to_element(scheme_.scales[0].element, learned[i]);
     }
   }
+  if (zero_.defined()) {
+    const float* learned = zero_.const_data_ptr<float>();
+    std::vector<float>& values = levels.offsets[0].values;
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = round_to_element(scheme_.offsets[0].element, learned[i] / zero_unit_);
+    }
+  }
   return levels;
 }
 
@@ -317,11 +364,14 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
     levels = levels_of(input.detach().const_data_ptr<float>(), rows, cols);
   }
   // Autograd nodes take no undefined tensors: no learned scale is a scale of no values.
-  const Tensor learned = scale_.defined() ? scale_ : at::empty({0}, at::kFloat);
+  const Tensor none = at::empty({0}, at::kFloat);
+  const Tensor learned = scale_.defined() ? scale_ : none;
   ScaleGrid grid;
   if (make_grid(levels, per_tensor ? activation_.zero_point : 0, &grid)) {
     grid.gradient_scale = gradient_scale;
-    return GridFunction::apply(input, learned,
+    // dz is of codes, zero_ in zero_unit_s of them.
+    const Tensor zero = zero_.defined() ? zero_ / zero_unit_ : none;
+    return GridFunction::apply(input, learned, zero,
                                c10::make_intrusive<GridHolder>(std::move(grid)));
   }
   return AnyFunction::apply(input, learned, std::move(levels), lowest, highest,

@@ -4,9 +4,11 @@
 //   u = x / s (+ the zero point)   v = the number that u's code stands for   y = s * v
 //   straight-through   dx = dy where u is inside the code range, else 0
 //                      (Bengio et al., arXiv 1308.3432, sec. 4)
-//   LSQ                ds = sum of dy * (v - u inside the range, v outside it) / sqrt(n *
-//   Qp)
+//   LSQ                ds = g * sum of dy * (v - u inside the range, v outside it),
+//                      g = 1 / sqrt(n * Qp)
 //                      (Esser et al., arXiv 1902.08153, eq. 3 and sec. 2.2)
+//   LSQ+               dz = -g * s * sum of dy outside the range
+//                      (Bhalgat et al., arXiv 2004.09576, eq. 8, b = -s z)
 //
 //   x   any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens,
 //       features], or all of it where one scale serves the tensor.  y  the same shape
@@ -16,13 +18,16 @@
 // Scales of a weight: recomputed from x by the rule at every forward (default), fixed by
 // set_levels, or learned (learn_scale: level 0 becomes the parameter "scale", f32;
 // forward and coded() round it to the level's element, the rounding being
-// straight-through). Zero points and minima are never learned. A static activation:
-// `scale` is fixed or learned, per tensor.
+// straight-through). Zero points are fixed or learned (learn_zero_point: the parameter
+// "zero", [level 0 values], is z times a fixed unit, the mean scale at the start, so that
+// it moves at the pace of the scales; rounded to the codes of its element); minima are
+// never learned. A static activation: `scale` is fixed or learned, per tensor.
 //
 // Throws nibble::Error: invalid_argument (a float scheme, levels of another scheme or
 // shape), out_of_range (a scale is not finite and positive), failed_precondition (no
-// scale yet), unsupported (learn_scale where level 0 is a table type or shifted). Results
-// do not depend on the thread count. One thread at a time while it trains.
+// scale yet), unsupported (learn_scale where level 0 is a table type or shifted,
+// learn_zero_point where there is no single level of zero points). Results do not depend
+// on the thread count. One thread at a time while it trains.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -48,6 +53,8 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void set_scale(float scale);                 // per-tensor
   void learn_scale();                          // LSQ; a scale must be set
   bool learns_scale() const { return scale_.defined(); }
+  void learn_zero_point();  // LSQ+; after learn_scale
+  bool learns_zero_point() const { return zero_.defined(); }
   // A learned scale stays above 1/256 of where it began (all values clipped, a gradient
   // still brings it back) and what its element can say; the trainer calls this every
   // step.
@@ -71,6 +78,8 @@ class FakeQuantizeImpl : public torch::nn::Module {
   CodedMatrix levels_;   // set_levels, set_scale; rows 0: none
   torch::Tensor floor_;  // learned: [level 0 values], the least that each may be
   torch::Tensor scale_;  // learned: [level 0 values]
+  torch::Tensor zero_;   // learned: [level 0 zero points] * zero_unit_
+  float zero_unit_ = 1;
 };
 TORCH_MODULE(FakeQuantize);
 

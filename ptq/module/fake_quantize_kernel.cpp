@@ -36,27 +36,33 @@ void backward_run(const float* x, const float* dy, float* dx, int64_t n, float s
   }
 }
 
-double backward_run_scale(const float* x, const float* dy, float* dx, int64_t n, float s,
-                          float low, float high) {
-  double total = 0;
+float sum_of(const float (&lanes)[kLanes]) {
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+CellGradient backward_run_scale(const float* x, const float* dy, float* dx, int64_t n,
+                                float s, float low, float high) {
+  CellGradient total;
   for (int64_t begin = 0; begin < n; begin += kRun) {
     const int64_t end = std::min(n, begin + kRun);
-    float lanes[kLanes] = {};
-    auto one = [&](int64_t i, float& lane) {
+    float lanes[kLanes] = {}, outside[kLanes] = {};
+    auto one = [&](int64_t i, float& lane, float& out) {
       const float u = x[i] / s;
       const float inside_u = clamped(u, low, high);
       const float v = (inside_u + kRound) - kRound;
       const float d = dy[i];
       dx[i] = inside_u == u ? d : 0.0f;
       lane += d * (inside_u == u ? v - u : v);
+      out += inside_u == u ? 0.0f : d;
     };
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) one(i + l, lanes[l]);
+      for (int l = 0; l < kLanes; ++l) one(i + l, lanes[l], outside[l]);
     }
-    for (int l = 0; i < end; ++i, ++l) one(i, lanes[l]);
-    total += static_cast<double>(((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-                                 ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])));
+    for (int l = 0; i < end; ++i, ++l) one(i, lanes[l], outside[l]);
+    total.scale += static_cast<double>(sum_of(lanes));
+    total.zero -= static_cast<double>(s) * static_cast<double>(sum_of(outside));
   }
   return total;
 }
@@ -135,6 +141,7 @@ bool make_grid(const CodedMatrix& levels, int zero_point, ScaleGrid* grid) {
   grid->lowest = static_cast<float>(code_lowest(scheme));
   grid->highest = static_cast<float>(code_highest(scheme));
   grid->level0 = scheme.scales[0].block.kind;
+  if (!scheme.offsets.empty()) grid->zero_level = scheme.offsets[0].block.kind;
   grid->scales = on_grid(scheme.scales, levels.scales, 0, *grid);
   if (scheme.scales.size() > 1)
     grid->outer = on_grid(scheme.scales, levels.scales, 1, *grid);
@@ -163,8 +170,8 @@ void grid_forward(const ScaleGrid& grid, const float* x, float* y) {
 }
 
 void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float* dx,
-                   double* cells) {
-  auto run = [&](int64_t cell, int64_t first, int64_t n, double* sum) {
+                   CellGradient* cells) {
+  auto run = [&](int64_t cell, int64_t first, int64_t n, CellGradient* sum) {
     const float z = zero_of(grid, cell);
     const float low = grid.lowest - z, high = grid.highest - z, s = grid.scales[cell];
     if (sum == nullptr) {
@@ -180,7 +187,7 @@ void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float
     return;
   }
   const int64_t pieces = (grid.cols + kGrain - 1) / kGrain;
-  std::vector<double> sums(pieces, 0.0);
+  std::vector<CellGradient> sums(pieces);
   at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t first = piece * kGrain;
@@ -189,8 +196,11 @@ void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float
     }
   });
   if (cells == nullptr) return;
-  cells[0] = 0;
-  for (double sum : sums) cells[0] += sum;
+  cells[0] = {};
+  for (const CellGradient& sum : sums) {
+    cells[0].scale += sum.scale;
+    cells[0].zero += sum.zero;
+  }
 }
 
 }  // namespace nibble

@@ -2,10 +2,12 @@
 // memory forward, one backward, equal bit for bit to kernels/scheme's quantize and
 // dequantize.
 //
-//   forward   y = s * rint(clamp(x / s, low, high))     low = lowest code - z, high =
-//   highest - z backward  dx = dy where low <= x / s <= high, else 0
-//             ds of a cell = sum of dy * (v - x / s inside, v outside), v = rint(clamp(x
-//             / s))
+//   forward   y = s * rint(clamp(x / s, low, high))
+//             low = lowest code - z, high = highest code - z
+//   backward  dx = dy where low <= x / s <= high, else 0
+//             ds of a cell = sum of dy * (v - x / s inside, v outside),
+//             v = rint(clamp(x / s))
+//             dz of a cell = -s * sum of dy outside
 //
 // clamp before rint is rint before clamp, since the bounds are integers; and s * (q - z)
 // with q = v + z is s * v, all numbers being small integers. Sums are in a fixed order,
@@ -32,9 +34,10 @@ struct ScaleGrid {
   // Level 0 as the learned parameter sees it.
   Block::Kind level0 = Block::Kind::tensor;
   std::vector<float> outer;  // [rows, groups], the product of levels 1 ..; empty: 1
-  int64_t level0_of(int64_t cell) const {
-    if (level0 == Block::Kind::tensor) return 0;
-    return level0 == Block::Kind::row ? cell / groups : cell;
+  Block::Kind zero_level = Block::Kind::tensor;  // of the zero points' level 0
+  int64_t value_of(Block::Kind level, int64_t cell) const {
+    if (level == Block::Kind::tensor) return 0;
+    return level == Block::Kind::row ? cell / groups : cell;
   }
   float outer_of(int64_t cell) const { return outer.empty() ? 1.0f : outer[cell]; }
 };
@@ -44,8 +47,13 @@ struct ScaleGrid {
 bool make_grid(const CodedMatrix& levels, int zero_point, ScaleGrid* grid);
 
 void grid_forward(const ScaleGrid& grid, const float* x, float* y);
-// cells: [rows * groups] receives ds; nullptr: not wanted.
+// What one cell's values give its scale and its zero point.
+struct CellGradient {
+  double scale = 0;
+  double zero = 0;
+};
+// cells: [rows * groups]; nullptr: not wanted.
 void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float* dx,
-                   double* cells);
+                   CellGradient* cells);
 
 }  // namespace nibble

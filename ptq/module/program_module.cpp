@@ -275,8 +275,11 @@ torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
   if (auto quantizer = inputs_.find(node.name); quantizer != inputs_.end()) {
     inputs[0] = quantizer->second->forward(inputs[0]);
   }
-  TorchOpCall call{
-      .node = node, .inputs = inputs, .parameters = {}, .training = is_training()};
+  TorchOpCall call{.node = node,
+                   .inputs = inputs,
+                   .parameters = {},
+                   .training = is_training(),
+                   .bf16_products = bf16_products_};
   for (const auto& [role, name] : node.parameters) {
     const bool rounded = role == "bias" && rounded_biases_.count(node.name) > 0;
     call.parameters[role] = rounded ? bias_of(node, name) : weight_of(name, pass);

@@ -72,6 +72,10 @@ class ProgramModuleImpl : public torch::nn::Module {
   const std::map<std::string, FakeQuantize>& value_quantizers() const { return values_; }
   const std::map<std::string, FakeQuantize>& input_quantizers() const { return inputs_; }
 
+  // The operands of linear layers' products rounded to bf16, sums and everything else in
+  // f32: about twice as fast where the CPU has bf16 products.
+  void set_bf16_products(bool on) { bf16_products_ = on; }
+
   // Called after every node with the inputs as the node read them (quantizers applied)
   // and its output as it made it (before the value's quantizer). Empty removes.
   using NodeTap =
@@ -104,6 +108,7 @@ class ProgramModuleImpl : public torch::nn::Module {
   std::map<std::string, torch::Tensor> by_name_;
   std::map<std::string, FakeQuantize> weights_, values_, inputs_;
   std::set<std::string> rounded_biases_;  // by node name
+  bool bf16_products_ = false;
   NodeTap tap_;
 };
 TORCH_MODULE(ProgramModule);

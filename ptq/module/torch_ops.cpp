@@ -28,8 +28,17 @@ Tensor run_position_embedding(const TorchOpCall& call) {
   return rows.expand(shape);
 }
 
+Tensor product(const TorchOpCall& call, const Tensor& x, const Tensor& weight) {
+  if (!call.bf16_products) return at::linear(x, weight);
+  return at::linear(x.to(at::kBFloat16), weight.to(at::kBFloat16)).to(at::kFloat);
+}
+
 Tensor run_linear(const TorchOpCall& call) {
-  return at::linear(call.inputs[0], call.parameter("weight"), call.parameter("bias"));
+  const Tensor bias = call.parameter("bias");
+  if (!call.bf16_products)
+    return at::linear(call.inputs[0], call.parameter("weight"), bias);
+  const Tensor y = product(call, call.inputs[0], call.parameter("weight"));
+  return bias.defined() ? y + bias : y;
 }
 
 Tensor run_rms_norm(const TorchOpCall& call) {
@@ -88,9 +97,9 @@ Tensor run_moe(const TorchOpCall& call) {
     const auto [tokens, places] = tokens_of(routing.chosen, static_cast<int64_t>(i / 3));
     if (tokens.numel() == 0) continue;
     const Tensor mine = x.index_select(0, tokens);
-    const Tensor hidden = at::silu(at::linear(mine, call.parameter(layers[i].role))) *
-                          at::linear(mine, call.parameter(layers[i + 1].role));
-    const Tensor out = at::linear(hidden, call.parameter(layers[i + 2].role));
+    const Tensor hidden = at::silu(product(call, mine, call.parameter(layers[i].role))) *
+                          product(call, mine, call.parameter(layers[i + 1].role));
+    const Tensor out = product(call, hidden, call.parameter(layers[i + 2].role));
     const Tensor counts = routing.weights.index({tokens, places}).unsqueeze(1);
     y = y.index_add(0, tokens, out * counts);
   }

@@ -21,6 +21,7 @@ struct TorchOpCall {
   const std::vector<torch::Tensor>& inputs;
   std::map<std::string, torch::Tensor> parameters;  // by role, weights already quantized
   bool training = false;                            // batch_norm: batch statistics
+  bool bf16_products = false;                       // linear, moe: operands in bf16
 
   torch::Tensor parameter(const std::string& role) const {
     auto found = parameters.find(role);

@@ -69,7 +69,9 @@ struct Recipe {
   int64_t minimum_tokens_per_expert = Plan::kFewTokens;
 
   TrainOptions train;
-  bool learn_weight_scale = true, learn_activation_scale = true;
+  bool learn_weight_scale = true, learn_zero_point = true, learn_activation_scale = true;
+  std::string trained = "all";  // all | layers | scales
+  std::string teacher;          // distillation: a model's path; "": the float model
   int64_t sequence_length = 0;  // training; 0: the model's context, at most 512
   bool data_per_line = false;   // text: each line alone
   int64_t data_min_chars = 0;

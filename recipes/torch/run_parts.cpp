@@ -31,16 +31,6 @@ std::function<void(int64_t, int64_t)> counter(const PipelineRequest& request,
   };
 }
 
-Result<Executor> make_executor(const PipelineRequest& request,
-                               std::shared_ptr<const Artifact> model,
-                               const std::string& kv = "") {
-  // A recipe with int8 activations is about the quantized layers; a float model has none.
-  const bool int8 = request.recipe.compute == "int8" && model->is_quantized();
-  return Executor::create(
-      std::move(model),
-      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations, .kv = kv});
-}
-
 // Beside the output, whatever way its path is written ("dir/" too).
 fs::path rejected_path(const PipelineRequest& request) {
   fs::path path = request.output.lexically_normal();
@@ -98,6 +88,16 @@ Status measure_quality(const PipelineRequest& request, Executor* before, Executo
 }
 
 }  // namespace
+
+Result<Executor> make_executor(const PipelineRequest& request,
+                               std::shared_ptr<const Artifact> model,
+                               const std::string& kv) {
+  // A recipe with int8 activations is about the quantized layers; a float model has none.
+  const bool int8 = request.recipe.compute == "int8" && model->is_quantized();
+  return Executor::create(
+      std::move(model),
+      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations, .kv = kv});
+}
 
 Status check_request(const PipelineRequest& request, const char* verb,
                      const std::vector<std::string>& kinds) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/executor.h"
 #include "recipes/data/images.h"
 #include "recipes/torch/pipeline.h"
 
@@ -41,6 +42,11 @@ Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& mo
 // with the reason in description when there are none.
 Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& model,
                               RunData& data, int64_t used, int64_t length);
+
+// An executor as the recipe evaluates; kv: what caches are stored as, "" as the model says.
+Result<Executor> make_executor(const PipelineRequest& request,
+                               std::shared_ptr<const Artifact> model,
+                               const std::string& kv = "");
 
 // Quality and speed of both into report.before and report.after. before may be null (a
 // model that began as noise is no reference).

@@ -11,6 +11,7 @@
 #include "ptq/calibrate.h"
 #include "qat/prepare.h"
 #include "qat/trainer.h"
+#include "recipes/eval/evaluate.h"
 #include "recipes/recipe/mixed_costs.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
@@ -22,8 +23,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kLongestDefault =
-    512;  // tokens of a training sequence when nothing is said
+// Tokens of a training sequence when nothing is said.
+constexpr int64_t kLongestDefault = 512;
+// What looks at the artifact's own figure during training take out of the training data.
+constexpr int64_t kValidationSequences = 16, kValidationImages = 1000;
 
 // f32 values in the dtype of `like`; others as they are.
 Tensor cast(const Tensor& values, DType dtype) {
@@ -96,10 +99,34 @@ int64_t training_length(const Recipe& recipe, const Artifact& model) {
 }
 
 // Training data with the report's held-out part taken out: a twentieth, at most what the
-// recipe evaluates on.
+// recipe evaluates on. validation: taken out as well where the run chooses its best
+// weights by it, so that the held-out part chooses nothing.
 struct LoadedData {
-  RunData train, held;
+  RunData train, held, validation;
 };
+
+RunData take_validation(RunData& data) {
+  RunData part;
+  const int64_t most = data.is_text() ? kValidationSequences : kValidationImages;
+  const int64_t count = std::min(most, data.count() / 10);
+  if (data.is_text()) {
+    part.sequences.assign(data.sequences.end() - count, data.sequences.end());
+    data.sequences.resize(data.sequences.size() - static_cast<size_t>(count));
+    return part;
+  }
+  ImageSet& from = data.images;
+  const int64_t size = from.channels * from.height * from.width;
+  const int64_t left = from.count - count;
+  part.images = from;
+  part.images.count = count;
+  part.images.pixels.assign(from.pixels.begin() + left * size, from.pixels.end());
+  part.images.labels.assign(from.labels.begin() + left, from.labels.end());
+  from.count = left;
+  from.pixels.resize(static_cast<size_t>(left * size));
+  from.labels.resize(static_cast<size_t>(left));
+  return part;
+}
+
 Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& model) {
   const int64_t length = training_length(request.recipe, model);
   LoadedData split;
@@ -112,22 +139,68 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
   }
   NIBBLE_ASSIGN_OR_RETURN(
       split.held, held_out_data(request, model, split.train, count - spare, length));
+  if (request.recipe.train.evaluate_every > 0) {
+    split.validation = take_validation(split.train);
+    if (split.validation.count() == 0) {
+      return error(StatusCode::invalid_argument,
+                   "[train] train.evaluate_every: 10 training sequences or images were "
+                   "required to keep a tenth for it; found ",
+                   split.train.count(), "; give more data, or set it to 0");
+    }
+  }
   return split;
 }
 
+// The teacher, where the recipe has one: another model, or the float model itself.
+Result<ProgramModule> load_teacher(const PipelineRequest& request,
+                                   const Artifact& model) {
+  const Recipe& recipe = request.recipe;
+  if (recipe.train.distill_weight == 0 && recipe.train.distill_hidden == 0) {
+    if (recipe.teacher.empty()) return ProgramModule(nullptr);
+    return error(StatusCode::invalid_argument,
+                 "[train] distill.teacher: distill.weight or distill.hidden above 0 is "
+                 "required to hear it; found neither; set one");
+  }
+  if (recipe.teacher.empty()) return ProgramModule(model);
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact teacher,
+                          load_model(recipe.teacher, request.load));
+  return ProgramModule(teacher);
+}
+
 TrainResult train_module(const PipelineRequest& request, const Artifact& model,
-                         const RunData& data, ProgramModule module) {
+                         const RunData& data, ProgramModule module,
+                         const TrainHooks& hooks) {
   const TrainingData batches =
       make_training_data(model, data, request.recipe.train, request.recipe.data_augment);
   return train(module, batches, request.recipe.train, checkpoint_folder(request),
-               request.resume, request.progress);
+               request.resume, request.progress, hooks);
+}
+
+// What is kept as the best: KL to the float model where there is one, else the loss on
+// text; wrong answers on images.
+double figure_of(const PipelineRequest& request,
+                 std::shared_ptr<const Artifact> reference,
+                 std::shared_ptr<const Artifact> artifact, const RunData& data) {
+  Executor model = value_or_throw(make_executor(request, std::move(artifact)));
+  if (!data.is_text()) {
+    return 1 - value_or_throw(evaluate_images(model, nullptr, data.images, {})).accuracy;
+  }
+  if (reference == nullptr)
+    return value_or_throw(evaluate_text(model, nullptr, data.sequences, {})).nll;
+  Executor other = value_or_throw(make_executor(request, std::move(reference)));
+  return *value_or_throw(evaluate_text(model, &other, data.sequences, {})).kl;
 }
 
 std::string trained_on(const PipelineRequest& request, const RunData& data,
                        const TrainResult& result) {
   const int64_t batch = std::min(request.recipe.train.batch, data.count());
-  return cat("trained ", result.steps, " steps of ", batch,
-             data.is_text() ? " sequences" : " images", " on ", data.description);
+  std::string text =
+      cat("trained ", result.steps, " steps of ", batch * request.recipe.train.accumulate,
+          data.is_text() ? " sequences" : " images", " on ", data.description);
+  if (result.best_step != result.steps)
+    text += cat("; the weights of step ", result.best_step, ", the best of ",
+                result.evaluations.size(), " looks");
+  return text;
 }
 
 // --- float: a checkpoint as Hugging Face writes it
@@ -160,17 +233,30 @@ Result<RunReport> train_float(const PipelineRequest& request) {
   NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, model));
   const auto start = std::make_shared<const Artifact>(model);
 
+  const DType dtype = config_dtype(model.config_json);
   ProgramModule module(model);
-  const TrainResult result = train_module(request, model, data.train, module);
+  const auto trained_floats = [&] {
+    std::map<std::string, Tensor> tensors = module->tensors();
+    for (auto& [name, tensor] : tensors) tensor = cast(tensor, dtype);
+    return tensors;
+  };
+  TrainHooks hooks;
+  NIBBLE_ASSIGN_OR_RETURN(hooks.teacher, load_teacher(request, model));
+  if (data.validation.count() > 0) {
+    hooks.evaluate = [&] {
+      auto now = std::make_shared<Artifact>(model);
+      now->tensors = trained_floats();
+      return figure_of(request, nullptr, std::move(now), data.validation);
+    };
+  }
+  const TrainResult result = train_module(request, model, data.train, module, hooks);
   report.loss = loss_points(result);
   report.notes.push_back(trained_on(request, data.train, result));
   if (from_noise)
     report.notes.push_back(
         cat("weights initialised from seed ", request.recipe.train.seed));
 
-  const DType dtype = config_dtype(model.config_json);
-  model.tensors = module->tensors();
-  for (auto& [name, tensor] : model.tensors) tensor = cast(tensor, dtype);
+  model.tensors = trained_floats();
   NIBBLE_RETURN_IF_ERROR(check_artifact(model));
   const auto trained = std::make_shared<const Artifact>(std::move(model));
   NIBBLE_RETURN_IF_ERROR(
@@ -218,13 +304,31 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
 
   ProgramModule module =
       prepare(ready, {.learn_weight_scale = recipe.learn_weight_scale,
-                      .learn_activation_scale = recipe.learn_activation_scale});
-  const TrainResult result = train_module(request, *planned, data.train, module);
+                      .learn_zero_point = recipe.learn_zero_point,
+                      .learn_activation_scale = recipe.learn_activation_scale,
+                      .trained = recipe.trained == "all"      ? Trained::all
+                                 : recipe.trained == "layers" ? Trained::layers
+                                                              : Trained::scales});
+  const auto trained_so_far = [&] {
+    Calibrated now = finish(module, ready);
+    now.model = in_original_dtypes(*now.model, *planned);
+    return now;
+  };
+  TrainHooks hooks;
+  NIBBLE_ASSIGN_OR_RETURN(hooks.teacher, load_teacher(request, *planned));
+  if (data.validation.count() > 0) {
+    hooks.evaluate = [&] {
+      Artifact now = freeze(trained_so_far(), Provenance{});
+      throw_if_error(set_kv_schemes(request, now));
+      return figure_of(request, model, std::make_shared<const Artifact>(std::move(now)),
+                       data.validation);
+    };
+  }
+  const TrainResult result = train_module(request, *planned, data.train, module, hooks);
   report.loss = loss_points(result);
   report.notes.push_back(trained_on(request, data.train, result));
 
-  Calibrated finished = finish(module, ready);
-  finished.model = in_original_dtypes(*finished.model, *planned);
+  const Calibrated finished = trained_so_far();
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;

@@ -207,6 +207,57 @@ torch::Tensor by_detach(const torch::Tensor& x, const torch::Tensor& s, double l
   return (u.round() - u).detach() * scaled + u * scaled;
 }
 
+TEST(FakeQuantize, LearnedZeroPointsHaveTheGradientOfTheDefinition) {
+  const QuantScheme scheme = *parse_scheme("uint2/g8@f32+z/g8@uint2");
+  const torch::Tensor x0 = random({3, 20}, 6);  // a remainder group of 4
+  CodedMatrix levels = chosen(x0, scheme);
+  for (float& s : levels.scales[0].values) s *= 0.5f;  // many values outside
+  FakeQuantize quantizer(scheme, ScaleRule{});
+  quantizer->set_levels(levels);
+  quantizer->learn_scale();
+  quantizer->learn_zero_point();
+  const torch::Tensor toward = random({3, 20}, 7);
+  torch::Tensor x = x0.clone().requires_grad_();
+  const torch::Tensor y = quantizer->forward(x);
+  EXPECT_TRUE(at::equal(y, through_kernels(x0, levels)));
+  (y * toward).sum().backward();
+  const torch::Tensor zero = quantizer->named_parameters()["zero"];
+  const float unit = at::tensor(levels.scales[0].values).mean().item<float>();
+  const double g = 1.0 / std::sqrt(60.0 / 9.0 * 3.0);  // 60 values, 9 scales, Qp 3
+  for (int64_t r = 0; r < 3; ++r) {
+    for (int64_t c = 0; c < 3; ++c) {
+      const size_t cell = static_cast<size_t>(r * 3 + c);
+      const double s = levels.scales[0].values[cell], z = levels.offsets[0].values[cell];
+      double sum = 0;
+      for (int64_t i = c * 8; i < std::min<int64_t>(20, c * 8 + 8); ++i) {
+        const double u = x0[r][i].item<double>() / s + z;
+        if (u < 0 || u > 3) sum -= s * toward[r][i].item<double>();
+      }
+      EXPECT_NEAR(zero.grad()[static_cast<int64_t>(cell)].item<double>(), g * sum / unit,
+                  1e-4);
+    }
+  }
+  EXPECT_GT(zero.grad().abs().sum().item<double>(), 0.1);
+  // Rounded to a code, and held in its range.
+  {
+    torch::NoGradGuard no_grad;
+    zero[0] = 1.4f * unit;
+    zero[1] = 99.0f;
+    zero[2] = -99.0f;
+  }
+  quantizer->keep_positive();
+  const CodedMatrix now = quantizer->coded(x0);
+  EXPECT_EQ(now.offsets[0].values[0], 1.0f);
+  EXPECT_EQ(now.offsets[0].values[1], 3.0f);
+  EXPECT_EQ(now.offsets[0].values[2], 0.0f);
+
+  FakeQuantize symmetric(*parse_scheme("int4/r@f32"), ScaleRule{});
+  symmetric->set_levels(chosen(x0, symmetric->scheme()));
+  const Status status = status_of([&] { symmetric->learn_zero_point(); });
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_THAT(status.message(), HasSubstr("integer zero points in one level"));
+}
+
 TEST(FakeQuantize, GradientsAgreeWithAutogradThroughDetach) {
   struct Case {
     std::vector<int64_t> shape;
