@@ -8,6 +8,7 @@
 #include "export/formats/writers.h"
 #include "export/levels.h"
 #include "kernels/packing/packed_tensor.h"
+#include "kernels/program/edits/low_rank.h"
 
 namespace nibble {
 namespace {
@@ -52,8 +53,8 @@ std::vector<int64_t> places(const std::vector<int32_t>& order, int64_t cols) {
   return place;
 }
 
-// The same integers under another name (int4 codes, and uint4 codes with zero points of 8),
-// or with their columns in another order within a group.
+// The same integers under another name (int4 codes, and uint4 codes with zero points of
+// 8), or with their columns in another order within a group.
 Status check_distances(const std::string& tensor, const CodedMatrix& q,
                        const CodedMatrix& read, const std::vector<int32_t>& order,
                        const std::vector<int32_t>& order_read) {
@@ -63,17 +64,20 @@ Status check_distances(const std::string& tensor, const CodedMatrix& q,
     for (int64_t column = 0; column < q.cols; ++column) {
       const int64_t c = place[static_cast<size_t>(column)];
       const int64_t d = place_read[static_cast<size_t>(column)];
-      const float required = distance_to_zero(q, r, c), found = distance_to_zero(read, r, d);
+      const float required = distance_to_zero(q, r, c),
+                  found = distance_to_zero(read, r, d);
       if (required != found) return differs(tensor, r, column, "code", required, found);
       const float scale = scale_at(q, r, c), scale_read = scale_at(read, r, d);
-      if (scale != scale_read) return differs(tensor, r, column, "scale", scale, scale_read);
+      if (scale != scale_read)
+        return differs(tensor, r, column, "scale", scale, scale_read);
     }
   }
   return ok_status();
 }
 
 // Column c of a weight's codes is column order[c] of the weight; empty: c itself.
-Result<std::vector<int32_t>> order_of(const Artifact& artifact, const std::string& weight) {
+Result<std::vector<int32_t>> order_of(const Artifact& artifact,
+                                      const std::string& weight) {
   const auto layer = artifact.layers.find(weight);
   if (layer == artifact.layers.end()) return std::vector<int32_t>{};
   const auto tensor = artifact.tensors.find(layer->second.extras.permutation);
@@ -137,8 +141,7 @@ Status check_floats(const std::string& name, const Tensor& tensor, const Tensor&
 }  // namespace
 
 const std::vector<Exporter>& all_exporters() {
-#define NIBBLE_EXPORTER(name, description) \
-  static constexpr Typed kTyped_##name(#name);
+#define NIBBLE_EXPORTER(name, description) static constexpr Typed kTyped_##name(#name);
 #include "export/exporters.inc"
 #undef NIBBLE_EXPORTER
   static const std::vector<Exporter> exporters = {
@@ -148,6 +151,18 @@ const std::vector<Exporter>& all_exporters() {
 #undef NIBBLE_EXPORTER
   };
   return exporters;
+}
+
+Status can_express(const Exporter& exporter, const Artifact& artifact,
+                   const ExportOptions& options) {
+  const std::string_view name = exporter.name;
+  if (name != "nibble" && name != "onnx" && has_low_rank(artifact.program)) {
+    return error(StatusCode::unsupported, "[export] ", name,
+                 ": a model of its architecture's own layers is required; found adapters "
+                 "beside them (lora_A, lora_B); train with lora.merge=true, or export to "
+                 "onnx");
+  }
+  return exporter.can_express(artifact, options);
 }
 
 Result<const Exporter*> find_exporter(std::string_view name) {

@@ -3,9 +3,9 @@
 //
 // One row of exporters.inc a format. can_express names the first thing that the format
 // cannot hold ("[onnx] model.layers.3.mlp.down_proj.weight: ..."). write makes a
-// directory (gguf: a file, where the name ends so), all or nothing. read may not reach kernels/packing (a test checks its
-// includes), so what it returns proves what was written; check_decoded compares that with
-// the artifact.
+// directory (gguf: a file, where the name ends so), all or nothing. read may not reach
+// kernels/packing (a test checks its includes), so what it returns proves what was
+// written; check_decoded compares that with the artifact.
 #pragma once
 
 #include <filesystem>
@@ -40,7 +40,8 @@ struct ExportOptions {
   // gguf: "TYPE" for what no block type holds exactly and for the float layers of blocks;
   // "PATTERN=TYPE" for the layers whose names match, whatever they are (the last wins).
   std::vector<std::string> requantize;
-  // Quantized Hugging Face directories: quantized embeddings become the floats they stand for.
+  // Quantized Hugging Face directories: quantized embeddings become the floats they stand
+  // for.
   bool float_embeddings = false;
   int64_t gptq_version = 0;  // gptq: 1 or 2; 0: 1 where it can hold the zero points
 };
@@ -56,6 +57,11 @@ struct Exporter {
 const std::vector<Exporter>& all_exporters();
 // not_found: the message lists the names.
 Result<const Exporter*> find_exporter(std::string_view name);
+
+// The format's own can_express, after what no format of fixed architectures holds:
+// adapters beside the weights (unsupported; nibble and onnx have graphs and hold them).
+Status can_express(const Exporter& exporter, const Artifact& artifact,
+                   const ExportOptions& options);
 
 // Every quantized weight: each code, scale and offset of what was read equals the
 // artifact's; every float parameter: the same floats. data_loss names tensor, row,

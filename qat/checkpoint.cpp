@@ -138,7 +138,7 @@ void write_checkpoint(const std::filesystem::path& folder, const TrainingState& 
     archive.write(cat("tensor_", index++), tensor.detach());
   }
   torch::serialize::OutputArchive optimizer;
-  state.optimizer->save(optimizer);
+  if (state.optimizer != nullptr) state.optimizer->save(optimizer);
   archive.write("optimizer", optimizer);
   {
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -210,7 +210,7 @@ void read_checkpoint(const std::filesystem::path& folder, TrainingState& state) 
     state.best_figure = best_figure.toDouble();
     torch::serialize::InputArchive optimizer;
     archive.read("optimizer", optimizer);
-    state.optimizer->load(optimizer);
+    if (state.optimizer != nullptr) state.optimizer->load(optimizer);
     auto generator = at::detail::getDefaultCPUGenerator();
     {
       std::lock_guard<std::mutex> lock(generator.mutex());

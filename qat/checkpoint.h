@@ -21,8 +21,8 @@ namespace nibble {
 
 struct TrainingState {
   ProgramModule module{nullptr};
-  torch::optim::Optimizer* optimizer = nullptr;
-  std::string settings;  // training_settings
+  torch::optim::Optimizer* optimizer = nullptr;  // null: between optimizers
+  std::string settings;                          // training_settings
   int64_t step = 0;
   double loss_sum = 0;  // since the last entry of history
   int64_t loss_count = 0;

@@ -16,9 +16,7 @@ constexpr int64_t kIgnoredTarget = -100;  // as torch.nn.CrossEntropyLoss
 // What each block hands to the next, the last block to what follows.
 std::vector<std::string> block_outputs(const Program& program) {
   std::vector<std::string> values;
-  int last = -1;
-  for (const Node& node : program.nodes) last = std::max(last, node.block);
-  for (int block = 0; block <= last; ++block) {
+  for (int block = 0; block < program.block_count(); ++block) {
     for (const std::string& name : slice(program, block).outputs) values.push_back(name);
   }
   return values;

@@ -1,8 +1,6 @@
 #include "qat/trainer.h"
 
 #include <ATen/ATen.h>
-#include <torch/optim/adamw.h>
-#include <torch/optim/sgd.h>
 #include <torch/utils.h>
 
 #include <chrono>
@@ -12,6 +10,7 @@
 #include "kernels/base/cancel.h"
 #include "qat/checkpoint.h"
 #include "qat/distillation.h"
+#include "qat/optimizer.h"
 #include "qat/oscillation.h"
 #include "qat/schedule.h"
 
@@ -56,98 +55,6 @@ void check(const TrainOptions& options, const TrainingData& data) {
           "at least one batch an epoch");
 }
 
-// The groups of parameters, and each group's rate as a multiple of the schedule's.
-struct Groups {
-  std::vector<torch::optim::OptimizerParamGroup> groups;
-  std::vector<double> rates;
-};
-
-template <class Options>
-Groups grouped(const ProgramModule& module, const TrainOptions& options,
-               const Options& base) {
-  std::vector<torch::Tensor> matrices, others, scales;
-  for (const auto& item : module->named_parameters()) {
-    if (!item.value().requires_grad()) continue;
-    if (item.key().find("_quantizers.") != std::string::npos) {
-      scales.push_back(item.value());
-    } else {
-      (item.value().dim() >= 2 ? matrices : others).push_back(item.value());
-    }
-  }
-  Groups result;
-  auto add = [&](const std::vector<torch::Tensor>& parameters, double decay,
-                 double rate) {
-    if (parameters.empty()) return;
-    Options own = base;
-    own.weight_decay(decay);
-    result.groups.emplace_back(parameters, std::make_unique<Options>(own));
-    result.rates.push_back(rate);
-  };
-  add(matrices, options.weight_decay, 1.0);
-  add(others, 0.0, 1.0);
-  add(scales, 0.0,
-      options.scale_learning_rate > 0
-          ? options.scale_learning_rate / options.learning_rate
-          : 1.0);
-  return result;
-}
-
-struct Optimizer {
-  std::unique_ptr<torch::optim::Optimizer> optimizer;
-  std::vector<double> rates;
-  void set_rate(double rate) {
-    for (size_t i = 0; i < rates.size(); ++i) {
-      optimizer->param_groups()[i].options().set_lr(rate * rates[i]);
-    }
-  }
-};
-
-Optimizer make_optimizer(const ProgramModule& module, const TrainOptions& options) {
-  Optimizer result;
-  if (options.optimizer == "sgd") {
-    const auto base =
-        torch::optim::SGDOptions(options.learning_rate).momentum(options.momentum);
-    Groups groups = grouped(module, options, base);
-    result.rates = groups.rates;
-    result.optimizer =
-        std::make_unique<torch::optim::SGD>(std::move(groups.groups), base);
-  } else {
-    const auto base = torch::optim::AdamWOptions(options.learning_rate)
-                          .betas({options.beta1, options.beta2});
-    Groups groups = grouped(module, options, base);
-    result.rates = groups.rates;
-    result.optimizer =
-        std::make_unique<torch::optim::AdamW>(std::move(groups.groups), base);
-  }
-  return result;
-}
-
-// The norm of all gradients together; scales them when it is above `limit` (> 0).
-double clip(const std::vector<torch::Tensor>& parameters, double limit) {
-  double squares = 0;
-  for (const torch::Tensor& p : parameters) {
-    if (!p.grad().defined()) continue;
-    const double norm = p.grad().norm().item<double>();
-    squares += norm * norm;
-  }
-  const double norm = std::sqrt(squares);
-  if (limit > 0 && norm > limit) {
-    for (const torch::Tensor& p : parameters) {
-      if (p.grad().defined()) p.grad().mul_(limit / norm);
-    }
-  }
-  return norm;
-}
-
-void keep_scales_positive(const ProgramModule& module) {
-  for (const auto* table : {&module->weight_quantizers(), &module->value_quantizers(),
-                            &module->input_quantizers()}) {
-    for (const auto& [name, quantizer] : *table) {
-      FakeQuantize(quantizer)->keep_positive();
-    }
-  }
-}
-
 // One run: what train() does, step by step.
 class Run {
  public:
@@ -164,12 +71,10 @@ class Run {
                          1, std::llround(options.epochs *
                                          static_cast<double>(data.batches_per_epoch) /
                                          static_cast<double>(options.accumulate)))),
-        optimizer_(make_optimizer(module, options)),
+        optimizer_(make_optimizer(trained_parameters(module), options)),
         distillation_(module, hooks.teacher, options),
         oscillations_(module, options) {
-    for (const auto& group : optimizer_.optimizer->param_groups()) {
-      trained_.insert(trained_.end(), group.params().begin(), group.params().end());
-    }
+    trained_ = optimizer_.parameters();
     const bool bf16 = options.precision == "bf16";
     module_->set_bf16_products(bf16);
     if (hooks.teacher) ProgramModule(hooks.teacher)->set_bf16_products(bf16);
@@ -249,7 +154,7 @@ class Run {
       loss.backward();
     }
     oscillations_.add_damping();
-    const double norm = clip(trained_, options_.clip_norm);
+    const double norm = clip_gradients(trained_, options_.clip_norm);
     optimizer_.optimizer->step();
     keep_scales_positive(module_);
     oscillations_.after_step();
@@ -263,7 +168,7 @@ class Run {
       state_.history.push_back({state_.step, mean, rate, norm});
       state_.loss_sum = 0;
       state_.loss_count = 0;
-      if (hooks_.log) hooks_.log(state_.history.back());
+      if (hooks_.log) hooks_.log(state_.history, state_.evaluations);
     }
     last_loss_ = value;
   }
@@ -298,6 +203,7 @@ class Run {
       state_.best = copies(everything());
     }
     state_.evaluations.push_back({state_.step, figure});
+    if (hooks_.log) hooks_.log(state_.history, state_.evaluations);
     if (!own.empty()) assign(trained_, own);
   }
 

@@ -71,7 +71,9 @@ struct TrainResult {
 struct TrainHooks {
   ProgramModule teacher{nullptr};    // for distill.*
   std::function<double()> evaluate;  // of the module as it is now; less is better
-  std::function<void(const TrainStep&)> log;  // every entry of history, as it comes
+  // The run so far, whenever an entry or a look has come.
+  std::function<void(const std::vector<TrainStep>&, const std::vector<TrainEvaluation>&)>
+      log;
 };
 
 // checkpoint: a directory for checkpoint.pt (made when absent; empty path: none is

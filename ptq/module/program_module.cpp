@@ -6,7 +6,7 @@
 #include <cstring>
 #include <set>
 
-#include "kernels/packing/packed_tensor.h"
+#include "ptq/module/packed_linear.h"
 #include "ptq/module/torch_ops.h"
 
 namespace nibble {
@@ -22,12 +22,14 @@ std::string child_name(std::string name) {
   return name;
 }
 
-torch::Tensor dequantized(const PackedTensor& packed) {
-  torch::Tensor weight = at::empty(packed.shape, at::kFloat);
-  throw_if_error(dequantize_rows(
-      packed, 0,
-      MatrixView<float>(weight.mutable_data_ptr<float>(), packed.rows, packed.cols)));
-  return weight;
+// Does every node that reads this tensor do so as a linear layer's weight?
+bool only_linear(const Program& program, const std::string& tensor) {
+  for (const Node& node : program.nodes) {
+    for (const auto& [role, name] : node.parameters) {
+      if (name == tensor && (node.op != "linear" || role != "weight")) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -57,7 +59,8 @@ Tensor from_torch(const torch::Tensor& tensor) {
   return result;
 }
 
-ProgramModuleImpl::ProgramModuleImpl(const Artifact& artifact)
+ProgramModuleImpl::ProgramModuleImpl(const Artifact& artifact,
+                                     PackedWeights packed_weights)
     : torch::nn::Module("ProgramModule"), program_(artifact.program) {
   for (const Node& node : program_.nodes) {
     if (find_torch_op(node.op) == nullptr) {
@@ -67,7 +70,13 @@ ProgramModuleImpl::ProgramModuleImpl(const Artifact& artifact)
                "'; add its row"));
     }
     for (const auto& [role, name] : node.parameters) {
-      if (by_name_.count(name)) continue;
+      if (by_name_.count(name) || packed_.count(name)) continue;
+      if (packed_weights == PackedWeights::stay && only_linear(program_, name)) {
+        if (auto found = artifact.packed.find(name); found != artifact.packed.end()) {
+          packed_[name] = std::make_shared<const PackedTensor>(found->second);
+          continue;
+        }
+      }
       // Running statistics move with batch_norm's forward, not with the optimizer.
       const bool trainable = role != "running_mean" && role != "running_var";
       if (auto found = artifact.tensors.find(name); found != artifact.tensors.end()) {
@@ -279,8 +288,13 @@ torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
                    .inputs = inputs,
                    .parameters = {},
                    .training = is_training(),
-                   .bf16_products = bf16_products_};
+                   .bf16_products = bf16_products_,
+                   .packed = nullptr};
   for (const auto& [role, name] : node.parameters) {
+    if (auto packed = packed_.find(name); packed != packed_.end()) {
+      call.packed = packed->second;
+      continue;
+    }
     const bool rounded = role == "bias" && rounded_biases_.count(node.name) > 0;
     call.parameters[role] = rounded ? bias_of(node, name) : weight_of(name, pass);
   }

@@ -36,11 +36,17 @@
 
 namespace nibble {
 
+// What becomes of an artifact's packed weights. stay: those that only linear layers read
+// are made floats while they are used (ptq/module/packed_linear.h), and are no
+// parameters.
+enum class PackedWeights : uint8_t { become_floats, stay };
+
 class ProgramModuleImpl : public torch::nn::Module {
  public:
-  // Tensors (and packed weights, dequantized, without gradient) of the artifact's
-  // program. A weight shared by two nodes is one parameter.
-  explicit ProgramModuleImpl(const Artifact& artifact);
+  // Tensors (and packed weights, without gradient) of the artifact's program. A weight
+  // shared by two nodes is one parameter.
+  explicit ProgramModuleImpl(const Artifact& artifact,
+                             PackedWeights packed = PackedWeights::become_floats);
 
   torch::Tensor forward(const torch::Tensor& input);
 
@@ -106,6 +112,7 @@ class ProgramModuleImpl : public torch::nn::Module {
   std::vector<std::vector<std::string>>
       dies_;  // per node: values that nobody reads after it
   std::map<std::string, torch::Tensor> by_name_;
+  std::map<std::string, std::shared_ptr<const PackedTensor>> packed_;  // that stay so
   std::map<std::string, FakeQuantize> weights_, values_, inputs_;
   std::set<std::string> rounded_biases_;  // by node name
   bool bf16_products_ = false;

@@ -9,6 +9,7 @@
 #include "kernels/program/rope_attributes.h"
 #include "ptq/module/fused_ops.h"
 #include "ptq/module/mixture.h"
+#include "ptq/module/packed_linear.h"
 
 namespace nibble {
 namespace {
@@ -35,9 +36,11 @@ Tensor product(const TorchOpCall& call, const Tensor& x, const Tensor& weight) {
 
 Tensor run_linear(const TorchOpCall& call) {
   const Tensor bias = call.parameter("bias");
-  if (!call.bf16_products)
+  if (call.packed == nullptr && !call.bf16_products)
     return at::linear(call.inputs[0], call.parameter("weight"), bias);
-  const Tensor y = product(call, call.inputs[0], call.parameter("weight"));
+  const Tensor y = call.packed != nullptr
+                       ? packed_linear(call.inputs[0], call.packed, call.bf16_products)
+                       : product(call, call.inputs[0], call.parameter("weight"));
   return bias.defined() ? y + bias : y;
 }
 

@@ -8,10 +8,12 @@
 #include <torch/types.h>
 
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/packing/packed_tensor.h"
 #include "kernels/program/program.h"
 
 namespace nibble {
@@ -22,6 +24,8 @@ struct TorchOpCall {
   std::map<std::string, torch::Tensor> parameters;  // by role, weights already quantized
   bool training = false;                            // batch_norm: batch statistics
   bool bf16_products = false;                       // linear, moe: operands in bf16
+  // linear: its weight, where it stays packed.
+  std::shared_ptr<const PackedTensor> packed = nullptr;
 
   torch::Tensor parameter(const std::string& role) const {
     auto found = parameters.find(role);

@@ -123,7 +123,7 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const Artifact artifact,
                           load_model(line.path("ARTIFACT"), line.load_options()));
-  NIBBLE_RETURN_IF_ERROR(exporter->can_express(artifact, options));
+  NIBBLE_RETURN_IF_ERROR(can_express(*exporter, artifact, options));
   NIBBLE_RETURN_IF_ERROR(exporter->write(artifact, output, options));
   // Their caches are their own; what the artifact says of its cache goes no further.
   const std::vector<ProgramState>& states = artifact.program.states;

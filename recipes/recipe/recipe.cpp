@@ -139,9 +139,7 @@ class Parser {
   // What the keys mean together.
   Status finish() {
     NIBBLE_RETURN_IF_ERROR(check_weight());
-    const unsigned kind = recipe_->kind == "ptq"   ? kPtq
-                          : recipe_->kind == "qat" ? kQat
-                                                   : kFloat;
+    const unsigned kind = kind_of(*recipe_);
     for (const auto& [key, where] : places_) {
       if (find_setting(key)->kinds & kind) continue;
       return wrong(where, key, " means nothing in a recipe of kind ", recipe_->kind,
@@ -153,6 +151,12 @@ class Parser {
                    "layers means nothing in a recipe of kind float; found ",
                    recipe_->layers.size(),
                    " rules; allowed: leave it out, or kind ptq or qat");
+    }
+    if (recipe_->kind == "lora" && recipe_->layers.empty()) {
+      if (recipe_->lora_merge) return ok_status();
+      return wrong(place_of("lora.merge"),
+                   "lora.merge: false needs layers, the quantized weights that adapters "
+                   "stay beside; found none; allowed: true, or rules in layers");
     }
     if (recipe_->layers.empty()) {
       return wrong(source_,
@@ -166,10 +170,10 @@ class Parser {
                    "); allowed: f32, f16, bf16, int8, fp8, int4, a scheme, KEYS,VALUES");
     }
     if (recipe_->kind == "qat" && recipe_->train.steps == 0 &&
-        recipe_->train.epochs == 0) {
+        recipe_->train.epochs == 0 && recipe_->blocks.epochs == 0) {
       return wrong(place_of("train.steps"),
-                   "train.steps or train.epochs above 0 is required; found "
-                   "0 and 0; allowed: train.steps of at least 1, or train.epochs");
+                   "train.steps, train.epochs or qat.blocks.epochs above 0 is required; "
+                   "found 0 everywhere; allowed: train.steps of at least 1, or epochs");
     }
     const int budgets = (recipe_->mixed_bits > 0) + (recipe_->mixed_megabytes > 0) +
                         (recipe_->mixed_milliseconds > 0);
@@ -493,9 +497,7 @@ Result<Recipe> load_recipe(const std::string& name_or_file,
 }
 
 std::string print_recipe(const Recipe& recipe) {
-  const unsigned kind = recipe.kind == "ptq"   ? kPtq
-                        : recipe.kind == "qat" ? kQat
-                                               : kFloat;
+  const unsigned kind = kind_of(recipe);
   std::string text, section;
   for (const Setting& setting : recipe_settings()) {
     const std::string key = setting.key;

@@ -37,7 +37,7 @@ struct LayerRule {
 struct Recipe {
   std::string name, description,
       source;                     // source: "built-in w4a16-gptq" or the file's path
-  std::string kind = "ptq";       // ptq | qat | float
+  std::string kind = "ptq";       // ptq | qat | float | lora
   std::vector<LayerRule> layers;  // first match wins
 
   // The scheme of layers whose rule names none: `weight`, else made from the four below.
@@ -71,6 +71,12 @@ struct Recipe {
   TrainOptions train;
   bool learn_weight_scale = true, learn_zero_point = true, learn_activation_scale = true;
   std::string trained = "all";  // all | layers | scales
+  // Blocks alone, before the whole (epochs 0: not); the rest of its settings are train's.
+  TrainOptions blocks{.learning_rate = 1e-4, .scale_learning_rate = 4e-5, .epochs = 0};
+  int64_t blocks_sequences = 512;
+  int64_t lora_rank = 16;
+  std::string lora_pattern = "*";
+  bool lora_merge = true;
   std::string teacher;          // distillation: a model's path; "": the float model
   int64_t sequence_length = 0;  // training; 0: the model's context, at most 512
   bool data_per_line = false;   // text: each line alone

@@ -118,8 +118,9 @@ std::vector<Setting> make_settings() {
   return {
       {"name", "", 0, 0, kAll, "what reports call it", NIBBLE_TARGET(name)},
       {"description", "", 0, 0, kAll, "one sentence", NIBBLE_TARGET(description)},
-      {"kind", "ptq|qat|float", 0, 0, kAll,
-       "quantize only; quantize and train; train in float", NIBBLE_TARGET(kind)},
+      {"kind", "ptq|qat|float|lora", 0, 0, kAll,
+       "quantize only; quantize and train; train in float; train adapters",
+       NIBBLE_TARGET(kind)},
       {"weight", "scheme", 0, 0, kQuantizing,
        "weight scheme of layers whose rule names none; replaces the next four",
        NIBBLE_TARGET(weight)},
@@ -220,6 +221,22 @@ std::vector<Setting> make_settings() {
       {"qat.freeze_oscillations", "", 0, 1, kQat,
        "weights that jump more often than this a step are frozen; 0: none",
        NIBBLE_TARGET(train.freeze_oscillations)},
+      {"qat.blocks.epochs", "", 0, 1e6, kQat,
+       "passes in which each block learns alone, before train.*; 0: none",
+       NIBBLE_TARGET(blocks.epochs)},
+      {"qat.blocks.sequences", "", 1, kMany, kQat, "sequences or images for it",
+       NIBBLE_TARGET(blocks_sequences)},
+      {"qat.blocks.learning_rate", "", 0, 100, kQat, "of weights and norms",
+       NIBBLE_TARGET(blocks.learning_rate)},
+      {"qat.blocks.scale_learning_rate", "", 0, 100, kQat,
+       "of scales and zero points; 0: learning_rate",
+       NIBBLE_TARGET(blocks.scale_learning_rate)},
+      {"lora.rank", "", 1, 65536, kLora, "of the adapters", NIBBLE_TARGET(lora_rank)},
+      {"lora.pattern", "", 0, 0, kLora, "the linear layers that get one",
+       NIBBLE_TARGET(lora_pattern)},
+      {"lora.merge", "", 0, 0, kLora,
+       "true: a float checkpoint; false: adapters beside the quantized weights",
+       NIBBLE_TARGET(lora_merge)},
       {"distill.weight", "", 0, 1, kTraining,
        "share of the teacher's logits in the loss, the rest is the data's",
        NIBBLE_TARGET(train.distill_weight)},
@@ -242,7 +259,8 @@ std::vector<Setting> make_settings() {
       {"train.beta2", "", 0, 1, kTraining, "adamw", NIBBLE_TARGET(train.beta2)},
       {"train.steps", "", 0, kMany, kTraining, "0: epochs decides",
        NIBBLE_TARGET(train.steps)},
-      {"train.epochs", "", 0, 1e6, kTraining, "passes over the data",
+      {"train.epochs", "", 0, 1e6, kTraining,
+       "passes over the data; 0 with steps 0: after qat.blocks, nothing more",
        NIBBLE_TARGET(train.epochs)},
       {"train.batch", "", 1, 1e6, kTraining, "sequences or images of a forward pass",
        NIBBLE_TARGET(train.batch)},
@@ -307,6 +325,12 @@ std::vector<Setting> make_settings() {
 }
 
 }  // namespace
+
+unsigned kind_of(const Recipe& recipe) {
+  if (recipe.kind == "ptq") return kPtq;
+  if (recipe.kind == "qat") return kQat;
+  return recipe.kind == "lora" ? kLora : kFloat;
+}
 
 const std::vector<Setting>& recipe_settings() {
   static const std::vector<Setting> settings = make_settings();

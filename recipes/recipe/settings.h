@@ -13,10 +13,12 @@ enum RecipeKinds : unsigned {
   kPtq = 1,
   kQat = 2,
   kFloat = 4,
-  kQuantizing = 3,
-  kTraining = 6,
-  kAll = 7
+  kLora = 8,
+  kQuantizing = kPtq | kQat | kLora,
+  kTraining = kQat | kFloat | kLora,
+  kAll = kQuantizing | kTraining
 };
+unsigned kind_of(const Recipe& recipe);
 
 using SettingTarget = std::variant<std::string*, int64_t*, int*, uint64_t*, double*,
                                    bool*, ScaleRule::Kind*>;

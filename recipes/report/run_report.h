@@ -11,10 +11,10 @@
 #include "recipes/eval/attribution.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/evaluate.h"
-#include "recipes/eval/noise_floor.h"
-#include "recipes/eval/quality_gate.h"
 #include "recipes/eval/kernel_speed.h"
 #include "recipes/eval/layer_speed.h"
+#include "recipes/eval/noise_floor.h"
+#include "recipes/eval/quality_gate.h"
 #include "recipes/eval/speed.h"
 
 namespace nibble {
@@ -56,6 +56,12 @@ struct LossPoint {
   int64_t step = 0;
   double loss = 0;
   double learning_rate = 0;
+  double gradient_norm = 0;
+};
+// The artifact's own figure, where a training looked at it: KL, or the share of errors.
+struct FigurePoint {
+  int64_t step = 0;
+  double figure = 0;
 };
 
 struct RunReport {
@@ -73,12 +79,13 @@ struct RunReport {
   std::vector<GateResult> gates;  // the recipe's, with their outcomes
   bool rejected = false;          // one of them is not met; output says where it lies
   std::optional<Attribution> attribution;
-  std::vector<Measurement> parts;   // the artifact with part of what it does undone
-  std::vector<Measurement> others;  // earlier artifacts of the same model, for the plot
-  Ledger ledger;                    // empty for a float model
-  std::vector<LossPoint> loss;      // train only
-  std::vector<LayerSpeed> layers;   // bench only
-  KernelSpeeds kernels;             // bench --kernels only: then there are no models
+  std::vector<Measurement> parts;    // the artifact with part of what it does undone
+  std::vector<Measurement> others;   // earlier artifacts of the same model, for the plot
+  Ledger ledger;                     // empty for a float model
+  std::vector<LossPoint> loss;       // train only
+  std::vector<FigurePoint> figures;  // train only
+  std::vector<LayerSpeed> layers;    // bench only
+  KernelSpeeds kernels;              // bench --kernels only: then there are no models
   std::vector<std::string> notes;
   std::vector<std::string> costs;  // time and memory of this run; not in report.html
   int64_t peak_memory = 0, predicted_memory = 0;  // quantize; bytes, 0: not known

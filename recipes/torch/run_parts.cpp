@@ -8,6 +8,7 @@
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/recipe/nearest_name.h"
+#include "recipes/report/training_log.h"
 
 namespace nibble {
 namespace {
@@ -287,9 +288,8 @@ Status measure_models(const PipelineRequest& request,
 }
 
 Status record_kernels(Artifact& artifact) {
-  NIBBLE_ASSIGN_OR_RETURN(
-      const auto kernels,
-      kernel_names(std::make_shared<const Artifact>(artifact), {}));
+  NIBBLE_ASSIGN_OR_RETURN(const auto kernels,
+                          kernel_names(std::make_shared<const Artifact>(artifact), {}));
   for (LedgerEntry& entry : artifact.ledger.entries) {
     const auto found = kernels.find(entry.tensor);
     if (found != kernels.end()) entry.kernel = found->second;
@@ -340,8 +340,14 @@ Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
 }
 
 std::map<std::string, std::string> report_files(const RunReport& report) {
-  return {{"report.html", report_html(report)},
-          {"measurements.json", print_measurement(report.after)}};
+  std::map<std::string, std::string> files = {
+      {"report.html", report_html(report)},
+      {"measurements.json", print_measurement(report.after)}};
+  if (!report.loss.empty()) {
+    files["training.csv"] = training_csv(report.loss, report.figures);
+    files[kEventFile] = tensorboard_events(report.loss, report.figures);
+  }
+  return files;
 }
 
 }  // namespace nibble

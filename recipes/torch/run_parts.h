@@ -74,7 +74,7 @@ Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
 Status check_gate_data(const PipelineRequest& request, const Artifact& model,
                        const RunData& data, const char* verb);
 
-// report.html and measurements.json.
+// report.html and measurements.json; of a training also its course (training_log.h).
 std::map<std::string, std::string> report_files(const RunReport& report);
 
 }  // namespace nibble

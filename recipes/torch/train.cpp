@@ -1,4 +1,4 @@
-// nibble train: float checkpoints, and quantization in the loop.
+// nibble train: float checkpoints, quantization in the loop, adapters.
 #include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
@@ -8,11 +8,15 @@
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
+#include "kernels/program/edits/low_rank.h"
 #include "ptq/calibrate.h"
+#include "ptq/module/packed_linear.h"
+#include "qat/blockwise.h"
 #include "qat/prepare.h"
 #include "qat/trainer.h"
 #include "recipes/eval/evaluate.h"
 #include "recipes/recipe/mixed_costs.h"
+#include "recipes/report/training_log.h"
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
@@ -57,12 +61,14 @@ DType config_dtype(const std::string& config_json) {
   return DType::f32;
 }
 
-std::vector<LossPoint> loss_points(const TrainResult& result) {
-  std::vector<LossPoint> points;
-  for (const TrainStep& step : result.history) {
-    points.push_back({step.step, step.loss, step.learning_rate});
-  }
-  return points;
+void set_course(RunReport& report, const std::vector<TrainStep>& history,
+                const std::vector<TrainEvaluation>& looks) {
+  report.loss.clear();
+  report.figures.clear();
+  for (const TrainStep& step : history)
+    report.loss.push_back({step.step, step.loss, step.learning_rate, step.gradient_norm});
+  for (const TrainEvaluation& look : looks)
+    report.figures.push_back({look.step, look.figure});
 }
 
 // Where an interrupted run continues: beside the output.
@@ -167,13 +173,27 @@ Result<ProgramModule> load_teacher(const PipelineRequest& request,
   return ProgramModule(teacher);
 }
 
+// The course of the run lies beside its checkpoint while it goes on, for those who watch.
 TrainResult train_module(const PipelineRequest& request, const Artifact& model,
-                         const RunData& data, ProgramModule module,
-                         const TrainHooks& hooks) {
+                         const RunData& data, ProgramModule module, TrainHooks hooks,
+                         RunReport& report) {
+  const fs::path folder = checkpoint_folder(request);
+  hooks.log = [&](const std::vector<TrainStep>& history,
+                  const std::vector<TrainEvaluation>& looks) {
+    set_course(report, history, looks);
+    std::error_code failed;
+    fs::create_directories(folder, failed);
+    throw_if_error(write_file_atomically(folder / "training.csv",
+                                         training_csv(report.loss, report.figures)));
+    throw_if_error(write_file_atomically(
+        folder / kEventFile, tensorboard_events(report.loss, report.figures)));
+  };
   const TrainingData batches =
       make_training_data(model, data, request.recipe.train, request.recipe.data_augment);
-  return train(module, batches, request.recipe.train, checkpoint_folder(request),
-               request.resume, request.progress, hooks);
+  const TrainResult result = train(module, batches, request.recipe.train, folder,
+                                   request.resume, request.progress, hooks);
+  set_course(report, result.history, result.evaluations);
+  return result;
 }
 
 // What is kept as the best: KL to the float model where there is one, else the loss on
@@ -189,6 +209,39 @@ double figure_of(const PipelineRequest& request,
     return value_or_throw(evaluate_text(model, nullptr, data.sequences, {})).nll;
   Executor other = value_or_throw(make_executor(request, std::move(reference)));
   return *value_or_throw(evaluate_text(model, &other, data.sequences, {})).kl;
+}
+
+// The blocks alone, where the recipe asks for it; what it gained in words.
+std::string train_blocks_alone(const PipelineRequest& request, const Artifact& model,
+                               const RunData& data, ProgramModule module,
+                               ProgramModule teacher) {
+  const Recipe& recipe = request.recipe;
+  if (recipe.blocks.epochs == 0) return "";
+  TrainOptions options = recipe.train;
+  options.optimizer = "adamw";
+  options.steps = 0;
+  options.epochs = recipe.blocks.epochs;
+  options.learning_rate = recipe.blocks.learning_rate;
+  options.scale_learning_rate = recipe.blocks.scale_learning_rate;
+  const TrainingData batches =
+      make_training_data(model, data, recipe.train, recipe.data_augment);
+  const int64_t count =
+      std::min(batches.batches_per_epoch,
+               std::max<int64_t>(1, recipe.blocks_sequences / recipe.train.batch));
+  std::vector<torch::Tensor> inputs;
+  for (int64_t i = 0; i < count; ++i) inputs.push_back(batches.batch(0, i).input);
+  const std::vector<BlockFit> fits = train_blocks(
+      std::move(module), std::move(teacher), inputs, options,
+      checkpoint_folder(request) / "blocks", request.resume, request.progress);
+  double before = 0, after = 0;
+  for (const BlockFit& fit : fits) {
+    before += fit.before / static_cast<double>(fits.size());
+    after += fit.after / static_cast<double>(fits.size());
+  }
+  return cat(fits.size(), " blocks trained alone on ", count * recipe.train.batch,
+             data.is_text() ? " sequences" : " images",
+             ", mean squared error of their outputs ", before, " -> ", after,
+             " of the outputs' squares; ");
 }
 
 std::string trained_on(const PipelineRequest& request, const RunData& data,
@@ -249,8 +302,8 @@ Result<RunReport> train_float(const PipelineRequest& request) {
       return figure_of(request, nullptr, std::move(now), data.validation);
     };
   }
-  const TrainResult result = train_module(request, model, data.train, module, hooks);
-  report.loss = loss_points(result);
+  const TrainResult result =
+      train_module(request, model, data.train, module, hooks, report);
   report.notes.push_back(trained_on(request, data.train, result));
   if (from_noise)
     report.notes.push_back(
@@ -324,17 +377,22 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
                        data.validation);
     };
   }
-  const TrainResult result = train_module(request, *planned, data.train, module, hooks);
-  report.loss = loss_points(result);
-  report.notes.push_back(trained_on(request, data.train, result));
+  const std::string blocks =
+      train_blocks_alone(request, *planned, data.train, module,
+                         hooks.teacher ? hooks.teacher : ProgramModule(*planned));
+  TrainResult result;
+  if (recipe.train.steps > 0 || recipe.train.epochs > 0)
+    result = train_module(request, *planned, data.train, module, hooks, report);
+  const std::string training = blocks + trained_on(request, data.train, result);
+  report.notes.push_back(training);
 
   const Calibrated finished = trained_so_far();
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
   Artifact frozen = freeze(finished, provenance);
-  frozen.provenance.calibration += (frozen.provenance.calibration.empty() ? "" : "; ") +
-                                   trained_on(request, data.train, result);
+  frozen.provenance.calibration +=
+      (frozen.provenance.calibration.empty() ? "" : "; ") + training;
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
@@ -349,15 +407,143 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   return report;
 }
 
+// --- adapters over a frozen base, float or quantized (QLoRA)
+
+// The base as the adapters see it: quantized as the recipe's layers say, or as it came.
+Result<Artifact> adapter_base(const PipelineRequest& request, const Artifact& model,
+                              const LoadedData& data, RunReport& report) {
+  const Recipe& recipe = request.recipe;
+  if (recipe.layers.empty()) return model;
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
+                          prepare_for_plan(model, recipe.static_activations));
+  const auto planned = std::make_shared<const Artifact>(std::move(folded));
+  NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
+  NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
+  const CalibrationSplit split =
+      split_calibration(recipe, data.train, plan, report.notes);
+  CalibrationData calibration;
+  if (recipe.needs_calibration())
+    calibration = calibration_data(model, data.train, split);
+  report.calibration = calibration.description;
+  Provenance provenance = model.provenance;
+  provenance.recipe = report.recipe;
+  provenance.tool_version = kToolVersion;
+  return freeze(calibrate(planned, plan, calibration, request.progress), provenance);
+}
+
+Result<std::vector<std::string>> add_adapters(const Recipe& recipe, Artifact& base) {
+  WeightShapes shapes;
+  for (const auto& [name, tensor] : base.tensors) shapes[name] = tensor.shape;
+  for (const auto& [name, packed] : base.packed) shapes[name] = packed.shape;
+  return add_low_rank(base.program, base.tensors, shapes,
+                      {.pattern = recipe.lora_pattern,
+                       .rank = recipe.lora_rank,
+                       .seed = recipe.train.seed});
+}
+
+// Adapters into the artifact, in the dtype of its floats, each in the ledger.
+void set_adapters(Artifact& artifact, const std::vector<std::string>& names,
+                  const ProgramModule& module, DType dtype) {
+  for (const std::string& name : names) {
+    Tensor& tensor = artifact.tensors[name];
+    tensor = cast(from_torch(module->parameter(name)), dtype);
+    if (artifact.ledger.entries.empty() || artifact.ledger.find(name)) continue;
+    LedgerEntry entry;
+    entry.tensor = name;
+    entry.scheme = dtype == DType::f32 ? "f32" : dtype == DType::bf16 ? "bf16" : "f16";
+    entry.method = "float";
+    entry.reason = "adapter, trained";
+    entry.parameters = tensor.numel();
+    entry.bits = static_cast<double>(tensor.numel() * dtype_bytes(dtype) * 8);
+    artifact.ledger.entries.push_back(std::move(entry));
+  }
+  std::sort(
+      artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
+      [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
+}
+
+// Floats again, the adapters in their weights.
+Result<Artifact> merged_model(const Artifact& trained, DType dtype) {
+  Artifact merged = trained;
+  for (const auto& [name, packed] : merged.packed)
+    merged.tensors[name] = cast(from_torch(dequantized(packed)), dtype);
+  merged.packed.clear();
+  merged.layers.clear();
+  merged.activations.clear();
+  merged.ledger = {};
+  NIBBLE_RETURN_IF_ERROR(merge_low_rank(merged.program, merged.tensors));
+  return merged;
+}
+
+Result<RunReport> train_adapters(const PipelineRequest& request) {
+  RunReport report = begin_report(request, "train");
+  NIBBLE_RETURN_IF_ERROR(read_compared(request, report));
+  const Recipe& recipe = request.recipe;
+  NIBBLE_ASSIGN_OR_RETURN(Artifact loaded, load_float_model(request, "train", false));
+  const auto model = std::make_shared<const Artifact>(std::move(loaded));
+  NIBBLE_ASSIGN_OR_RETURN(const LoadedData data, load_data(request, *model));
+  NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, data.held, "train"));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact base, adapter_base(request, *model, data, report));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                          add_adapters(recipe, base));
+  const DType dtype = config_dtype(model->config_json);
+
+  ProgramModule module(base, PackedWeights::stay);
+  for (auto& item : module->named_parameters()) {
+    const bool adapter = std::find(names.begin(), names.end(), item.key()) != names.end();
+    item.value().set_requires_grad(adapter);
+  }
+  const auto trained_so_far = [&]() -> Result<Artifact> {
+    Artifact now = base;
+    set_adapters(now, names, module, dtype);
+    if (recipe.lora_merge) return merged_model(now, dtype);
+    NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, now));
+    return now;
+  };
+  TrainHooks hooks;
+  NIBBLE_ASSIGN_OR_RETURN(hooks.teacher, load_teacher(request, *model));
+  if (data.validation.count() > 0) {
+    hooks.evaluate = [&] {
+      return figure_of(request, nullptr,
+                       std::make_shared<const Artifact>(value_or_throw(trained_so_far())),
+                       data.validation);
+    };
+  }
+  const TrainResult result =
+      train_module(request, *model, data.train, module, hooks, report);
+  const std::string training =
+      cat(names.size() / 2, " adapters of rank ", recipe.lora_rank, ", ",
+          trained_on(request, data.train, result));
+  report.notes.push_back(training);
+
+  NIBBLE_ASSIGN_OR_RETURN(Artifact finished, trained_so_far());
+  if (recipe.lora_merge) {
+    NIBBLE_RETURN_IF_ERROR(check_artifact(finished));
+    const auto merged = std::make_shared<const Artifact>(std::move(finished));
+    NIBBLE_RETURN_IF_ERROR(measure_models(request, model, merged, data.held, report));
+    NIBBLE_RETURN_IF_ERROR(write_checkpoint(request, *merged, report_files(report)));
+    return report;
+  }
+  finished.provenance.calibration +=
+      (finished.provenance.calibration.empty() ? "" : "; ") + training;
+  NIBBLE_RETURN_IF_ERROR(record_kernels(finished));
+  const auto artifact = std::make_shared<const Artifact>(std::move(finished));
+  report.ledger = artifact->ledger;
+  NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
+  NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
+  return report;
+}
+
 }  // namespace
 
 Result<RunReport> run_train(const PipelineRequest& request) {
   return catching("train", [&request]() -> Result<RunReport> {
-    NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat"}));
+    NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat", "lora"}));
     NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
     at::set_num_threads(thread_count());
-    Result<RunReport> report =
-        request.recipe.kind == "float" ? train_float(request) : train_quantized(request);
+    Result<RunReport> report = request.recipe.kind == "float"  ? train_float(request)
+                               : request.recipe.kind == "lora" ? train_adapters(request)
+                                                               : train_quantized(request);
     if (report.ok()) remove_checkpoint(request);
     return report;
   });

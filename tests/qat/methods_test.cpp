@@ -9,6 +9,7 @@
 
 #include "kernels/base/cancel.h"
 #include "ptq/calibrate.h"
+#include "qat/blockwise.h"
 #include "qat/distillation.h"
 #include "qat/oscillation.h"
 #include "qat/prepare.h"
@@ -414,6 +415,109 @@ TEST(Trainer, Bf16ProductsAreNearFloatOnes) {
   b.sum().backward();
   for (const auto& item : rough->named_parameters())
     EXPECT_TRUE(item.value().grad().defined()) << item.key();
+}
+
+// --- blocks alone
+
+std::vector<torch::Tensor> block_inputs() {
+  std::vector<torch::Tensor> inputs;
+  for (int i = 0; i < 6; ++i) inputs.push_back(token_data(8).batch(0, i).input);
+  return inputs;
+}
+
+TrainOptions block_options() {
+  TrainOptions options;
+  options.epochs = 15;
+  options.learning_rate = 0.01;
+  options.scale_learning_rate = 0.003;
+  return options;
+}
+
+TEST(Blockwise, EachBlockComesNearTheFloatOneAndSoDoesTheWhole) {
+  const Calibrated before = calibrated_llama("int2/g8@f32");
+  ProgramModule module = prepare(before, QatOptions{}), teacher(*before.model);
+  const torch::Tensor ids = token_data(32).batch(99, 0).input;
+  auto distance = [&] {
+    torch::NoGradGuard no_grad;
+    return distillation_loss(module->forward(ids), teacher->forward(ids),
+                             at::zeros_like(ids), 1)
+        .item<double>();
+  };
+  const double start = distance();
+  const torch::Tensor embedding = module->parameter("model.embed_tokens.weight").clone();
+  const std::vector<BlockFit> fits =
+      train_blocks(module, teacher, block_inputs(), block_options(), {}, false, nullptr);
+  ASSERT_EQ(fits.size(), 2u);
+  for (const BlockFit& fit : fits) EXPECT_LT(fit.after, 0.6 * fit.before) << fit.block;
+  EXPECT_LT(distance(), 0.5 * start);
+  EXPECT_TRUE(at::equal(embedding, module->parameter("model.embed_tokens.weight")));
+  EXPECT_FALSE(module->is_training());
+}
+
+TEST(Blockwise, ResumesAfterAFinishedBlock) {
+  const std::filesystem::path folder =
+      std::filesystem::path(::testing::TempDir()) / "nibble_blockwise_resume";
+  std::filesystem::remove_all(folder);
+  const Calibrated before = calibrated_llama("uint4/g8@f32+z/g8@uint4");
+  TrainOptions options = block_options();
+  options.epochs = 2;
+  ProgramModule teacher(*before.model);
+  ProgramModule whole = prepare(before, QatOptions{});
+  const auto one =
+      train_blocks(whole, teacher, block_inputs(), options, {}, false, nullptr);
+  ProgramModule first = prepare(before, QatOptions{});
+  const Status stopped = status_of([&] {
+    train_blocks(first, teacher, block_inputs(), options, folder, false,
+                 [](const std::string&, const std::string&, int64_t done, int64_t) {
+                   if (done == 15) request_cancel();  // in the second block
+                 });
+  });
+  clear_cancel();
+  EXPECT_EQ(stopped.code(), StatusCode::cancelled);
+  EXPECT_THAT(stopped.message(),
+              HasSubstr("block 1 of 2: interrupted; blocks before it"));
+  ProgramModule second = prepare(before, QatOptions{});
+  const auto two =
+      train_blocks(second, teacher, block_inputs(), options, folder, true, nullptr);
+  EXPECT_EQ(bytes_of(second), bytes_of(whole));
+  ASSERT_EQ(two.size(), one.size());
+  for (size_t i = 0; i < one.size(); ++i) {
+    EXPECT_EQ(one[i].before, two[i].before);
+    EXPECT_EQ(one[i].after, two[i].after);
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Blockwise, SaysWhatIsMissing) {
+  ProgramModule module(small_llama(1));
+  EXPECT_THAT(status_of([&] {
+                train_blocks(module, module, {}, block_options(), {}, false, nullptr);
+              }).message(),
+              HasSubstr("[train blocks] at least one batch was required"));
+}
+
+// --- packed bases
+
+TEST(PackedLinear, IsTheLinearOfItsFloatsForwardAndBackward) {
+  const Calibrated calibrated = calibrated_llama("nf4/f64@f32");
+  const Artifact frozen = freeze(calibrated, Provenance{});
+  ProgramModule floats(frozen), packed(frozen, PackedWeights::stay);
+  const torch::Tensor ids = token_data().batch(0, 0).input;
+  const torch::Tensor a = floats->forward(ids), b = packed->forward(ids);
+  EXPECT_TRUE(at::equal(a, b));
+  a.square().sum().backward();
+  b.square().sum().backward();
+  size_t compared = 0;
+  for (const auto& item : packed->named_parameters()) {
+    if (!item.value().grad().defined()) continue;
+    EXPECT_TRUE(at::allclose(item.value().grad(), floats->parameter(item.key()).grad(),
+                             1e-4, 1e-5))
+        << item.key();
+    ++compared;
+  }
+  EXPECT_EQ(compared, 6u);  // the embedding and five norms
+  for (const auto& [name, weight] : frozen.packed)
+    EXPECT_THROW(packed->parameter(name), Error) << "stays packed";
 }
 
 }  // namespace
