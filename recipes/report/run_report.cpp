@@ -304,6 +304,7 @@ std::string report_json(const RunReport& report) {
                       {"predicted_bytes", report.predicted_memory}};
     json["calibration_seconds"] = report.calibration_seconds;
   }
+  if (report.training_seconds > 0) json["training_seconds"] = report.training_seconds;
   if (report.attribution) json["attribution"] = attribution_json(*report.attribution);
   Json parts = Json::array();
   for (const Measurement& part : report.parts) parts.push_back(measurement_json(part));

@@ -90,6 +90,7 @@ struct RunReport {
   std::vector<std::string> costs;  // time and memory of this run; not in report.html
   int64_t peak_memory = 0, predicted_memory = 0;  // quantize; bytes, 0: not known
   double calibration_seconds = 0;
+  double training_seconds = 0;  // of its steps alone, in this run
 };
 
 // ok, or rejected: the gates that are not met, and where the artifact lies.

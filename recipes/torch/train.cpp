@@ -193,6 +193,7 @@ TrainResult train_module(const PipelineRequest& request, const Artifact& model,
   const TrainResult result = train(module, batches, request.recipe.train, folder,
                                    request.resume, request.progress, hooks);
   set_course(report, result.history, result.evaluations);
+  report.training_seconds = result.seconds;
   return result;
 }
 

@@ -68,6 +68,7 @@ TEST_F(Training, ATeacherAndTheArtifactsOwnFigureBeatRounding) {
                          "train.scale_learning_rate=0.001", "train.evaluate_every=10",
                          "train.average=0.8"})));
   EXPECT_LT(tuned["after"]["kl"].get<double>(), 0.6 * start["after"]["kl"].get<double>());
+  EXPECT_GT(tuned["training_seconds"].get<double>(), 0);
   // Its course lies beside it, and the run's folder is gone.
   const auto csv = read_text_file(mine("tuned/training.csv"));
   ASSERT_TRUE(csv.ok());
