@@ -91,7 +91,7 @@ TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
                          "float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
                          "w8a8-static", "w4a16-qat", "w4a4-qat", "w4a16-awq", "w4a16-hqq",
                          "w4a16-autoround", "mixed-gptq", "w8a8-smoothquant",
-                         "lora", "qlora", "w2a16-qat"));
+                         "lora", "qlora", "w2a16-qat", "w4a8-qat"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});
     ASSERT_TRUE(recipe.ok()) << name << ": " << recipe.status().message();
