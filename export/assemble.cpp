@@ -1,8 +1,10 @@
 #include "export/assemble.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 
+#include "kernels/base/file.h"
 #include "kernels/packing/packed_tensor.h"
 
 namespace nibble {
@@ -107,6 +109,32 @@ Result<const Exporter*> find_quant_method(const std::string& quant_method) {
   return error(StatusCode::unsupported,
                "[models] config.json: quant_method must be one of ", known, "; found `",
                quant_method, "`; give the float checkpoint");
+}
+
+Result<const Exporter*> find_format(const std::filesystem::path& path) {
+  if (is_artifact_directory(path)) return find_exporter("nibble");
+  std::error_code ignored;
+  if (std::filesystem::exists(path / "model.gguf", ignored)) return find_exporter("gguf");
+  if (std::filesystem::is_regular_file(path, ignored)) {
+    const Result<Bytes> file = map_file(path);
+    if (file.ok() && file->text().substr(0, 4) == "GGUF") return find_exporter("gguf");
+  }
+  const Result<std::string> text = read_text_file(path / "config.json");
+  const nlohmann::json config =
+      nlohmann::json::parse(text.ok() ? *text : "", nullptr, /*allow_exceptions=*/false);
+  if (config.is_object() && config.contains("quantization_config")) {
+    const nlohmann::json& quantization = config["quantization_config"];
+    for (const char* key : {"quant_method", "method"}) {
+      if (quantization.is_object() && quantization.contains(key) &&
+          quantization[key].is_string()) {
+        return find_quant_method(quantization[key].get<std::string>());
+      }
+    }
+    return find_quant_method("?");
+  }
+  return error(StatusCode::unsupported, "[nibble] ", path.string(),
+               ": a nibble artifact, a GGUF or a quantized Hugging Face directory is "
+               "required; found none of these");
 }
 
 }  // namespace nibble

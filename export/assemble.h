@@ -10,6 +10,7 @@
 // quant_method that no reader knows (lists those that are known).
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 #include "export/exporter.h"
@@ -18,6 +19,11 @@ namespace nibble {
 
 // format: the exporter's name, which the ledger notes of each imported layer.
 Status assemble(Decoded decoded, const std::string& format, Artifact& artifact);
+
+// The exporter whose reader knows what lies at path: a nibble artifact, a GGUF (the file, or a
+// directory with model.gguf), a Hugging Face directory with a quantization_config. unsupported:
+// none does.
+Result<const Exporter*> find_format(const std::filesystem::path& path);
 
 // The reader of a Hugging Face directory by its quantization_config's quant_method.
 Result<const Exporter*> find_quant_method(const std::string& quant_method);

@@ -205,6 +205,12 @@ std::set<std::string> float_modules(const Artifact& artifact) {
     const bool multiplies = layer.node->op == "linear" || layer.node->op == "moe";
     if (multiplies && !artifact.packed.count(layer.tensor)) modules.insert(layer.name);
   }
+  // What the program has no use for (BERT's pooler) is not written; a runtime makes it anew,
+  // and must make it of floats.
+  for (const LedgerEntry& entry : artifact.ledger.entries) {
+    if (entry.method == "ignored" && entry.tensor.ends_with(".weight"))
+      modules.insert(module_of(entry.tensor));
+  }
   return modules;
 }
 

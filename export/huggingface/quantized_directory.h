@@ -48,7 +48,8 @@ Status write_quantized_directory(const Artifact& artifact, const QuantizedFormat
 
 // "model.layers.0.mlp.up_proj.weight" -> "model.layers.0.mlp.up_proj"
 std::string module_of(const std::string& weight);
-// The linear layers, experts too, that stay float: for lists of modules to leave alone.
+// The linear layers, experts too, that stay float, and those of the checkpoint that the program
+// has no use for: for lists of modules to leave alone.
 std::set<std::string> float_modules(const Artifact& artifact);
 
 // "float16", "bfloat16", "float32": what config.json says, else what the tensors are.

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -61,12 +62,14 @@ bool is_artifact_directory(const std::filesystem::path& directory);
 // Writes files, syncs, and renames the directory into place. already_exists unless
 // overwrite. invalid_argument, out_of_range, failed_precondition: check_artifact and
 // check_ledger. extra_files: written beside (report.html ...), not listed in the
-// manifest. shard_bytes: weights beyond it go to several files with an index.
+// manifest. shard_bytes: weights beyond it go to several files with an index. complete: called
+// with the finished directory before it gets its name; may add files, its error undoes all.
 inline constexpr int64_t kShardBytes = 5'000'000'000;
 Status write_artifact(const Artifact& artifact, const std::filesystem::path& directory,
                       bool overwrite,
                       const std::map<std::string, std::string>& extra_files = {},
-                      int64_t shard_bytes = kShardBytes);
+                      int64_t shard_bytes = kShardBytes,
+                      const std::function<Status(const std::filesystem::path&)>& complete = {});
 
 inline constexpr const char* kToolVersion = "nibble 0.1.0";
 

@@ -491,7 +491,8 @@ const std::string& ArtifactWriter::note() const { return implementation_->note; 
 Status write_artifact(const Artifact& artifact, const std::filesystem::path& directory,
                       bool overwrite,
                       const std::map<std::string, std::string>& extra_files,
-                      int64_t shard_bytes) {
+                      int64_t shard_bytes,
+                      const std::function<Status(const fs::path&)>& complete) {
   NIBBLE_RETURN_IF_ERROR(check_artifact(artifact));
   if (artifact.is_quantized()) {
     NIBBLE_RETURN_IF_ERROR(check_ledger(artifact.ledger, artifact.program));
@@ -514,6 +515,7 @@ Status write_artifact(const Artifact& artifact, const std::filesystem::path& dir
     NIBBLE_RETURN_IF_ERROR(writer.add(artifact.layers.at(name), entry, packed));
   }
   NIBBLE_RETURN_IF_ERROR(writer.finish(artifact, extra_files));
+  if (complete) NIBBLE_RETURN_IF_ERROR(complete(staged.staging()));
   return staged.commit();
 }
 

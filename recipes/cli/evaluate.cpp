@@ -2,10 +2,13 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "export/assemble.h"
 #include "kernels/base/file.h"
+#include "recipes/cli/attestation.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
+#include "recipes/eval/attested_figures.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/report/quality_json.h"
@@ -66,6 +69,22 @@ std::string intervals_text(int64_t sequences, const char* what) {
   if (sequences == 1) return cat("none: one ", what, " alone has no interval, give more");
   return cat("95 %, bootstrap over ", sequences, " ", what, "s, ", kResamples,
              " resamples, seed ", kBootstrapSeed);
+}
+
+// --attest: the figures into proof.json, with what they were measured on. data: of the whole
+// file, in its own kind.
+Status attest(const CommandLine& line, const Models& models, AttestedMeasurement measured,
+              AttestedData data) {
+  if (!line.has("attest")) return ok_status();
+  data.kind = measured.data.kind;
+  data.count = measured.data.count;
+  measured.data = std::move(data);
+  measured.compute = !models.model->artifact().activations.empty() ? "integer"
+                     : line.has("compute")                         ? line.text("compute")
+                                                                   : "float";
+  measured.kv = line.has("kv") ? line.text("kv") : "";
+  if (models.reference) measured.reference = models.reference->artifact().provenance.sources;
+  return attest_beside(line.path("MODEL"), line.load_options(), measured);
 }
 
 void print(const Json& json, const Measurement& measurement,
@@ -171,6 +190,9 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
               << " sequences\n"
               << table_text(attribution_rows(*report.attribution));
   }
+  AttestedData on = attested_data(line.path("text"), options, data.description);
+  on.sha256 = data_sha256(data.sequences, data.counted_from);
+  NIBBLE_RETURN_IF_ERROR(attest(line, models, attest_figures(quality), std::move(on)));
   if (!line.has("report")) return ok_status();
   return write_file_atomically(line.path("report"), report_html(report));
 }
@@ -204,7 +226,9 @@ Status evaluate_on_sentences(const CommandLine& line, Models& models, Json& json
   if (line.has("per-sequence")) json["sentence_cosine"] = quality.cosines;
   measurement.embeddings = quality;
   print(json, measurement, {}, {{"data", data.description}}, line.wants_json());
-  return ok_status();
+  AttestedData on = attested_data(line.path("text"), options, data.description);
+  on.sha256 = data_sha256(data.sequences);
+  return attest(line, models, attest_figures(quality), std::move(on));
 }
 
 Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
@@ -230,7 +254,9 @@ Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
     lines.emplace_back("noise floor", noise_text(noise, &quality));
   }
   print(json, measurement, {}, lines, line.wants_json());
-  return ok_status();
+  AttestedData on = attested_data(line.path("dataset"), {}, images.description);
+  on.sha256 = data_sha256(images);
+  return attest(line, models, attest_figures(quality), std::move(on));
 }
 
 }  // namespace
@@ -273,6 +299,9 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
             "the same the other way round: the float model with one layer quantized");
   line.text("report", "FILE", "text: write the figures with their plots as a web page");
   line.kv_option();
+  line.flag("attest",
+            "write the figures into proof.json beside a quantized model, for nibble validate "
+            "--attestation");
   line.flag("per-sequence", "with --json: every sequence's mean as well");
   line.model_options();
   line.json();
@@ -307,6 +336,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                  "[evaluate] command line: one of --attribute and --attribute-alone is "
                  "required; found both; run it twice");
   }
+  if (line.has("attest")) NIBBLE_RETURN_IF_ERROR(find_format(line.path("MODEL")).status());
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 

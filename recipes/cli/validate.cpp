@@ -6,11 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "export/assemble.h"
-#include "kernels/base/file.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
 #include "export/exporter.h"
+#include "recipes/cli/attestation.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
@@ -171,52 +171,33 @@ Result<Check> compare_outputs(const CommandLine& line, const Limits& limits) {
               : compare_images(line, model, reference, limits);
 }
 
-// The quant_method of a Hugging Face directory; "" of anything else.
-std::string quant_method_of(const std::filesystem::path& directory) {
-  const Result<std::string> text = read_text_file(directory / "config.json");
-  if (!text.ok()) return "";
-  const Json config = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object() || !config.contains("quantization_config")) return "";
-  const Json& quantization = config["quantization_config"];
-  for (const char* key : {"quant_method", "method"}) {
-    if (quantization.is_object() && quantization.contains(key) &&
-        quantization[key].is_string()) {
-      return quantization[key].get<std::string>();
-    }
-  }
-  return "?";
-}
-
-// A GGUF is read as a model, and its blocks once more by the format's own reader.
-ValidationReport validate_model(const CommandLine& line) {
-  const std::filesystem::path path = line.path("ARTIFACT");
-  std::error_code ignored;
-  const bool gguf = std::filesystem::is_regular_file(path, ignored) ||
-                    std::filesystem::exists(path / "model.gguf", ignored);
-  const Result<const Exporter*> format = find_exporter("gguf");
-  if (!gguf || !format.ok()) return validate_artifact(path);
-  return validate_read(load_model(path, line.load_options()), (*format)->read(path),
-                       "sizes and offsets of every tensor hold");
-}
-
 // A nibble artifact, a GGUF, or a directory in another tool's format.
 Result<ValidationReport> validate_directory(const CommandLine& line) {
-  const std::filesystem::path directory = line.path("ARTIFACT");
-  const std::string method = is_artifact_directory(directory) ? "" : quant_method_of(directory);
-  if (method.empty()) return validate_model(line);
-  NIBBLE_ASSIGN_OR_RETURN(const Exporter* format, find_quant_method(method));
+  const std::filesystem::path path = line.path("ARTIFACT");
+  const Result<const Exporter*> format = find_format(path);
+  // A directory that names a tool nobody reads is refused; any other is an artifact without
+  // its manifest.
+  if (!format.ok() && format.status().message().rfind("[models]", 0) == 0)
+    return format.status();
+  const std::string_view name = format.ok() ? (*format)->name : "nibble";
+  if (name == "nibble") return validate_artifact(path);
+  if (name == "gguf") {
+    // Read as a model, and its blocks once more by the format's own reader.
+    return validate_read(load_model(path, line.load_options()), (*format)->read(path),
+                         "sizes and offsets of every tensor hold");
+  }
   const auto broken = [](const Status& status) {
     return ValidationReport{{{"files", Check::Outcome::failed, status.message()}}};
   };
-  const Result<Artifact> artifact = load_model(directory, line.load_options());
+  const Result<Artifact> artifact = load_model(path, line.load_options());
   if (!artifact.ok()) return broken(artifact.status());
-  const Result<Decoded> decoded = format->read(directory);
+  const Result<Decoded> decoded = (*format)->read(path);
   if (!decoded.ok()) return broken(decoded.status());
   if (!line.has("reference")) {
-    return validate_checkpoint(*artifact, *decoded, format->name);
+    return validate_checkpoint(*artifact, *decoded, (*format)->name);
   }
   NIBBLE_ASSIGN_OR_RETURN(const Artifact reference, load_model(line.path("reference"), {}));
-  return validate_checkpoint(*artifact, *decoded, format->name, &reference);
+  return validate_checkpoint(*artifact, *decoded, (*format)->name, &reference);
 }
 
 const char* outcome_name(Check::Outcome outcome) {
@@ -241,7 +222,11 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
       "compares the outputs. Exit code 7 when a check fails.\n\nA directory that export wrote "
       "(compressed-tensors, gptq, awq, bitsandbytes) is read and checked likewise, and\nwhat "
       "its format does not let be proven is said. With the artifact as --reference, every code "
-      "and scale\nis held against the artifact's.");
+      "and scale\nis held against the artifact's.\n\n--attestation re-checks proof.json: the "
+      "checksums of files, codes and scales, the outputs on a fixed\ninput, that the figures "
+      "follow from their values a sequence; with the data (--text, --dataset) and the\nfloat "
+      "model (--reference) the figures themselves. Checksums are no signature: compare the "
+      "SHA-256 of\nproof.json with one from a place that you trust.");
   line.positional("ARTIFACT");
   line.text("reference", "MODEL",
             "the float model, or of an export the artifact; outputs are compared");
@@ -250,6 +235,8 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
   line.flag("per-line", "take each line of the text alone");
   line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.text("dataset", "DIR", "compare on these images");
+  line.flag("attestation", "re-check proof.json, which quantize and train write");
+  line.flag("attest", "write proof.json when every check has passed");
   line.number("max-kl", "the outputs check fails above this, nats a token", 0.5);
   line.number("min-agreement", "and below this share of equal best tokens or classes, or cosine of embeddings",
               0.6);
@@ -261,6 +248,10 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble validate build/w4 --reference recipes/examples/stories --max-kl 0.2 --json",
       "the outputs as well, with a limit of your own");
+  line.example(
+      "nibble validate build/w4 --attestation --text build/heldout.txt --reference "
+      "recipes/examples/stories",
+      "everything that its proof.json says, the figures measured again");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   const std::filesystem::path directory = line.path("ARTIFACT");
@@ -281,6 +272,15 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
     const char* why =
         line.has("reference") ? "an earlier check failed" : "no --reference was given";
     report.checks.push_back({"outputs", Check::Outcome::skipped, why});
+  }
+
+  if (line.has("attestation")) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<Check> attested,
+                            check_attestation(line, report.passed()));
+    report.checks.insert(report.checks.end(), attested.begin(), attested.end());
+  }
+  if (line.has("attest") && report.passed()) {
+    NIBBLE_RETURN_IF_ERROR(attest_beside(directory, line.load_options(), std::nullopt));
   }
 
   const Check* failed = nullptr;

@@ -204,7 +204,6 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
   const int64_t width = bucket_width(longest_input);
   const int64_t step = logit_rows(vocabulary);
   std::vector<double>& weights = quality.sequence_weights;
-  std::vector<double> agreement;
   std::vector<std::vector<float>> kls;
   std::vector<BucketSums> buckets;
   std::vector<Prediction> predictions;
@@ -263,7 +262,7 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
     if (reference) {
       quality.sequence_kl.push_back(kl / counted);
       quality.reference_nll.push_back(reference_nll / counted);
-      agreement.push_back(agreed / counted);
+      quality.sequence_agreement.push_back(agreed / counted);
       kls.push_back(std::move(sequence_kls));
     }
     if (progress) progress(static_cast<int64_t>(s) + 1, quality.sequences);
@@ -274,8 +273,8 @@ Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
   if (!reference) return quality;
   quality.kl = weighted_mean(quality.sequence_kl, weights);
   quality.kl_ci95 = bootstrap_ci95(quality.sequence_kl, weights);
-  quality.top1_agreement = weighted_mean(agreement, weights);
-  quality.top1_agreement_ci95 = bootstrap_ci95(agreement, weights);
+  quality.top1_agreement = weighted_mean(quality.sequence_agreement, weights);
+  quality.top1_agreement_ci95 = bootstrap_ci95(quality.sequence_agreement, weights);
   const std::vector<Percentile> tails = percentiles(kls, {0.9, 0.99});
   quality.kl_p90 = tails[0].value;
   quality.kl_p90_ci95 = tails[0].ci95;
@@ -352,18 +351,18 @@ Result<ImageQuality> evaluate_images(Executor& model, Executor* reference,
       NIBBLE_RETURN_IF_ERROR(predict(*reference, first, count, reference_predictions));
     if (progress) progress(first + count, images.count);
   }
-  std::vector<double> right, agreement;
   for (size_t i = 0; i < quality.predictions.size(); ++i) {
-    right.push_back(quality.predictions[i] == images.labels[i] ? 1.0 : 0.0);
+    quality.right.push_back(quality.predictions[i] == images.labels[i] ? 1.0 : 0.0);
     if (reference)
-      agreement.push_back(quality.predictions[i] == reference_predictions[i] ? 1.0 : 0.0);
+      quality.agrees.push_back(quality.predictions[i] == reference_predictions[i] ? 1.0
+                                                                              : 0.0);
   }
-  const std::vector<double> weights(right.size(), 1.0);
-  quality.accuracy = weighted_mean(right, weights);
-  quality.accuracy_ci95 = bootstrap_ci95(right, weights);
+  const std::vector<double> weights(quality.right.size(), 1.0);
+  quality.accuracy = weighted_mean(quality.right, weights);
+  quality.accuracy_ci95 = bootstrap_ci95(quality.right, weights);
   if (reference) {
-    quality.argmax_agreement = weighted_mean(agreement, weights);
-    quality.argmax_agreement_ci95 = bootstrap_ci95(agreement, weights);
+    quality.argmax_agreement = weighted_mean(quality.agrees, weights);
+    quality.argmax_agreement_ci95 = bootstrap_ci95(quality.agrees, weights);
   }
   return quality;
 }

@@ -53,7 +53,7 @@ struct TextQuality {
   Interval perplexity_increase_ci95;
   std::vector<double> sequence_nll, sequence_kl;  // means, one a sequence
   std::vector<double> sequence_weights;           // their predictions
-  std::vector<double> reference_nll;
+  std::vector<double> reference_nll, sequence_agreement;
   std::vector<PositionBucket> positions;  // 16 at most, of equal width
 };
 // Each sequence alone; predictions 1 .. length-1. reference may be null. counted_from:
@@ -74,6 +74,7 @@ struct ImageQuality {
   std::optional<double> argmax_agreement;
   Interval argmax_agreement_ci95;
   std::vector<int32_t> predictions;
+  std::vector<double> right, agrees;  // 1 or 0 an image; agrees: with a reference
 };
 struct ImageSet;  // recipes/data/images.h
 Result<ImageQuality> evaluate_images(Executor& model, Executor* reference,

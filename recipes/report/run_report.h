@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "export/validate/attestation.h"
 #include "kernels/artifact/artifact.h"
 #include "recipes/eval/attribution.h"
 #include "recipes/eval/embeddings.h"
@@ -86,6 +87,8 @@ struct RunReport {
   std::vector<FigurePoint> figures;  // train only
   std::vector<LayerSpeed> layers;    // bench only
   KernelSpeeds kernels;              // bench --kernels only: then there are no models
+  // Outputs and figures for proof.json; files and tensors are added when it is written.
+  std::optional<Attestation> proof;
   std::vector<std::string> notes;
   std::vector<std::string> costs;  // time and memory of this run; not in report.html
   int64_t peak_memory = 0, predicted_memory = 0;  // quantize; bytes, 0: not known

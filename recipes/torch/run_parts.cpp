@@ -2,9 +2,11 @@
 
 #include <algorithm>
 
+#include "export/validate/attest.h"
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/runtime/kernel_names.h"
+#include "recipes/eval/attested_figures.h"
 #include "recipes/eval/embeddings.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/recipe/nearest_name.h"
@@ -88,6 +90,32 @@ Status measure_quality(const PipelineRequest& request, Executor* before, Executo
   return ok_status();
 }
 
+// The outputs on the fixed input, and the figures with what they were measured on.
+Status attest(const PipelineRequest& request, const Artifact* before, Executor& after,
+              const RunData& data, RunReport& report) {
+  Attestation proof;
+  NIBBLE_ASSIGN_OR_RETURN(proof.outputs, attest_outputs(after));
+  const Measurement& figures = report.after;
+  std::optional<AttestedMeasurement> measured;
+  if (figures.text) measured = attest_figures(*figures.text);
+  if (figures.embeddings) measured = attest_figures(*figures.embeddings);
+  if (figures.images) measured = attest_figures(*figures.images);
+  if (measured) {
+    AttestedData on = attested_data(data.file, data.options, data.description);
+    on.kind = measured->data.kind;
+    on.count = data.count();
+    on.first = data.first;
+    on.sha256 = data.is_text() ? data_sha256(data.sequences) : data_sha256(data.images);
+    measured->data = std::move(on);
+    measured->compute =
+        request.recipe.static_activations ? "integer" : request.recipe.compute;
+    if (before != nullptr) measured->reference = before->provenance.sources;
+    proof.measured.push_back(std::move(*measured));
+  }
+  report.proof = std::move(proof);
+  return ok_status();
+}
+
 }  // namespace
 
 Result<Executor> make_executor(const PipelineRequest& request,
@@ -150,6 +178,7 @@ Result<Artifact> load_float_model(const PipelineRequest& request, const char* ve
 Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
                               const fs::path& path, int64_t length, Split split) {
   RunData data;
+  data.file = path;
   if (!model.program.is_language_model()) {
     NIBBLE_ASSIGN_OR_RETURN(data.images, load_images_for(model, path, split, 0));
     data.description = data.images.description;
@@ -164,6 +193,7 @@ Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& mo
   NIBBLE_ASSIGN_OR_RETURN(TextData text, model.program.is_encoder()
                                              ? load_sentences_for(model, path, options)
                                              : load_text_for(model, path, options));
+  data.options = options;
   data.sequences = std::move(text.sequences);
   data.description = std::move(text.description);
   return data;
@@ -218,6 +248,9 @@ Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& mo
             request.data.filename().string(), " were used; give --evaluation");
     return held;
   }
+  held.file = data.file;
+  held.options = data.options;
+  held.first = data.first + data.count() - taken;
   held.sequences.assign(data.sequences.end() - taken, data.sequences.end());
   data.sequences.resize(data.sequences.size() - static_cast<size_t>(taken));
   held.description = cat("the last ", taken, " sequences of ",
@@ -276,6 +309,7 @@ Status measure_models(const PipelineRequest& request,
   if (data.count() > 0) {
     NIBBLE_RETURN_IF_ERROR(measure_quality(request, first_or_null, second, data, report));
   }
+  NIBBLE_RETURN_IF_ERROR(attest(request, before.get(), second, data, report));
   NIBBLE_RETURN_IF_ERROR(check_cancelled(report.verb.c_str()));
   tell(request, "timing both models");
   std::vector<Executor*> models = {&second};
@@ -336,7 +370,16 @@ Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
                        RunReport& report) {
   const fs::path path = decide_output(request, report);
   return write_artifact(artifact, path, request.overwrite || report.rejected,
-                        report_files(report));
+                        report_files(report), kShardBytes,
+                        [&](const fs::path& staged) {
+                          return write_proof(report, artifact, staged);
+                        });
+}
+
+Status write_proof(const RunReport& report, const Artifact& artifact,
+                   const fs::path& directory) {
+  if (!report.proof) return ok_status();
+  return write_attestation(directory, "nibble", artifact, nullptr, *report.proof);
 }
 
 std::map<std::string, std::string> report_files(const RunReport& report) {

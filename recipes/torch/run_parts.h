@@ -8,6 +8,7 @@
 
 #include "kernels/runtime/executor.h"
 #include "recipes/data/images.h"
+#include "recipes/data/text.h"
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
@@ -17,6 +18,10 @@ struct RunData {
   std::vector<std::vector<int32_t>> sequences;
   ImageSet images;
   std::string description;
+  // Where it was cut from: for the attestation.
+  std::filesystem::path file;
+  TextOptions options;
+  int64_t first = 0;  // of the file's sequences
   bool is_text() const { return images.count == 0; }
   int64_t count() const {
     return is_text() ? static_cast<int64_t>(sequences.size()) : images.count;
@@ -73,6 +78,11 @@ Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
                        RunReport& report);
 Status check_gate_data(const PipelineRequest& request, const Artifact& model,
                        const RunData& data, const char* verb);
+
+// What measure_models found, as proof.json in a finished directory; nothing where it did not
+// run.
+Status write_proof(const RunReport& report, const Artifact& artifact,
+                   const std::filesystem::path& directory);
 
 // report.html and measurements.json; of a training also its course (training_log.h).
 std::map<std::string, std::string> report_files(const RunReport& report);

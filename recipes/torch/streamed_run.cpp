@@ -183,6 +183,7 @@ Artifact StreamedRun::freeze(const Provenance& provenance) {
 Status StreamedRun::finish(const Artifact& artifact, RunReport& report) {
   const fs::path output = decide_output(request_, report);
   NIBBLE_RETURN_IF_ERROR(writer_->finish(artifact, report_files(report)));
+  NIBBLE_RETURN_IF_ERROR(write_proof(report, artifact, writer_->directory()));
   NIBBLE_ASSIGN_OR_RETURN(
       AtomicDirectory directory,
       AtomicDirectory::adopt(writer_->directory(), output,
