@@ -5,6 +5,7 @@
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/parallel.h"
 
 namespace nibble {
 namespace {
@@ -13,6 +14,8 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "awq";
 constexpr int kWhere[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+// Columns side by side share the cache lines of the codes.
+constexpr int64_t kColumns = 64;
 
 // The 4 bits of output n in a row of words.
 uint8_t nibble_of(const Tensor& words, int64_t row_begin, int64_t n) {
@@ -48,9 +51,20 @@ Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t 
   q.scheme.offset = OffsetKind::zero_point;
   q.scheme.offsets = {{block, Element::uint4, false}};
   CodedLevel s{shape.rows, shape.cols, {}, 0}, z{shape.rows, shape.cols, {}, 0};
+  q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+  parallel_for((q.cols + kColumns - 1) / kColumns, [&](int64_t part) {
+    const int64_t end = std::min(q.cols, (part + 1) * kColumns);
+    for (int64_t w = 0; w < width; ++w) {
+      for (int64_t k = part * kColumns; k < end; ++k) {
+        const uint32_t word = word_at(words, k * width + w);
+        for (int64_t j = 0; j < 8; ++j) {
+          q.codes[static_cast<size_t>((8 * w + j) * q.cols + k)] =
+              static_cast<uint8_t>(word >> (4 * kWhere[j]) & 15);
+        }
+      }
+    }
+  });
   for (int64_t n = 0; n < q.rows; ++n) {
-    for (int64_t k = 0; k < q.cols; ++k)
-      q.codes.push_back(nibble_of(words, k * width, n));
     for (int64_t g = 0; g < shape.cols; ++g) {
       s.values.push_back(values[static_cast<size_t>(g * q.rows + n)]);
       z.values.push_back(nibble_of(zeros, g * width, n));

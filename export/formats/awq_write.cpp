@@ -8,6 +8,7 @@
 //   scales  F16 [G, N]       w[n, k] = s[g, n] (q - z[g, n]),  g = k / group
 //
 // Symmetric codes have z = 8. All layers share one group size.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
@@ -85,14 +86,20 @@ uint32_t word_of(const int (&values)[8]) {
 std::map<std::string, Tensor> tensors_of(const std::string& weight,
                                          const CodedMatrix& q) {
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes, zeros;
+  std::vector<uint32_t> codes(static_cast<size_t>(k * (n / 8))), zeros;
   int eight[8];
-  for (int64_t c = 0; c < k; ++c) {
+  const uint8_t lift = code_lift(q.scheme);
+  // A cache line of columns at a time: rows are read along, words written along.
+  for (int64_t first = 0; first < k; first += 64) {
     for (int64_t r = 0; r < n; r += 8) {
-      for (int64_t i = 0; i < 8; ++i) {
-        eight[i] = unsigned_code(q.scheme, q.codes[static_cast<size_t>((r + i) * k + c)]);
+      for (int64_t c = first; c < std::min(k, first + 64); ++c) {
+        uint32_t word = 0;
+        for (int i = 0; i < 8; ++i) {
+          const uint8_t code = q.codes[static_cast<size_t>((r + kOrder[i]) * k + c)];
+          word |= (static_cast<uint32_t>(code + lift) & 15) << (4 * i);
+        }
+        codes[static_cast<size_t>(c * (n / 8) + r / 8)] = word;
       }
-      codes.push_back(word_of(eight));
     }
   }
   for (int64_t g = 0; g < groups; ++g) {
@@ -102,8 +109,8 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight,
     }
   }
   const std::string module = module_of(weight);
-  return {{module + ".qweight", word_tensor({k, n / 8}, codes)},
-          {module + ".qzeros", word_tensor({groups, n / 8}, zeros)},
+  return {{module + ".qweight", word_tensor({k, n / 8}, std::move(codes))},
+          {module + ".qzeros", word_tensor({groups, n / 8}, std::move(zeros))},
           {module + ".scales", half_scales(q)}};
 }
 

@@ -80,10 +80,14 @@ class BitsAndBytes {
     const int64_t count = q.rows * q.cols, blocks = (count + block - 1) / block;
     NIBBLE_ASSIGN_OR_RETURN(const Tensor bytes,
                             checkpoint_.take(weight, {DType::u8}, {(count + 1) / 2, 1}));
-    for (int64_t i = 0; i < count; ++i) {
-      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i / 2]);
-      q.codes.push_back(i % 2 == 0 ? byte >> 4 : byte & 15);
+    q.codes.resize(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count / 2; ++i) {
+      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i]);
+      q.codes[static_cast<size_t>(2 * i)] = byte >> 4;
+      q.codes[static_cast<size_t>(2 * i + 1)] = byte & 15;
     }
+    if (count % 2 == 1)
+      q.codes.back() = static_cast<uint8_t>(bytes.bytes.data()[count / 2]) >> 4;
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> table,
                             take_floats(weight + ".quant_map", 16));
     if (!same_bits(table, type == "nf4" ? nf4_table() : fp4_table())) {

@@ -98,15 +98,15 @@ const char* type_of(const QuantScheme& scheme) {
 std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedMatrix& q,
                                          const std::string& dtype) {
   std::vector<uint8_t> bytes((q.codes.size() + 1) / 2, 0);
-  for (size_t i = 0; i < q.codes.size(); ++i) {
-    bytes[i / 2] |= static_cast<uint8_t>(q.codes[i] << (i % 2 == 0 ? 4 : 0));
-  }
+  for (size_t i = 0; i < q.codes.size() / 2; ++i)
+    bytes[i] = static_cast<uint8_t>(q.codes[2 * i] << 4 | q.codes[2 * i + 1]);
+  if (q.codes.size() % 2 == 1) bytes.back() = static_cast<uint8_t>(q.codes.back() << 4);
   const auto& table = q.scheme.code == Element::nf4 ? nf4_table() : fp4_table();
   const std::vector<float>& scales = q.scales[0].values;
   const auto count = static_cast<int64_t>(scales.size());
   const bool nested = q.scheme.scales.size() == 2;
   std::map<std::string, Tensor> tensors = {
-      {weight, byte_tensor(DType::u8, {static_cast<int64_t>(bytes.size()), 1}, bytes)},
+      {weight, byte_tensor(DType::u8, {static_cast<int64_t>((q.codes.size() + 1) / 2), 1}, std::move(bytes))},
       {weight + ".quant_map", make_tensor({16}, std::span<const float>(table))}};
   // Python's spelling, as the package writes it.
   std::string state =

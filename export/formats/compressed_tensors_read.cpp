@@ -11,6 +11,7 @@
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/parallel.h"
 #include "kernels/tokenizer/pattern.h"
 #include "kernels/tokenizer/regex.h"
 
@@ -221,12 +222,6 @@ class CompressedTensors {
     return ok_status();
   }
 
-  // A code as it is kept: signed without zero points, else as an unsigned number.
-  static uint8_t kept(const QuantizationArgs& args, int64_t signed_code) {
-    return static_cast<uint8_t>(
-        args.symmetric ? signed_code : signed_code + (int64_t{1} << (args.bits - 1)));
-  }
-
   Status read_packed(const std::string& module, const QuantizationArgs& args,
                      CodedMatrix& q) {
     NIBBLE_ASSIGN_OR_RETURN(
@@ -248,16 +243,20 @@ class CompressedTensors {
                                  " codes of ", bits, " bits take ", dense,
                                  " words; found ", args.is_float ? "floats" : cat(width));
     }
-    q.codes.reserve(static_cast<size_t>(q.rows * q.cols));
-    const int64_t middle = int64_t{1} << (bits - 1);
-    for (int64_t r = 0; r < q.rows; ++r) {
-      for (int64_t c = 0; c < q.cols; ++c) {
-        const int64_t at =
-            width == dense ? c * bits : c / a_word * 32 + c % a_word * bits;
-        q.codes.push_back(
-            kept(args, stream_bits(words, r * width, 1, at, bits) - middle));
+    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    // A code as it is kept: signed without zero points, else as an unsigned number.
+    const auto middle = static_cast<uint8_t>(args.symmetric ? 1 << (bits - 1) : 0);
+    parallel_for(q.rows, [&](int64_t r) {
+      uint8_t* row = q.codes.data() + r * q.cols;
+      if (width == dense) {
+        read_stream(words, r * width, 1, 0, bits, q.cols, middle, row);
+        return;
       }
-    }
+      for (int64_t c = 0; c < q.cols; c += a_word) {
+        read_stream(words, r * width + c / a_word, 1, 0, bits,
+                    std::min(a_word, q.cols - c), middle, row + c);
+      }
+    });
     return ok_status();
   }
 
@@ -269,19 +268,21 @@ class CompressedTensors {
     q.rows = codes.shape[0];
     q.cols = codes.shape[1];
     const int64_t limit = int64_t{1} << (args.bits - 1);
+    q.codes.reserve(codes.bytes.size());
+    if (args.is_float || (args.bits == 8 && args.symmetric)) {  // any byte is a code
+      const auto* bytes = reinterpret_cast<const uint8_t*>(codes.bytes.data());
+      q.codes.assign(bytes, bytes + codes.bytes.size());
+      return ok_status();
+    }
     for (size_t i = 0; i < codes.bytes.size(); ++i) {
       const auto byte = static_cast<uint8_t>(codes.bytes.data()[i]);
-      if (args.is_float) {
-        q.codes.push_back(byte);
-        continue;
-      }
       const auto code = static_cast<int8_t>(byte);
       if (code < -limit || code >= limit) {
         return checkpoint_.damaged(module + ".weight", "codes of ", args.bits,
                                    " bits are -", limit, " to ", limit - 1, "; found ",
                                    static_cast<int>(code), " at index ", i);
       }
-      q.codes.push_back(kept(args, code));
+      q.codes.push_back(static_cast<uint8_t>(args.symmetric ? code : code + limit));
     }
     return ok_status();
   }

@@ -193,11 +193,12 @@ class Converter {
       pack(module, held, q, tensors);
     } else if (held.form == Form::integers) {
       const int middle = 1 << (element_info(q.scheme.code).bits - 1);
+      const auto lift = static_cast<uint8_t>(code_lift(q.scheme) - middle);
       std::vector<uint8_t> codes(q.codes.size());
-      for (size_t i = 0; i < codes.size(); ++i) {
-        codes[i] = static_cast<uint8_t>(unsigned_code(q.scheme, q.codes[i]) - middle);
-      }
-      tensors[module + ".weight"] = byte_tensor(DType::i8, {q.rows, q.cols}, codes);
+      for (size_t i = 0; i < codes.size(); ++i)
+        codes[i] = static_cast<uint8_t>(q.codes[i] + lift);
+      tensors[module + ".weight"] =
+          byte_tensor(DType::i8, {q.rows, q.cols}, std::move(codes));
       if (!held.weights["symmetric"].get<bool>()) {
         std::vector<uint8_t> zeros;
         for (int64_t i = 0; i < q.scales[0].rows * q.scales[0].cols; ++i) {
@@ -222,12 +223,9 @@ class Converter {
     std::vector<uint32_t> codes(static_cast<size_t>(q.rows * words), 0);
     for (int64_t r = 0; r < q.rows; ++r) {
       WordStream row(codes.data() + r * words, 1, bits);
-      for (int64_t c = 0; c < q.cols; ++c) {
-        row.put(static_cast<uint32_t>(
-            unsigned_code(q.scheme, q.codes[static_cast<size_t>(r * q.cols + c)])));
-      }
+      row.put(q.codes.data() + r * q.cols, q.cols, code_lift(q.scheme));
     }
-    tensors[module + ".weight_packed"] = word_tensor({q.rows, words}, codes);
+    tensors[module + ".weight_packed"] = word_tensor({q.rows, words}, std::move(codes));
     const int64_t shape[2] = {q.rows, q.cols};
     tensors[module + ".weight_shape"] = {
         DType::i64, {2}, Bytes::copy_of(shape, sizeof(shape))};
@@ -243,7 +241,7 @@ class Converter {
       }
     }
     tensors[module + ".weight_zero_point"] =
-        word_tensor({stream_words(rows, bits), groups}, zeros);
+        word_tensor({stream_words(rows, bits), groups}, std::move(zeros));
   }
 
   static void add_input(const std::string& module, const LayerScheme& layer,

@@ -5,10 +5,12 @@
 // Version 1 of 2, 4 and 8 bits: GPTQModel subtracts 1 from every field of a word as one
 // number, so a zero point of 0 borrows from its neighbour; adding the same constant to
 // the word undoes that. Of 3 bits each field is taken modulo 8.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/parallel.h"
 #include "kernels/tokenizer/pattern.h"
 #include "kernels/tokenizer/regex.h"
 
@@ -22,6 +24,9 @@ constexpr const char* kFormat = "gptq";
 struct Setting {
   int64_t bits = 4, group = -1;
 };
+
+// Rows side by side share the cache lines of the words, which lie across them.
+constexpr int64_t kRows = 64;
 
 enum class Layout : uint8_t { version1, version2, planar };
 
@@ -124,13 +129,15 @@ class Gptq {
       return checkpoint_.damaged(module + ".qweight", "words of whole codes of ", bits,
                                  " bits are required; found ", shape_text(words.shape));
     }
-    for (int64_t n = 0; n < q.rows; ++n) {
-      for (int64_t k = 0; k < q.cols; ++k) {
-        q.codes.push_back(
-            static_cast<uint8_t>(planes ? planar_code(words, n, q.rows, k, bits)
-                                        : stream_bits(words, n, q.rows, k * bits, bits)));
+    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    parallel_for((q.rows + kRows - 1) / kRows, [&](int64_t part) {
+      for (int64_t n = part * kRows; n < std::min(q.rows, (part + 1) * kRows); ++n) {
+        uint8_t* row = q.codes.data() + n * q.cols;
+        if (!planes) read_stream(words, n, q.rows, 0, bits, q.cols, 0, row);
+        for (int64_t k = 0; planes && k < q.cols; ++k)
+          row[k] = static_cast<uint8_t>(planar_code(words, n, q.rows, k, bits));
       }
-    }
+    });
     const Block block = setting.group < 0 ? Block{Block::Kind::row, 1, 1}
                                           : Block{Block::Kind::group, 1, setting.group};
     const LevelShape shape = level_shape(block, q.rows, q.cols);

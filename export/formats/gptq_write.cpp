@@ -158,15 +158,12 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedM
   const int bits = element_info(q.scheme.code).bits;
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
   std::vector<uint32_t> codes(static_cast<size_t>(stream_words(k, bits) * n), 0);
-  std::vector<uint8_t> column(static_cast<size_t>(k));
+  std::vector<uint8_t> column(order.size());
   for (int64_t r = 0; r < n; ++r) {
-    for (int64_t c = 0; c < k; ++c) {
-      const auto at = static_cast<size_t>(c);
-      column[order.empty() ? at : static_cast<size_t>(order[at])] = static_cast<uint8_t>(
-          unsigned_code(q.scheme, q.codes[static_cast<size_t>(r * k + c)]));
-    }
+    const uint8_t* row = q.codes.data() + r * k;
+    for (size_t c = 0; c < order.size(); ++c) column[static_cast<size_t>(order[c])] = row[c];
     WordStream stream(codes.data() + r, n, bits);
-    for (const uint8_t code : column) stream.put(code);
+    stream.put(order.empty() ? row : column.data(), k, code_lift(q.scheme));
   }
   const int64_t zero_words = stream_words(n, bits);
   std::vector<uint32_t> zeros(static_cast<size_t>(groups * zero_words), 0);
@@ -184,8 +181,8 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedM
         static_cast<int32_t>(group < 0 ? 0 : c / group);
   }
   const std::string module = module_of(weight);
-  return {{module + ".qweight", word_tensor({stream_words(k, bits), n}, codes)},
-          {module + ".qzeros", word_tensor({groups, zero_words}, zeros)},
+  return {{module + ".qweight", word_tensor({stream_words(k, bits), n}, std::move(codes))},
+          {module + ".qzeros", word_tensor({groups, zero_words}, std::move(zeros))},
           {module + ".scales", half_scales(q)},
           {module + ".g_idx", make_tensor({k}, std::span<const int32_t>(group_of))}};
 }

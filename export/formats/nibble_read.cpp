@@ -8,6 +8,7 @@
 
 #include "export/formats/readers.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/parallel.h"
 
 namespace nibble {
 namespace {
@@ -196,13 +197,16 @@ Result<CodedMatrix> DirectoryReader::weight(const std::string& name, const Json&
                    " bits take ", q.rows * row_bytes, " bytes; found ",
                    stored.bytes.size());
   }
-  q.codes.reserve(static_cast<size_t>(q.rows * q.cols));
-  for (int64_t r = 0; r < q.rows; ++r) {
+  q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+  parallel_for(q.rows, [&](int64_t r) {
     const auto begin = static_cast<size_t>(r * row_bytes);
     for (int64_t c = 0; c < q.cols; ++c) {
-      q.codes.push_back(
-          code_byte(info, bits_at(stored.bytes, begin, c * info.bits, info.bits)));
+      q.codes[static_cast<size_t>(r * q.cols + c)] =
+          code_byte(info, bits_at(stored.bytes, begin, c * info.bits, info.bits));
     }
+  });
+  for (int64_t r = 0; r < q.rows; ++r) {
+    const auto begin = static_cast<size_t>(r * row_bytes);
     if (!zero_padding(stored.bytes, begin, q.cols * info.bits, row_bytes)) {
       return damaged(name, "padding bits must be zero; found others in row ", r);
     }

@@ -102,6 +102,23 @@ uint32_t stream_bits(const Tensor& words, int64_t first, int64_t stride, int64_t
   return static_cast<uint32_t>((window >> (bit % 32)) & ((uint64_t{1} << width) - 1));
 }
 
+void read_stream(const Tensor& words, int64_t first, int64_t stride, int64_t bit, int width,
+                 int64_t n, uint8_t minus, uint8_t* codes) {
+  int64_t i = 0;
+  if (32 % width == 0 && bit % 32 == 0) {
+    const int each = 32 / width;
+    const uint32_t mask = (uint32_t{1} << width) - 1;
+    for (int64_t at = first + bit / 32 * stride; i + each <= n; i += each, at += stride) {
+      const uint32_t word = word_at(words, at);
+      for (int j = 0; j < each; ++j)
+        codes[i + j] = static_cast<uint8_t>(((word >> (j * width)) & mask) - minus);
+    }
+  }
+  for (; i < n; ++i)
+    codes[i] = static_cast<uint8_t>(
+        stream_bits(words, first, stride, bit + i * width, width) - minus);
+}
+
 Element integer_element(int64_t bits, bool is_signed) {
   const Element first = is_signed ? Element::int2 : Element::uint2;
   return static_cast<Element>(static_cast<int64_t>(first) + bits - 2);

@@ -64,6 +64,11 @@ uint32_t word_at(const Tensor& tensor, int64_t at);
 uint32_t stream_bits(const Tensor& words, int64_t first, int64_t stride, int64_t bit,
                      int width);
 
+// The same for n codes from bit `bit` on, each with `minus` taken away as a byte. Codes that
+// fill whole words are taken word by word.
+void read_stream(const Tensor& words, int64_t first, int64_t stride, int64_t bit, int width,
+                 int64_t n, uint8_t minus, uint8_t* codes);
+
 // intB or uintB; bits 2 to 8.
 Element integer_element(int64_t bits, bool is_signed);
 // f16, bf16 or f32, after the tensor that stores the scales.

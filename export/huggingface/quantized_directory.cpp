@@ -9,6 +9,7 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/parallel.h"
 #include "kernels/program/layers.h"
 
 namespace nibble {
@@ -67,18 +68,27 @@ class DirectoryWriter {
   }
 
  private:
+  Result<std::map<std::string, Tensor>> parts_of(const std::string& name) const {
+    const auto packed = artifact_.packed.find(name);
+    if (packed == artifact_.packed.end()) {
+      return std::map<std::string, Tensor>{{name, artifact_.tensors.at(name)}};
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
+    return format_.tensors_of(name, q);
+  }
+
   Result<std::map<std::string, Tensor>> tensors_of(
       const std::vector<std::string>& names) {
-    std::map<std::string, Tensor> tensors;
-    for (const std::string& name : names) {
-      const auto packed = artifact_.packed.find(name);
-      if (packed == artifact_.packed.end()) {
-        tensors[name] = artifact_.tensors.at(name);
-        continue;
-      }
-      NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
-      NIBBLE_ASSIGN_OR_RETURN(auto parts, format_.tensors_of(name, q));
-      tensors.merge(parts);
+    using Parts = std::map<std::string, Tensor>;
+    std::vector<Result<Parts>> made(names.size(), Result<Parts>(Parts()));
+    parallel_for(static_cast<int64_t>(names.size()), [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      made[at] = parts_of(names[at]);
+    });
+    Parts tensors;
+    for (Result<Parts>& parts : made) {
+      if (!parts.ok()) return parts.status();
+      tensors.merge(*parts);
     }
     return tensors;
   }
@@ -232,14 +242,24 @@ std::string model_dtype(const Artifact& artifact) {
   return dtypes == std::set<DType>{DType::bf16} ? "bfloat16" : "float32";
 }
 
-Tensor word_tensor(std::vector<int64_t> shape, const std::vector<uint32_t>& words) {
-  return {DType::i32, std::move(shape),
-          Bytes::copy_of(words.data(), words.size() * sizeof(uint32_t))};
+namespace {
+
+// The vector's memory itself.
+template <class T>
+Bytes bytes_of(std::vector<T> values) {
+  const auto owner = std::make_shared<const std::vector<T>>(std::move(values));
+  return Bytes(owner, reinterpret_cast<const std::byte*>(owner->data()),
+               owner->size() * sizeof(T));
 }
 
-Tensor byte_tensor(DType dtype, std::vector<int64_t> shape,
-                   const std::vector<uint8_t>& bytes) {
-  return {dtype, std::move(shape), Bytes::copy_of(bytes.data(), bytes.size())};
+}  // namespace
+
+Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words) {
+  return {DType::i32, std::move(shape), bytes_of(std::move(words))};
+}
+
+Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes) {
+  return {dtype, std::move(shape), bytes_of(std::move(bytes))};
 }
 
 Tensor float_tensor(Element element, std::vector<int64_t> shape,
@@ -257,6 +277,11 @@ Tensor float_tensor(Element element, std::vector<int64_t> shape,
 int unsigned_code(const QuantScheme& scheme, uint8_t code) {
   const ElementInfo& info = element_info(scheme.code);
   return info.lowest < 0 ? static_cast<int8_t>(code) + (1 << (info.bits - 1)) : code;
+}
+
+uint8_t code_lift(const QuantScheme& scheme) {
+  const ElementInfo& info = element_info(scheme.code);
+  return static_cast<uint8_t>(info.lowest < 0 ? 1 << (info.bits - 1) : 0);
 }
 
 int unsigned_zero(const CodedMatrix& q, int64_t index) {

@@ -22,7 +22,7 @@ struct QuantizedFormat {
   const char* name;                                // of the exporter, for messages
   std::string quantization_config;                 // JSON text
   std::map<std::string, std::string> extra_files;  // name -> contents
-  // The tensors of one weight, by their names in the checkpoint.
+  // The tensors of one weight, by their names in the checkpoint. Called from several threads.
   std::function<Result<std::map<std::string, Tensor>>(const std::string& weight,
                                                       const CodedMatrix& q)>
       tensors_of;
@@ -56,9 +56,8 @@ std::set<std::string> float_modules(const Artifact& artifact);
 std::string model_dtype(const Artifact& artifact);
 
 // A tensor of 32-bit words or of bytes.
-Tensor word_tensor(std::vector<int64_t> shape, const std::vector<uint32_t>& words);
-Tensor byte_tensor(DType dtype, std::vector<int64_t> shape,
-                   const std::vector<uint8_t>& bytes);
+Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words);
+Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes);
 // Values that the element holds exactly, in its dtype: f16, bf16 or f32.
 Tensor float_tensor(Element element, std::vector<int64_t> shape,
                     const std::vector<float>& values);
@@ -66,6 +65,8 @@ Tensor float_tensor(Element element, std::vector<int64_t> shape,
 // zero_point of a code as unsigned numbers: code - lowest of the element, and z likewise.
 // 2^(B-1) where an intB scheme has none; 0 for uintB.
 int unsigned_code(const QuantScheme& scheme, uint8_t code);
+// What makes a code byte an unsigned number when it is added, as a byte.
+uint8_t code_lift(const QuantScheme& scheme);
 int unsigned_zero(const CodedMatrix& q, int64_t index);
 
 }  // namespace nibble

@@ -19,6 +19,26 @@ class WordStream {
   WordStream(uint32_t* words, int64_t stride, int bits)
       : words_(words), stride_(stride), bits_(bits) {}
 
+  // n codes, a byte each, with `lift` added to each as a byte.
+  void put(const uint8_t* codes, int64_t n, uint8_t lift) {
+    int64_t i = 0;
+    // Codes that fill words: no code crosses from one to the next.
+    if (32 % bits_ == 0 && position_ % 32 == 0) {
+      const int each = 32 / bits_;
+      const uint8_t mask = static_cast<uint8_t>((1u << bits_) - 1);
+      uint32_t* word = words_ + position_ / 32 * stride_;
+      for (; i + each <= n; i += each, word += stride_, position_ += 32) {
+        uint32_t value = 0;
+        for (int j = 0; j < each; ++j) {
+          const auto code = static_cast<uint8_t>((codes[i + j] + lift) & mask);
+          value |= static_cast<uint32_t>(code) << (j * bits_);
+        }
+        *word = value;
+      }
+    }
+    for (; i < n; ++i) put(static_cast<uint8_t>(codes[i] + lift));
+  }
+
   void put(uint32_t code) {
     const int64_t word = position_ / 32;
     const int shift = static_cast<int>(position_ % 32);

@@ -55,6 +55,8 @@ class ArtifactWriter {
   Status add(const LayerScheme& scheme, const LedgerEntry& entry,
              const PackedTensor& packed);
   Status add_float(const std::string& name, const Tensor& tensor);
+  // Everything of an artifact whose bytes stay in memory until finish, several layers at a time.
+  Status add_all(const Artifact& artifact);
   Status end_block();
 
   // A layer that was added, now or before a kill; its codes as a view of the file.

@@ -174,6 +174,9 @@ class File {
       const ssize_t written = ::write(descriptor_, at, size);
       if (written < 0 && errno == EINTR) continue;
       if (written <= 0) return fail("write");
+      // The disk begins while more is written; finish() waits for it.
+      ::sync_file_range(descriptor_, position_, written, SYNC_FILE_RANGE_WRITE);
+      position_ += written;
       at += written;
       size -= static_cast<size_t>(written);
     }
@@ -195,6 +198,7 @@ class File {
   }
   std::filesystem::path path_;
   int descriptor_ = -1;
+  off_t position_ = 0;
 };
 
 // Makes a rename in the directory last.

@@ -15,6 +15,7 @@
 #include "kernels/artifact/stored_parts.h"
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
+#include "kernels/base/parallel.h"
 
 namespace nibble {
 namespace {
@@ -32,6 +33,8 @@ Status system_error(const fs::path& path, const char* action) {
   return error(StatusCode::io_error, "[artifact] ", path.string(), ": cannot ", action,
                ": ", std::strerror(errno));
 }
+
+constexpr size_t kChunk = size_t{1} << 20;  // fits the caches, and few calls
 
 // A file that is written in places.
 class OpenFile {
@@ -55,22 +58,30 @@ class OpenFile {
     return file;
   }
   int fd() const { return fd_; }
-  Status write(const Bytes& bytes, uint64_t at) {
-    return for_each_piece(bytes, [this, &at](const Bytes& piece) -> Status {
-      const std::byte* data = piece.data();
-      size_t left = piece.size();
-      while (left > 0) {
-        const ssize_t n = ::pwrite(fd_, data, left, static_cast<off_t>(at));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return system_error(path_, "write");
-        data += n;
-        left -= static_cast<size_t>(n);
-        at += static_cast<uint64_t>(n);
+  // hash: what was written goes there as well, while it is in the cache. Several threads may
+  // write to places of their own.
+  Status write(const Bytes& bytes, uint64_t at, Sha256* hash = nullptr) const {
+    return for_each_piece(bytes, [&](const Bytes& piece) -> Status {
+      const uint64_t begin = at;
+      for (size_t done = 0; done < piece.size();) {
+        const size_t size = std::min(piece.size() - done, kChunk);
+        if (hash != nullptr) hash->update(piece.data() + done, size);
+        for (size_t end = done + size; done < end;) {
+          const ssize_t n =
+              ::pwrite(fd_, piece.data() + done, end - done, static_cast<off_t>(at));
+          if (n < 0 && errno == EINTR) continue;
+          if (n < 0) return system_error(path_, "write");
+          done += static_cast<size_t>(n);
+          at += static_cast<uint64_t>(n);
+        }
       }
+      // The disk begins while the rest is computed; sync() waits for it.
+      ::sync_file_range(fd_, static_cast<off_t>(begin), static_cast<off_t>(at - begin),
+                        SYNC_FILE_RANGE_WRITE);
       return ok_status();
     });
   }
-  Status write(std::string_view text, uint64_t at) {
+  Status write(std::string_view text, uint64_t at) const {
     return write(Bytes(nullptr, reinterpret_cast<const std::byte*>(text.data()),
                        text.size()),
                  at);
@@ -127,6 +138,7 @@ struct ArtifactWriter::Implementation {
   std::string pending;  // the journal's lines of this block
   Manifest manifest;
   std::set<std::string> claimed;  // file names
+  std::map<std::string, Bytes> in_memory;  // stored tensors whose bytes stay until the end
 
   Status outline(const Outline& outline, int64_t shard_bytes) {
     const auto add = [this](const std::string& name, StoredShape shape) -> Status {
@@ -201,7 +213,8 @@ struct ArtifactWriter::Implementation {
     return true;
   }
 
-  Status write_tensor(const std::string& name, const Bytes& bytes) {
+  // To its place, and its checksum; record() makes it known. Safe from several threads.
+  Result<std::string> put(const std::string& name, const Bytes& bytes) const {
     const auto found = stored.find(name);
     if (found == stored.end() || found->second.bytes() != bytes.size() ||
         sha256.count(name)) {
@@ -211,10 +224,57 @@ struct ArtifactWriter::Implementation {
                    : sha256.count(name)  ? "it written already"
                                          : "another size");
     }
-    WeightFile& file = files[file_of.at(name)];
-    sha256[name] = sha256_of(bytes);
-    file.written = true;
-    return file.file.write(bytes, file.layout.offsets.at(name));
+    const WeightFile& file = files[file_of.at(name)];
+    Sha256 hash;
+    NIBBLE_RETURN_IF_ERROR(file.file.write(bytes, file.layout.offsets.at(name), &hash));
+    return hash.hex();
+  }
+
+  void record(const std::string& name, std::string hash) {
+    sha256[name] = std::move(hash);
+    files[file_of.at(name)].written = true;
+  }
+
+  // A layer's parts to their places. Safe from several threads.
+  Result<JournalEntry> put_layer(const LayerScheme& scheme, const LedgerEntry& entry,
+                                 const PackedTensor& packed) const {
+    const std::string& name = entry.tensor;
+    const auto weight = weights.find(name);
+    if (weight == weights.end() || !(weight->second.scheme == packed.scheme) ||
+        weight->second.shape != packed.shape) {
+      return error(StatusCode::invalid_argument, "[artifact] ", name,
+                   ": a weight of the outline is required; found ",
+                   to_string(packed.scheme), " ", shape_text(packed.shape));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
+    JournalEntry line;
+    line.weight = {.layer = scheme,
+                   .shape = packed.shape,
+                   .rows = packed.rows,
+                   .cols = packed.cols,
+                   .scale_shift = packed.scales[0].shift,
+                   .offset_shift = packed.offsets.empty() ? 0 : packed.offsets[0].shift,
+                   .codes_sha256 = sha256_hex(
+                       {reinterpret_cast<const char*>(coded.codes.data()),
+                        coded.codes.size()})};
+    line.ledger = entry;
+    for (const StoredPart& part :
+         stored_parts(name, packed.scheme, packed.rows, packed.cols)) {
+      NIBBLE_ASSIGN_OR_RETURN(line.sha256[part.name],
+                              put(part.name, part_bytes(packed, part)));
+    }
+    return line;
+  }
+
+  Status record_layer(JournalEntry line) {
+    for (const auto& [part, hash] : line.sha256) record(part, hash);
+    if (has_journal) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::string text, print_journal_line(line));
+      pending += text;
+    }
+    const std::string name = line.ledger.tensor;
+    layers[name] = std::move(line);
+    return ok_status();
   }
 
   Status sync() {
@@ -246,17 +306,46 @@ struct ArtifactWriter::Implementation {
     return ok_status();
   }
 
+  // Is this what was written? Against what is still in memory, else by its checksum.
+  bool holds(const std::string& name, const Bytes& bytes) const {
+    const auto source = in_memory.find(name);
+    if (source == in_memory.end()) return sha256_of(bytes) == sha256.at(name);
+    const Bytes& required = source->second;
+    size_t done = 0;
+    return required.size() == bytes.size() &&
+           for_each_piece(bytes, [&](const Bytes& piece) {
+             const bool equal =
+                 std::memcmp(required.data() + done, piece.data(), piece.size()) == 0;
+             done += piece.size();
+             return equal ? ok_status() : error(StatusCode::data_loss, "");
+           }).ok();
+  }
+
   // What counts is what the disk holds: every byte is read again and compared.
   Status read_back(const WeightFile& file) {
     const fs::path path = directory / file.name;
     NIBBLE_RETURN_IF_ERROR(claim(file.name));
     NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
-    manifest.files[file.name] = {static_cast<int64_t>(bytes.size()), sha256_of(bytes)};
     NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile read, read_safetensors(path));
-    for (const std::string& name : file.layout.order) {
-      NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
+    const std::vector<std::string>& order = file.layout.order;
+    ManifestFile whole{static_cast<int64_t>(bytes.size()), ""};
+    std::vector<char> same(order.size(), 0);
+    // The file's own checksum beside those of its tensors.
+    parallel_for(static_cast<int64_t>(order.size()) + 1, [&](int64_t i) {
+      if (i == 0) {
+        whole.sha256 = sha256_of(bytes);
+        return;
+      }
+      const std::string& name = order[static_cast<size_t>(i - 1)];
       const auto found = read.tensors.find(name);
-      if (found == read.tensors.end() || sha256_of(found->second.bytes) != sha256.at(name)) {
+      same[static_cast<size_t>(i - 1)] =
+          found != read.tensors.end() && holds(name, found->second.bytes);
+    });
+    manifest.files[file.name] = whole;
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
+    for (size_t i = 0; i < order.size(); ++i) {
+      const std::string& name = order[i];
+      if (!same[i]) {
         return error(StatusCode::io_error, "[artifact] ", path.string(), ": tensor ", name,
                      ": must read back as it was written; found other bytes; is the disk "
                      "sound?");
@@ -348,37 +437,37 @@ Result<ArtifactWriter> ArtifactWriter::resume(const fs::path& work,
 
 Status ArtifactWriter::add(const LayerScheme& scheme, const LedgerEntry& entry,
                            const PackedTensor& packed) {
+  NIBBLE_ASSIGN_OR_RETURN(JournalEntry line,
+                          implementation_->put_layer(scheme, entry, packed));
+  return implementation_->record_layer(std::move(line));
+}
+
+Status ArtifactWriter::add_all(const Artifact& artifact) {
   Implementation& mine = *implementation_;
-  const std::string& name = entry.tensor;
-  const auto weight = mine.weights.find(name);
-  if (weight == mine.weights.end() || !(weight->second.scheme == packed.scheme) ||
-      weight->second.shape != packed.shape) {
-    return error(StatusCode::invalid_argument, "[artifact] ", name,
-                 ": a weight of the outline is required; found ",
-                 to_string(packed.scheme), " ", shape_text(packed.shape));
+  for (const auto& [name, tensor] : artifact.tensors) {
+    NIBBLE_RETURN_IF_ERROR(add_float(name, tensor));
+    mine.in_memory[name] = tensor.bytes;
   }
-  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
-  JournalEntry line;
-  line.weight = {.layer = scheme,
-                 .shape = packed.shape,
-                 .rows = packed.rows,
-                 .cols = packed.cols,
-                 .scale_shift = packed.scales[0].shift,
-                 .offset_shift = packed.offsets.empty() ? 0 : packed.offsets[0].shift,
-                 .codes_sha256 = sha256_hex(
-                     {reinterpret_cast<const char*>(coded.codes.data()),
-                      coded.codes.size()})};
-  line.ledger = entry;
-  for (const StoredPart& part :
-       stored_parts(name, packed.scheme, packed.rows, packed.cols)) {
-    NIBBLE_RETURN_IF_ERROR(mine.write_tensor(part.name, part_bytes(packed, part)));
-    line.sha256[part.name] = mine.sha256.at(part.name);
+  std::vector<const std::pair<const std::string, PackedTensor>*> packed;
+  for (const auto& one : artifact.packed) packed.push_back(&one);
+  std::vector<Result<JournalEntry>> lines(packed.size(), Result<JournalEntry>(JournalEntry()));
+  // A layer a thread: one computes checksums while another writes.
+  parallel_for(static_cast<int64_t>(packed.size()), [&](int64_t i) {
+    const auto at = static_cast<size_t>(i);
+    const Status go_on = check_cancelled("artifact");
+    LedgerEntry entry;
+    entry.tensor = packed[at]->first;
+    lines[at] = go_on.ok() ? mine.put_layer(artifact.layers.at(entry.tensor), entry,
+                                            packed[at]->second)
+                           : Result<JournalEntry>(go_on);
+  });
+  for (size_t i = 0; i < lines.size(); ++i) {
+    if (!lines[i].ok()) return lines[i].status();
+    const auto& [name, tensor] = *packed[i];
+    for (const StoredPart& part : stored_parts(name, tensor.scheme, tensor.rows, tensor.cols))
+      mine.in_memory[part.name] = part_bytes(tensor, part);
+    NIBBLE_RETURN_IF_ERROR(mine.record_layer(std::move(*lines[i])));
   }
-  if (mine.has_journal) {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string text, print_journal_line(line));
-    mine.pending += text;
-  }
-  mine.layers[name] = std::move(line);
   return ok_status();
 }
 
@@ -391,7 +480,9 @@ Status ArtifactWriter::add_float(const std::string& name, const Tensor& tensor) 
                  ": the outline's type and shape are required; found ",
                  dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
   }
-  return mine.write_tensor(name, tensor.bytes);
+  NIBBLE_ASSIGN_OR_RETURN(std::string hash, mine.put(name, tensor.bytes));
+  mine.record(name, std::move(hash));
+  return ok_status();
 }
 
 Status ArtifactWriter::end_block() {
@@ -506,14 +597,7 @@ Status write_artifact(const Artifact& artifact, const std::filesystem::path& dir
     outline.packed[name] = {packed.scheme, packed.shape};
   NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer, ArtifactWriter::begin(
                                                      staged.staging(), outline, shard_bytes));
-  for (const auto& [name, tensor] : artifact.tensors)
-    NIBBLE_RETURN_IF_ERROR(writer.add_float(name, tensor));
-  for (const auto& [name, packed] : artifact.packed) {
-    NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
-    LedgerEntry entry;
-    entry.tensor = name;
-    NIBBLE_RETURN_IF_ERROR(writer.add(artifact.layers.at(name), entry, packed));
-  }
+  NIBBLE_RETURN_IF_ERROR(writer.add_all(artifact));
   NIBBLE_RETURN_IF_ERROR(writer.finish(artifact, extra_files));
   if (complete) NIBBLE_RETURN_IF_ERROR(complete(staged.staging()));
   return staged.commit();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/base/parallel.h"
 #include "kernels/scheme/element_codec.h"
@@ -72,6 +73,14 @@ struct CodeBytes {
     }
   }
 
+  // Does every pattern of `bits` bits stand for a number?
+  bool all_valid() const {
+    for (uint32_t stored = 0; stored < 1u << bits; ++stored) {
+      if (!valid[byte_of(stored)]) return false;
+    }
+    return true;
+  }
+
   uint8_t byte_of(uint32_t stored) const {
     if (!is_signed) return static_cast<uint8_t>(stored);
     const uint32_t sign = 1u << (bits - 1);
@@ -83,6 +92,29 @@ struct CodeBytes {
   uint8_t unused_lowest;
   bool valid[256];
 };
+
+// A row of n codes, one a byte; returns the unused bits of the last byte. Codes of 8 and 4
+// bits, which most are, by the byte.
+uint64_t unpack_row(const CodeBytes& code, int64_t n, const std::byte* in, uint8_t* out) {
+  if (code.bits == 8) {
+    std::memcpy(out, in, static_cast<size_t>(n));
+    return 0;
+  }
+  if (code.bits == 4) {
+    const uint8_t sign = code.is_signed ? 8 : 0;
+    for (int64_t i = 0; i < n / 2; ++i) {
+      const auto byte = std::to_integer<uint8_t>(in[i]);
+      out[2 * i] = static_cast<uint8_t>(((byte & 15) ^ sign) - sign);
+      out[2 * i + 1] = static_cast<uint8_t>(((byte >> 4) ^ sign) - sign);
+    }
+    if (n % 2 == 0) return 0;
+    const auto last = std::to_integer<uint8_t>(in[n / 2]);
+    out[n - 1] = code.byte_of(last & 15);
+    return last >> 4;
+  }
+  return read_bits(code.bits, n, in,
+                   [&](int64_t c, uint32_t stored) { out[c] = code.byte_of(stored); });
+}
 
 std::string where(const QuantScheme& scheme, int64_t rows, int64_t cols) {
   return cat("[packing] ", to_string(scheme), " [", rows, ", ", cols, "]");
@@ -314,6 +346,7 @@ Result<CodedMatrix> unpack(const PackedTensor& packed) {
   q.cols = packed.cols;
   q.codes.resize(static_cast<size_t>(q.rows * q.cols));
   const CodeBytes code(q.scheme);
+  const bool any_is_valid = code.all_valid();
   const int64_t row_bytes = packed_row_bytes(q.scheme.code, q.cols);
   const int64_t step = rows_a_part(q.cols);
   const int64_t parts = (q.rows + step - 1) / step;
@@ -321,13 +354,10 @@ Result<CodedMatrix> unpack(const PackedTensor& packed) {
   parallel_for(parts, [&](int64_t part) {
     for (int64_t r = part * step; r < std::min(q.rows, (part + 1) * step); ++r) {
       uint8_t* row = q.codes.data() + r * q.cols;
-      bool valid = true;
       const uint64_t padding =
-          read_bits(code.bits, q.cols, packed.codes.data() + r * row_bytes,
-                    [&](int64_t c, uint32_t stored) {
-                      row[c] = code.byte_of(stored);
-                      valid = valid && code.valid[row[c]];
-                    });
+          unpack_row(code, q.cols, packed.codes.data() + r * row_bytes, row);
+      bool valid = true;
+      for (int64_t c = 0; !any_is_valid && c < q.cols; ++c) valid &= code.valid[row[c]];
       if (valid && padding == 0) continue;
       Status& outcome = outcomes[static_cast<size_t>(part)];
       if (padding != 0) {
@@ -416,10 +446,7 @@ Status dequantize_rows(const PackedTensor& packed, int64_t first, MatrixView<flo
     std::vector<uint8_t> codes(cols);
     for (int64_t i = part * step; i < std::min(x.rows, (part + 1) * step); ++i) {
       const int64_t r = first + i;
-      read_bits(code.bits, packed.cols, packed.codes.data() + r * row_bytes,
-                [&](int64_t c, uint32_t stored) {
-                  codes[static_cast<size_t>(c)] = code.byte_of(stored);
-                });
+      (void)unpack_row(code, packed.cols, packed.codes.data() + r * row_bytes, codes.data());
       scales.expand(r, scale.data());
       offsets.expand(r, offset.data());
       dequantize_row(packed.scheme, codes.data(), scale.data(), offset.data(), x.row(i),
