@@ -88,15 +88,16 @@ double bound_of(const Executor& model) {
   return model.artifact().activations.empty() ? kFloatBound : kIntegerBound;
 }
 
-Result<std::vector<float>> outputs_of_ids(Executor& model, const std::vector<int32_t>& ids) {
+Result<std::vector<float>> outputs_of_ids(Executor& model,
+                                          const std::vector<int32_t>& ids) {
   std::vector<float> outputs;
   if (model.embedding_features() > 0) {
     const int64_t lengths[] = {static_cast<int64_t>(ids.size())};
     const int64_t rows = model.embedding_rows(lengths);
     outputs.resize(static_cast<size_t>(rows * model.embedding_features()));
-    NIBBLE_RETURN_IF_ERROR(
-        model.encode(ids, lengths, {},
-                     MatrixView<float>(outputs.data(), rows, model.embedding_features())));
+    NIBBLE_RETURN_IF_ERROR(model.encode(
+        ids, lengths, {},
+        MatrixView<float>(outputs.data(), rows, model.embedding_features())));
     outputs.resize(static_cast<size_t>(model.embedding_features()));
     return outputs;
   }
@@ -133,7 +134,8 @@ Result<std::vector<float>> outputs_of_image(Executor& model) {
   return outputs;
 }
 
-Result<std::vector<float>> fixed_outputs(Executor& model, const std::vector<int32_t>& ids) {
+Result<std::vector<float>> fixed_outputs(Executor& model,
+                                         const std::vector<int32_t>& ids) {
   const Program& program = model.artifact().program;
   if (!program.is_language_model()) return outputs_of_image(model);
   const bool fits =
@@ -141,9 +143,9 @@ Result<std::vector<float>> fixed_outputs(Executor& model, const std::vector<int3
       std::all_of(ids.begin(), ids.end(),
                   [&](int32_t id) { return id >= 0 && id < program.vocabulary; });
   if (fits) return outputs_of_ids(model, ids);
-  return error(StatusCode::data_loss, "[proof] outputs: ids of the model's vocabulary of ",
-               program.vocabulary, ", at most ", program.context_length,
-               ", are required; found others");
+  return error(StatusCode::data_loss,
+               "[proof] outputs: ids of the model's vocabulary of ", program.vocabulary,
+               ", at most ", program.context_length, ", are required; found others");
 }
 
 std::string rows_text(const std::map<std::string, int64_t>& rows) {
@@ -174,8 +176,8 @@ Check check_weights(const Attestation& attestation, const Decoded& decoded) {
       const auto at = weight.levels.find(level);
       const std::string here = at == weight.levels.end() ? "no such level" : at->second;
       if (here != digest) {
-        return failed(name_of_check, cat(name, ": SHA-256 of its ", level, " values must be ",
-                                         digest, "; found ", here));
+        return failed(name_of_check, cat(name, ": SHA-256 of its ", level,
+                                         " values must be ", digest, "; found ", here));
       }
       ++levels;
     }
@@ -184,7 +186,8 @@ Check check_weights(const Attestation& attestation, const Decoded& decoded) {
   }
   for (const auto& [name, q] : decoded.coded) {
     if (!attestation.weights.count(name))
-      return failed(name_of_check, name + ": is quantized, and nothing is attested of it");
+      return failed(name_of_check,
+                    name + ": is quantized, and nothing is attested of it");
   }
   for (const auto& [name, required] : attestation.floats) {
     const auto found = decoded.floats.find(name);
@@ -224,7 +227,8 @@ Check check_outputs(const Attestation& attestation, Executor& model) {
     largest = std::max(largest, std::abs(static_cast<double>(value)));
   for (const auto& [index, value] : required.values) {
     if (index < 0 || index >= static_cast<int64_t>(found->size()))
-      return failed(name_of_check, cat("output ", index, ": the model has no such output"));
+      return failed(name_of_check,
+                    cat("output ", index, ": the model has no such output"));
     const float here = (*found)[static_cast<size_t>(index)];
     const double difference = std::abs(static_cast<double>(here) - value);
     if (!(difference <= bound * largest)) {
@@ -242,8 +246,8 @@ Check check_outputs(const Attestation& attestation, Executor& model) {
   return {name_of_check, Outcome::passed,
           cat(required.values.size(), " outputs on the fixed input ",
               farthest == 0 ? std::string("equal")
-                            : cat("within ", farthest / largest, " of the largest (allowed ",
-                                  bound, ")"),
+                            : cat("within ", farthest / largest,
+                                  " of the largest (allowed ", bound, ")"),
               ", ", rows)};
 }
 
@@ -256,7 +260,8 @@ Result<std::map<std::string, AttestedFile>> attest_files(const fs::path& path) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(manifest_path));
     NIBBLE_ASSIGN_OR_RETURN(const Manifest manifest,
                             parse_manifest(text, manifest_path.string()));
-    for (const auto& [name, file] : manifest.files) files[name] = {file.bytes, file.sha256};
+    for (const auto& [name, file] : manifest.files)
+      files[name] = {file.bytes, file.sha256};
     files["manifest.json"] = {static_cast<int64_t>(text.size()), sha256_hex(text)};
     return files;
   }
@@ -272,6 +277,7 @@ Status attest_tensors(const Artifact& artifact, Attestation& attestation) {
   for (const auto& [name, packed] : artifact.packed) {
     NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed));
     attestation.weights[name] = attest(q);
+    packed.release_pages();
   }
   for (const auto& [name, tensor] : artifact.tensors)
     attestation.floats[name] = attest(tensor);
@@ -290,8 +296,8 @@ Result<AttestedOutputs> attest_outputs(Executor& model) {
   if (program.is_language_model()) {
     SplitMix64 random(kFixedSeed);
     for (int64_t i = 0; i < std::min(kFixedIds, program.context_length); ++i) {
-      outputs.ids.push_back(static_cast<int32_t>(
-          random.below(static_cast<uint64_t>(program.vocabulary))));
+      outputs.ids.push_back(
+          static_cast<int32_t>(random.below(static_cast<uint64_t>(program.vocabulary))));
     }
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> found,
@@ -369,9 +375,9 @@ Check check_attested_seal(const Attestation& attestation) {
   const std::string by = cat("written by ", attestation.tool_version, " of ",
                              attestation.format.empty() ? "?" : attestation.format);
   if (attestation.sealed) return {"attested seal", Outcome::passed, by};
-  return failed("attested seal",
-                cat(kAttestationFile, ": must have its own SHA-256; found another: it was "
-                                      "changed after it was written"));
+  return failed("attested seal", cat(kAttestationFile,
+                                     ": must have its own SHA-256; found another: it was "
+                                     "changed after it was written"));
 }
 
 std::vector<Check> check_attested_artifact(const Attestation& attestation,

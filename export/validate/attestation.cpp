@@ -52,9 +52,12 @@ Json json_of(const AttestedMeasurement& measured) {
   }
   Json values = Json::object();
   for (const auto& [name, list] : measured.values) values[name] = json_of(list);
-  return {{"data", json_of(measured.data)},   {"compute", measured.compute},
-          {"kv", measured.kv},                {"reference", measured.reference},
-          {"figures", std::move(figures)},    {"values", std::move(values)}};
+  return {{"data", json_of(measured.data)},
+          {"compute", measured.compute},
+          {"kv", measured.kv},
+          {"reference", measured.reference},
+          {"figures", std::move(figures)},
+          {"values", std::move(values)}};
 }
 
 Json json_of(const AttestedOutputs& outputs) {
@@ -63,7 +66,7 @@ Json json_of(const AttestedOutputs& outputs) {
     indices.push_back(index);
     values.push_back(value);
   }
-  return {{"ids", outputs.ids},         {"indices", std::move(indices)},
+  return {{"ids", outputs.ids},          {"indices", std::move(indices)},
           {"values", std::move(values)}, {"largest", outputs.largest},
           {"bound", outputs.bound},      {"kernels", outputs.kernels}};
 }
@@ -159,9 +162,9 @@ Attestation attestation_from(const Json& json) {
                           file.at("sha256").get<std::string>()};
   }
   for (const auto& [name, weight] : json.at("weights").items()) {
-    result.weights[name] = {weight.at("scheme").get<std::string>(),
-                            weight.at("codes").get<std::string>(),
-                            weight.at("levels").get<std::map<std::string, std::string>>()};
+    result.weights[name] = {
+        weight.at("scheme").get<std::string>(), weight.at("codes").get<std::string>(),
+        weight.at("levels").get<std::map<std::string, std::string>>()};
   }
   for (const auto& [name, tensor] : json.at("floats").items()) {
     result.floats[name] = {tensor.at("dtype").get<std::string>(),
@@ -205,9 +208,9 @@ Result<std::string> print_attestation(const Attestation& attestation) {
   try {
     text = json.dump(1) + "\n";
   } catch (const Json::exception& failure) {
-    return error(StatusCode::invalid_argument,
-                 "[proof] every name and text must be UTF-8; found other bytes: ",
-                 failure.what());
+    return error(
+        StatusCode::invalid_argument,
+        "[proof] every name and text must be UTF-8; found other bytes: ", failure.what());
   }
   text.replace(text.find(kSeal) + kSeal.size(), kDigits, sha256_hex(text));
   return text;
@@ -220,9 +223,10 @@ Result<Attestation> parse_attestation(std::string_view text, const std::string& 
     const std::string format = json.at("format").get<std::string>();
     const int64_t version = json.at("version").get<int64_t>();
     if (format != kFormat || version != kAttestationVersion) {
-      return error(StatusCode::unsupported, "[proof] ", path, ": this build reads format ",
-                   kFormat, " version ", kAttestationVersion, "; found ", format,
-                   " version ", version, "; use the tool that wrote it");
+      return error(StatusCode::unsupported, "[proof] ", path,
+                   ": this build reads format ", kFormat, " version ",
+                   kAttestationVersion, "; found ", format, " version ", version,
+                   "; use the tool that wrote it");
     }
     result = attestation_from(json);
   } catch (const Json::exception& failure) {

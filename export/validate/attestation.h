@@ -1,20 +1,22 @@
 // proof.json: what is claimed of an artifact, in a form that anybody can check again.
 //
 //   files      bytes and SHA-256 of every file of the directory but proof.json
-//   weights    of each quantized weight: its scheme, SHA-256 of its codes (one a byte, row by
+//   weights    of each quantized weight: its scheme, SHA-256 of its codes (one a byte,
+//   row by
 //              row) and of each level's values (float32, row by row, then the shift)
 //   floats     of every other tensor: dtype and SHA-256 of its bytes
 //   outputs    what the model gives on an input that is part of the file
-//   measured   figures with their 95 % intervals; what they were measured on, by the SHA-256
-//              of its tokens or pixels; the values a sequence from which means and intervals
-//              follow without the data
+//   measured   figures with their 95 % intervals; what they were measured on, by the
+//   SHA-256
+//              of its tokens or pixels; the values a sequence from which means and
+//              intervals follow without the data
 //
-// Checksums say that nothing changed since the file was written; they are no signature: who
-// can change the artifact can write another proof.json. Its own SHA-256, published elsewhere,
-// ties it down; and figures are proven by measuring them again.
+// Checksums say that nothing changed since the file was written; they are no signature:
+// who can change the artifact can write another proof.json. Its own SHA-256, published
+// elsewhere, ties it down; and figures are proven by measuring them again.
 //
-// parse_attestation(print_attestation(a)) == a, its bytes the same on every machine. data_loss:
-// a field is missing or of a wrong type (named). unsupported: another version.
+// parse_attestation(print_attestation(a)) == a, its bytes the same on every machine.
+// data_loss: a field is missing or of a wrong type (named). unsupported: another version.
 #pragma once
 
 #include <array>
@@ -40,8 +42,9 @@ struct AttestedFile {
 
 struct AttestedWeight {
   std::string scheme;
-  std::string codes;                          // SHA-256
-  std::map<std::string, std::string> levels;  // scale, scale1, zero_point, minimum -> SHA-256
+  std::string codes;  // SHA-256
+  std::map<std::string, std::string>
+      levels;  // scale, scale1, zero_point, minimum -> SHA-256
   bool operator==(const AttestedWeight&) const = default;
 };
 
@@ -50,13 +53,13 @@ struct AttestedFloat {
   bool operator==(const AttestedFloat&) const = default;
 };
 
-// The last position's logits of `ids`; of an encoder its first embedding, of an image model
-// the logits of a seeded image (ids empty).
+// The last position's logits of `ids`; of an encoder its first embedding, of an image
+// model the logits of a seeded image (ids empty).
 struct AttestedOutputs {
   std::vector<int32_t> ids;
-  std::map<int64_t, float> values;  // index -> value, some of them spread over all
-  double largest = 0;               // magnitude of all outputs
-  double bound = 0;                 // allowed difference as a share of `largest`
+  std::map<int64_t, float> values;         // index -> value, some of them spread over all
+  double largest = 0;                      // magnitude of all outputs
+  double bound = 0;                        // allowed difference as a share of `largest`
   std::map<std::string, int64_t> kernels;  // row -> layers that it served
   bool operator==(const AttestedOutputs&) const = default;
 };
@@ -81,17 +84,18 @@ struct AttestedData {
 
 struct AttestedMeasurement {
   AttestedData data;
-  std::string compute, kv;                       // "float", "int8", "integer"; the caches'
+  std::string compute, kv;  // "float", "int8", "integer"; the caches'
   std::map<std::string, std::string> reference;  // its files -> SHA-256; empty: none
   std::map<std::string, AttestedFigure> figures;
-  // A value a sequence (image): nll, kl, reference_nll, predictions; right, agrees; cosine.
+  // A value a sequence (image): nll, kl, reference_nll, predictions; right, agrees;
+  // cosine.
   std::map<std::string, std::vector<double>> values;
   bool operator==(const AttestedMeasurement&) const = default;
 };
 
 struct Attestation {
   std::string tool_version;
-  std::string format;                          // "nibble", or the exporter's that reads it
+  std::string format;  // "nibble", or the exporter's that reads it
   std::map<std::string, std::string> sources;  // of the checkpoint: file -> SHA-256
   std::string recipe, calibration;
   std::map<std::string, AttestedFile> files;
@@ -99,8 +103,8 @@ struct Attestation {
   std::map<std::string, AttestedFloat> floats;
   AttestedOutputs outputs;
   std::vector<AttestedMeasurement> measured;
-  // Not printed: is the text's own checksum right? Reading goes on where it is not, so that
-  // what was changed can be named.
+  // Not printed: is the text's own checksum right? Reading goes on where it is not, so
+  // that what was changed can be named.
   bool sealed = true;
   bool operator==(const Attestation&) const = default;
 };

@@ -31,10 +31,10 @@ Result<Opened> open_both(const fs::path& path, const LoadOptions& options) {
 
 Result<Executor> run(const std::shared_ptr<const Artifact>& artifact,
                      const std::string& compute = "", const std::string& kv = "") {
-  return Executor::create(artifact, {.compute = compute == "int8"
-                                                    ? Compute::dynamic_int8
-                                                    : Compute::float_activations,
-                                     .kv = kv});
+  return Executor::create(
+      artifact,
+      {.compute = compute == "int8" ? Compute::dynamic_int8 : Compute::float_activations,
+       .kv = kv});
 }
 
 // The first file of the reference that is not the attested one; "" where all are.
@@ -44,8 +44,7 @@ std::string other_source(const std::map<std::string, std::string>& required,
   for (const auto& [name, digest] : required) {
     const auto at = found.find(name);
     const std::string here = at == found.end() ? "no such file" : at->second;
-    if (here != digest)
-      return cat(name, ": SHA-256 must be ", digest, "; found ", here);
+    if (here != digest) return cat(name, ": SHA-256 must be ", digest, "; found ", here);
   }
   return "";
 }
@@ -53,7 +52,8 @@ std::string other_source(const std::map<std::string, std::string>& required,
 Check check_sources(const Attestation& attestation, const Artifact* reference) {
   const char* name = "attested sources";
   if (attestation.sources.empty())
-    return {name, Outcome::skipped, "the proof names no checkpoint that this was made from"};
+    return {name, Outcome::skipped,
+            "the proof names no checkpoint that this was made from"};
   if (reference == nullptr) {
     return {name, Outcome::skipped,
             cat("give the checkpoint it was made from as --reference: ",
@@ -66,10 +66,10 @@ Check check_sources(const Attestation& attestation, const Artifact* reference) {
               " files are those it was made from")};
 }
 
-Result<std::vector<Check>> check_figures(const CommandLine& line,
-                                         const Attestation& attestation,
-                                         const std::shared_ptr<const Artifact>& artifact,
-                                         const std::shared_ptr<const Artifact>& reference) {
+Result<std::vector<Check>> check_figures(
+    const CommandLine& line, const Attestation& attestation,
+    const std::shared_ptr<const Artifact>& artifact,
+    const std::shared_ptr<const Artifact>& reference) {
   std::vector<Check> checks;
   std::optional<Executor> float_model;
   if (reference) {
@@ -103,9 +103,10 @@ Result<Attestation> read_attestation(const fs::path& artifact) {
   const fs::path path = attestation_path(artifact);
   std::error_code ignored;
   if (!fs::exists(path, ignored)) {
-    return error(StatusCode::not_found, "[validate] ", path.string(),
-                 ": an attestation is required; found none; quantize and train write one, "
-                 "nibble evaluate --attest and nibble validate --attest too");
+    return error(
+        StatusCode::not_found, "[validate] ", path.string(),
+        ": an attestation is required; found none; quantize and train write one, "
+        "nibble evaluate --attest and nibble validate --attest too");
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   return parse_attestation(text, path.string());
@@ -137,9 +138,8 @@ Result<std::vector<Check>> check_attestation(const CommandLine& line, bool reada
   }
   checks.push_back(check_sources(attestation, reference.get()));
   checks.push_back(recompute_figures(attestation.measured));
-  NIBBLE_ASSIGN_OR_RETURN(
-      const std::vector<Check> figures,
-      check_figures(line, attestation, opened.artifact, reference));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Check> figures,
+                          check_figures(line, attestation, opened.artifact, reference));
   checks.insert(checks.end(), figures.begin(), figures.end());
   checks.push_back(check_attested_seal(attestation));
   return checks;
@@ -160,8 +160,8 @@ Status attest_beside(const fs::path& path, const LoadOptions& options,
   }
   if (measured) {
     std::erase_if(attestation.measured, [&](const AttestedMeasurement& one) {
-      return one.data.sha256 == measured->data.sha256 && one.compute == measured->compute &&
-             one.kv == measured->kv;
+      return one.data.sha256 == measured->data.sha256 &&
+             one.compute == measured->compute && one.kv == measured->kv;
     });
     attestation.measured.push_back(*measured);
   }

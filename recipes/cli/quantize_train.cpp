@@ -316,7 +316,7 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
       "quantize MODEL --recipe NAME|FILE --output DIR [--calibration TEXT|DATASET]",
       "Quantizes a trained model after the recipe, writes the artifact with "
-      "report.html, and says what it cost\nin quality. Every error of the request "
+      "report.html and proof.json, and says what it cost\nin quality. Every error of the request "
       "comes before anything heavy starts. Killed, the same\ncommand goes on from the last "
       "finished block. mpirun -n N (to 4) shares the work, with the same bytes.\n\nSeveral recipes, a,b,c, go to DIR/a, "
       "DIR/b, "

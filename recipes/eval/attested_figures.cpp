@@ -59,9 +59,9 @@ Figures recomputed(const AttestedMeasurement& measured) {
       figures["perplexity_increase"] = mapped(mean_of(growth, weights), growth_of);
     }
   }
-  for (const auto& [values, figure] : {std::pair("right", "accuracy"),
-                                       std::pair("agrees", "argmax_agreement"),
-                                       std::pair("cosine", "cosine")}) {
+  for (const auto& [values, figure] :
+       {std::pair("right", "accuracy"), std::pair("agrees", "argmax_agreement"),
+        std::pair("cosine", "cosine")}) {
     const std::vector<double> one = list(values);
     if (!one.empty())
       figures[figure] = mean_of(one, std::vector<double>(one.size(), 1.0));
@@ -87,9 +87,9 @@ std::string first_difference(const Figures& stated, const Figures& found,
     if (!at->second.ci95 || !figure.ci95) continue;
     for (size_t end = 0; end < 2; ++end) {
       if (near((*at->second.ci95)[end], (*figure.ci95)[end], most)) continue;
-      return cat(name, ": the ", end == 0 ? "low" : "high", " end of its interval is stated as ",
-                 (*at->second.ci95)[end], ", ", why, " ", (*figure.ci95)[end],
-                 " (allowed difference ", most, ")");
+      return cat(name, ": the ", end == 0 ? "low" : "high",
+                 " end of its interval is stated as ", (*at->second.ci95)[end], ", ", why,
+                 " ", (*figure.ci95)[end], " (allowed difference ", most, ")");
     }
   }
   return "";
@@ -106,7 +106,8 @@ double remeasured_bound(const AttestedFigure& figure) {
 
 std::string names_of(const Figures& figures) {
   std::string names;
-  for (const auto& [name, figure] : figures) names += cat(names.empty() ? "" : ", ", name);
+  for (const auto& [name, figure] : figures)
+    names += cat(names.empty() ? "" : ", ", name);
   return names;
 }
 
@@ -138,26 +139,29 @@ Check compare(const AttestedMeasurement& stated, const AttestedMeasurement& foun
     equal = equal && at->second == figure;
     left.erase(at);
   }
-  return outcome(stated, Outcome::passed,
-                 cat("measured again, ", equal ? "equal: " : "within the allowed difference: ",
-                     names_of(found.figures),
-                     left.empty() ? "" : "; needs the reference: " + names_of(left)));
+  return outcome(
+      stated, Outcome::passed,
+      cat("measured again, ",
+          equal ? "equal: " : "within the allowed difference: ", names_of(found.figures),
+          left.empty() ? "" : "; needs the reference: " + names_of(left)));
 }
 
 Check other_data(const AttestedMeasurement& measured, const std::string& found) {
-  return outcome(measured, Outcome::failed,
-                 cat("data: SHA-256 of what was measured on (", measured.data.description,
-                     ") must be ", measured.data.sha256, "; found ", found,
-                     "; give the same file"));
+  return outcome(
+      measured, Outcome::failed,
+      cat("data: SHA-256 of what was measured on (", measured.data.description,
+          ") must be ", measured.data.sha256, "; found ", found, "; give the same file"));
 }
 
-Result<Check> remeasure_text(const AttestedMeasurement& measured, const Remeasure& given) {
+Result<Check> remeasure_text(const AttestedMeasurement& measured,
+                             const Remeasure& given) {
   const AttestedData& data = measured.data;
   const Artifact& artifact = given.model->artifact();
   const bool sentences = data.kind == "sentences";
-  NIBBLE_ASSIGN_OR_RETURN(
-      TextData text, sentences ? load_sentences_for(artifact, given.text, options_of(data))
-                               : load_text_for(artifact, given.text, options_of(data)));
+  NIBBLE_ASSIGN_OR_RETURN(TextData text,
+                          sentences
+                              ? load_sentences_for(artifact, given.text, options_of(data))
+                              : load_text_for(artifact, given.text, options_of(data)));
   const auto size = static_cast<int64_t>(text.sequences.size());
   const int64_t first = std::clamp<int64_t>(data.first, 0, size);
   text.sequences.erase(text.sequences.begin(), text.sequences.begin() + first);
@@ -241,8 +245,8 @@ AttestedMeasurement attest_figures(const TextQuality& quality) {
   add("kl_p90", quality.kl_p90, quality.kl_p90_ci95, figures);
   add("kl_p99", quality.kl_p99, quality.kl_p99_ci95, figures);
   add("top1_agreement", quality.top1_agreement, quality.top1_agreement_ci95, figures);
-  add("perplexity_increase", quality.perplexity_increase, quality.perplexity_increase_ci95,
-      figures);
+  add("perplexity_increase", quality.perplexity_increase,
+      quality.perplexity_increase_ci95, figures);
   measured.values = {{"nll", quality.sequence_nll},
                      {"predictions", quality.sequence_weights}};
   if (!quality.kl) return measured;
@@ -309,8 +313,8 @@ Result<std::vector<Check>> remeasure_figures(
               one.reference.empty() ? "" : ", and the float model as --reference")));
       continue;
     }
-    NIBBLE_ASSIGN_OR_RETURN(Check check, images ? remeasure_images(one, given)
-                                                : remeasure_text(one, given));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Check check, images ? remeasure_images(one, given) : remeasure_text(one, given));
     checks.push_back(std::move(check));
   }
   return checks;

@@ -1,10 +1,13 @@
-// How fast artifacts and exports are written, beside a plain write and fsync of the same bytes.
+// How fast artifacts and exports are written, beside a plain write and fsync of the same
+// bytes.
 //
-//   write_speed_bench [FOLDER [MEGABYTES [ROUNDS]]]     default: the temporary folder, 1000, 5
+//   write_speed_bench [FOLDER [MEGABYTES [ROUNDS]]]     default: the temporary folder,
+//   1000, 5
 //
-// For each format in turns, ROUNDS times: the export (everything it does: packing, checksums,
-// reading back and comparing, syncing, the rename), then the same files by write() of 16 MiB
-// and fsync. Prints the medians, and the ratio plain / export: 1 is as fast as the disk takes it.
+// For each format in turns, ROUNDS times: the export (everything it does: packing,
+// checksums, reading back and comparing, syncing, the rename), then the same files by
+// write() of 16 MiB and fsync. Prints the medians, and the ratio plain / export: 1 is as
+// fast as the disk takes it.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -81,8 +84,13 @@ Artifact random_model(const std::string& scheme_text, int64_t bytes) {
   program.vocabulary = 16;
   program.context_length = 8;
   program.inputs = {{"input_ids", DType::i64, {"batch", "sequence"}}};
-  program.nodes.push_back({"embedding", "embed", kFirstBlock, {"input_ids"}, {"embed"},
-                           {{"weight", "embed.weight"}}, {{"features", kSize}}});
+  program.nodes.push_back({"embedding",
+                           "embed",
+                           kFirstBlock,
+                           {"input_ids"},
+                           {"embed"},
+                           {{"weight", "embed.weight"}},
+                           {{"features", kSize}}});
   artifact.tensors["embed.weight"] =
       make_tensor({16, kSize}, std::vector<float>(16 * kSize, 0.5f));
   std::vector<PackedTensor> weights;  // some, in turns: more than a cache holds
@@ -112,8 +120,9 @@ Artifact random_model(const std::string& scheme_text, int64_t bytes) {
   entry.method = "float";
   entry.reason = "not chosen";
   artifact.ledger.entries.push_back(entry);
-  std::sort(artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
-            [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
+  std::sort(
+      artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
+      [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
   program.outputs = {{x, DType::f32, {"batch", "sequence", std::to_string(kSize)}}};
   return artifact;
 }
@@ -136,7 +145,8 @@ Plain contents(const fs::path& directory) {
 void write_plainly(const Plain& plain, const fs::path& directory) {
   fs::create_directory(directory);
   for (const auto& [name, text] : plain.files) {
-    const int file = ::open((directory / name).c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    const int file =
+        ::open((directory / name).c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
     for (size_t at = 0; at < text.size();) {
       const ssize_t n =
           ::write(file, text.data() + at, std::min(text.size() - at, size_t{16} << 20));
