@@ -15,40 +15,18 @@
 #include "qat/prepare.h"
 #include "qat/trainer.h"
 #include "tests/ptq/small_models.h"
+#include "tests/qat/training_cases.h"
 
 namespace nibble {
 namespace {
 
+using testing::bytes_of;
 using ::testing::HasSubstr;
+using testing::random;
 using testing::small_cnn;
 using testing::small_llama;
-
-torch::Tensor random(std::vector<int64_t> shape, uint64_t seed) {
-  at::Generator generator = at::detail::createCPUGenerator(seed);
-  return at::randn(shape, generator, at::kFloat);
-}
-
-template <class Call>
-Status status_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.status();
-  }
-  return ok_status();
-}
-
-TrainingData token_data(int64_t rows = 4) {
-  TrainingData data;
-  data.batches_per_epoch = 7;
-  data.batch = [rows](int64_t epoch, int64_t batch) {
-    at::Generator generator =
-        at::detail::createCPUGenerator(static_cast<uint64_t>(epoch * 1000 + batch));
-    const torch::Tensor ids = at::randint(0, 23, {rows, 9}, generator, at::kLong);
-    return TrainingBatch{ids.slice(1, 0, 8), ids.slice(1, 1, 9).contiguous()};
-  };
-  return data;
-}
+using testing::status_of;
+using testing::token_data;
 
 // small_llama at `scheme`, calibrated by rounding to nearest.
 Calibrated calibrated_llama(const char* scheme) {
@@ -273,15 +251,6 @@ TrainOptions everything() {
   options.dampen = 0.01;
   options.freeze_oscillations = 0.05;
   return options;
-}
-
-std::string bytes_of(const ProgramModule& module) {
-  std::string bytes;
-  for (const auto& item : module->named_parameters()) {
-    const torch::Tensor t = item.value().detach().contiguous();
-    bytes.append(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
-  }
-  return bytes;
 }
 
 TEST(Trainer, AllOfItResumesByteForByte) {

@@ -7,18 +7,15 @@
 #include "ptq/module/exact_module.h"
 #include "qat/trainer.h"
 #include "tests/ptq/small_models.h"
+#include "tests/qat/training_cases.h"
 
 namespace nibble {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::random;
 using testing::small_cnn;
 using testing::small_llama;
-
-torch::Tensor random(std::vector<int64_t> shape, uint64_t seed) {
-  at::Generator generator = at::detail::createCPUGenerator(seed);
-  return at::randn(shape, generator, at::kFloat);
-}
 
 LayerPlan planned(const std::string& node, const std::string& weight,
                   const char* input = nullptr) {

@@ -12,24 +12,18 @@
 #include "kernels/base/cancel.h"
 #include "qat/schedule.h"
 #include "tests/ptq/small_models.h"
+#include "tests/qat/training_cases.h"
 
 namespace nibble {
 namespace {
 
+using testing::bytes_of;
 using ::testing::HasSubstr;
 using testing::node;
 using testing::small_cnn;
 using testing::small_llama;
-
-template <class Call>
-Status status_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.status();
-  }
-  return ok_status();
-}
+using testing::status_of;
+using testing::token_data;
 
 // A folder of this test alone, gone afterwards.
 struct Folder {
@@ -199,18 +193,6 @@ ProgramModule quantized_llama() {
   return module;
 }
 
-TrainingData token_data() {
-  TrainingData data;
-  data.batches_per_epoch = 7;
-  data.batch = [](int64_t epoch, int64_t batch) {
-    at::Generator generator =
-        at::detail::createCPUGenerator(static_cast<uint64_t>(epoch * 1000 + batch));
-    const torch::Tensor ids = at::randint(0, 23, {4, 9}, generator, at::kLong);
-    return TrainingBatch{ids.slice(1, 0, 8), ids.slice(1, 1, 9).contiguous()};
-  };
-  return data;
-}
-
 TrainOptions twenty_steps() {
   TrainOptions options;
   options.learning_rate = 0.01;
@@ -221,19 +203,6 @@ TrainOptions twenty_steps() {
   options.warmup_steps = 3;
   options.log_every = 3;
   return options;
-}
-
-std::string bytes_of(const ProgramModule& module) {
-  std::string bytes;
-  for (const auto& item : module->named_parameters()) {
-    const torch::Tensor t = item.value().detach().contiguous();
-    bytes.append(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
-  }
-  for (const auto& item : module->named_buffers()) {
-    const torch::Tensor t = item.value().contiguous();
-    bytes.append(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
-  }
-  return bytes;
 }
 
 void expect_equal(const TrainResult& a, const TrainResult& b) {
