@@ -31,6 +31,9 @@ struct ExportOptions {
   // onnx, MatMulNBits: 0 the runtime chooses, 1 f32, 2 f16, 3 bf16, 4 int8 activations.
   // 1: the layers then compute what was evaluated; 4 is faster and rounds activations.
   int64_t accuracy_level = 1;
+  // onnx: "onnxruntime" or "tensorrt", whose INT8 is signed, symmetric and has float
+  // biases.
+  std::string target = "onnxruntime";
   // hf: of every tensor, gguf: of what is float; f32, bf16 or f16. "": f32 in hf, as it
   // is stored in gguf.
   std::string dtype;

@@ -23,7 +23,13 @@ Result<LoweringOptions> lowering_options(const ExportOptions& options) {
                  "[onnx] --accuracy-level: 0 to 4 was required; found ",
                  options.accuracy_level, "; 1 computes in f32, 4 with int8 activations");
   }
+  if (options.target != "onnxruntime" && options.target != "tensorrt") {
+    return error(StatusCode::invalid_argument,
+                 "[onnx] --target: onnxruntime or tensorrt was required; found ",
+                 options.target, "; name one of the two");
+  }
   return LoweringOptions{.float64 = options.float64,
+                         .tensorrt = options.target == "tensorrt",
                          .matmul_nbits = options.quant_format == "matmulnbits",
                          .accuracy_level = options.accuracy_level};
 }

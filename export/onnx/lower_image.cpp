@@ -44,6 +44,8 @@ Status lower_leaky_relu(OnnxLowering& lowering, const Node& node) {
   return ok_status();
 }
 
+// Its value has its input's scheme, so a pair between Slice and Pad changes nothing;
+// without one ONNX Runtime puts one there, and of signed codes a wrong one.
 Status lower_shortcut_pad(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
   const int64_t stride = node.integer("stride", 1);
@@ -54,6 +56,7 @@ Status lower_shortcut_pad(OnnxLowering& lowering, const Node& node) {
                   {x, graph.integers({0, 0}), graph.integers({kEnd, kEnd}),
                    graph.integers({2, 3}), graph.integers({stride, stride})},
                   lowering.inner(node, "strided"));
+    x = lowering.quantized_as(node.outputs.front(), x, lowering.inner(node, "quantized"));
   }
   graph.add("Pad",
             {x,
@@ -64,12 +67,39 @@ Status lower_shortcut_pad(OnnxLowering& lowering, const Node& node) {
   return ok_status();
 }
 
-// ONNX keeps the averaged axes as 1; the Program drops them.
+// ONNX keeps the averaged axes as 1; the Program drops them. A pair of its own follows
+// the average, where runtimes look for one, and changes nothing for the pair after
+// Flatten.
 Status lower_global_average_pool(OnnxLowering& lowering, const Node& node) {
   OnnxGraph& graph = lowering.graph();
   graph.add("GlobalAveragePool", {lowering.input(node)}, lowering.inner(node, "mean"));
-  graph.add("Flatten", {lowering.inner(node, "mean")}, lowering.output(node),
-            {{"axis", int64_t{1}}});
+  const std::string mean =
+      lowering.quantized_as(node.outputs.front(), lowering.inner(node, "mean"),
+                            lowering.inner(node, "quantized"));
+  graph.add("Flatten", {mean}, lowering.output(node), {{"axis", int64_t{1}}});
+  return ok_status();
+}
+
+Status lower_max_pool(OnnxLowering& lowering, const Node& node) {
+  const std::vector<int64_t> padding = node.integers("padding", {0, 0});
+  lowering.graph().add(
+      "MaxPool", {lowering.input(node)}, lowering.output(node),
+      {{"kernel_shape", node.integers("kernel", {1, 1})},
+       {"strides", node.integers("stride", {1, 1})},
+       {"pads", std::vector<int64_t>{padding[0], padding[1], padding[0], padding[1]}}});
+  return ok_status();
+}
+
+Status lower_concat(OnnxLowering& lowering, const Node& node) {
+  std::vector<std::string> inputs;
+  for (size_t i = 0; i < node.inputs.size(); ++i) inputs.push_back(lowering.input(node, i));
+  lowering.graph().add("Concat", inputs, lowering.output(node), {{"axis", int64_t{1}}});
+  return ok_status();
+}
+
+Status lower_softmax(OnnxLowering& lowering, const Node& node) {
+  lowering.graph().add("Softmax", {lowering.input(node)}, lowering.output(node),
+                       {{"axis", int64_t{-1}}});
   return ok_status();
 }
 

@@ -8,6 +8,7 @@
 #include "export/onnx/matmul_nbits.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/program/layers.h"
+#include "kernels/program/moves_codes.h"
 #include "kernels/program/rope_attributes.h"
 #include "kernels/runtime/integer_node.h"
 
@@ -49,12 +50,35 @@ std::string OnnxLowering::output(const Node& node) const {
   return names_.at(value);
 }
 
+// After a ReLU, and what only moves or averages its values.
+bool OnnxLowering::never_negative(const std::string& value) const {
+  const Node* node = artifact_.program.producer(value);
+  if (node == nullptr) return false;
+  if (node->op == "relu") return true;
+  if (!moves_codes(*node) && node->op != "global_average_pool" && node->op != "concat") {
+    return false;
+  }
+  return std::all_of(node->inputs.begin(), node->inputs.end(),
+                     [this](const std::string& input) { return never_negative(input); });
+}
+
 std::string OnnxLowering::fake_quantize(const std::string& x,
                                         const ActivationScheme& activation,
                                         const std::string& codes,
-                                        const std::string& output) {
+                                        const std::string& output, bool never_negative) {
   // check_onnx_activation has passed, so the type exists.
-  const OnnxType type = onnx_code_type(activation.scheme.code, x).value();
+  OnnxType type = onnx_code_type(activation.scheme.code, x).value();
+  const std::string scale = graph_.number(activation.scale);
+  if (type == OnnxType::e4m3 ||
+      type == OnnxType::e5m2) {  // rounds and saturates by itself
+    const std::string zero = cat("/", element_info(activation.scheme.code).text, ":0");
+    if (!graph_.has_initializer(zero)) {
+      graph_.add_initializer(zero, type, {}, std::string(1, '\0'));
+    }
+    graph_.add("QuantizeLinear", {x, scale, zero}, codes);
+    return graph_.add("DequantizeLinear", {codes, scale, zero}, output);
+  }
+  if (options_.tensorrt) type = OnnxType::int8;  // check_tensorrt: all codes fit
   const bool is_signed = type == OnnxType::int8 || type == OnnxType::int4;
   const int bits = static_cast<int>(onnx_type_bits(type));
   const int type_lowest = is_signed ? -(1 << (bits - 1)) : 0;
@@ -63,7 +87,10 @@ std::string OnnxLowering::fake_quantize(const std::string& x,
             highest = code_highest(activation.scheme);
 
   std::string source = x;
-  if (lowest != type_lowest || highest != type_highest) {
+  // Where nothing is below 0, a signed type's lower end does not matter.
+  const bool low_fits =
+      lowest == type_lowest || (never_negative && lowest == activation.zero_point);
+  if (!low_fits || highest != type_highest) {
     // A narrower range than the type's: clamp the real number. A bound is a code times
     // the scale, so it rounds to that code again.
     const float low =
@@ -80,7 +107,6 @@ std::string OnnxLowering::fake_quantize(const std::string& x,
                                                   : activation.zero_point);
     graph_.add_initializer(zero_point, type, {}, std::string(1, byte));
   }
-  const std::string scale = graph_.number(activation.scale);
   graph_.add("QuantizeLinear", {source, scale, zero_point}, codes);
   return graph_.add("DequantizeLinear", {codes, scale, zero_point}, output);
 }
@@ -91,16 +117,26 @@ void OnnxLowering::quantize_value(const std::string& value) {
   const bool is_input = artifact_.program.producer(value) == nullptr;
   const std::string raw = is_input ? names_.at(value) : value + ".raw";
   if (is_input) names_[value] = value + ".dequantized";
-  fake_quantize(raw, found->second, value + ".codes", names_.at(value));
+  fake_quantize(raw, found->second, value + ".codes", names_.at(value),
+                never_negative(value));
+}
+
+std::string OnnxLowering::quantized_as(const std::string& value, const std::string& x,
+                                       const std::string& output) {
+  const auto found = artifact_.activations.find(value);
+  if (found == artifact_.activations.end()) return x;
+  return fake_quantize(x, found->second, output + ".codes", output,
+                       never_negative(value));
 }
 
 std::string OnnxLowering::input(const Node& node, size_t i) {
   const std::string& name = names_.at(node.inputs[i]);
-  if (i != 0) return name;
+  // A tied head's scheme stands by the tensor's name; the embedding reads ids.
+  if (i != 0 || node.op == "embedding" || node.op == "position_embedding") return name;
   const auto layer = artifact_.layers.find(node.parameter("weight"));
   if (layer == artifact_.layers.end() || !layer->second.input) return name;
   return fake_quantize(name, *layer->second.input, inner(node, "input.codes"),
-                       inner(node, "input"));
+                       inner(node, "input"), never_negative(node.inputs[0]));
 }
 
 std::optional<float> OnnxLowering::input_scale(const Node& node) const {
@@ -110,8 +146,10 @@ std::optional<float> OnnxLowering::input_scale(const Node& node) const {
   const auto layer = artifact_.layers.find(node.parameter("weight"));
   if (layer != artifact_.layers.end() && layer->second.input)
     activation = &*layer->second.input;
-  if (activation == nullptr || activation->dynamic || activation->zero_point != 0)
+  if (activation == nullptr || activation->dynamic || activation->zero_point != 0 ||
+      element_info(activation->scheme.code).kind != ElementKind::integer) {
     return {};
+  }
   return activation->scale;
 }
 
@@ -268,7 +306,7 @@ Result<std::string> OnnxLowering::bias(const Node& node) {
   const std::string& name = node.parameter("bias");
   const auto packed = artifact_.packed.find(node.parameter("weight"));
   const std::optional<float> s_x = input_scale(node);
-  if (!s_x || packed == artifact_.packed.end() ||
+  if (!s_x || options_.tensorrt || packed == artifact_.packed.end() ||
       !integer_codes(packed->second.scheme) || artifact_.program.is_language_model()) {
     return float_parameter(name);
   }
@@ -455,16 +493,18 @@ Status OnnxLowering::run() {
 namespace {
 
 Status can_lower_layer(const Artifact& artifact, const Node& node,
-                       const std::string& tensor, const PackedTensor& packed) {
+                       const std::string& tensor, const PackedTensor& packed,
+                       const LoweringOptions& options) {
   NIBBLE_RETURN_IF_ERROR(
       onnx_blocks(packed.scheme, packed.rows, packed.cols, tensor).status());
   const auto layer = artifact.layers.find(tensor);
   if (layer == artifact.layers.end()) return ok_status();
-  if (layer->second.input) {
+  if (layer->second.input && node.op != "embedding") {
     const ActivationScheme& input = *layer->second.input;
     NIBBLE_RETURN_IF_ERROR(
         input.dynamic ? check_onnx_dynamic(input, node)
-                      : check_onnx_activation(input, cat("the input of ", node.name)));
+                      : check_onnx_activation(input, cat("the input of ", node.name),
+                                              options.tensorrt));
   }
   const LayerExtras& extras = layer->second.extras;
   const bool reads_dynamic = layer->second.input && layer->second.input->dynamic;
@@ -565,12 +605,13 @@ Status can_lower(const Artifact& artifact, const LoweringOptions& options) {
                      node.op, " must be float; found ", to_string(packed->second.scheme),
                      "; keep it float");
       }
-      NIBBLE_RETURN_IF_ERROR(can_lower_layer(artifact, node, tensor, packed->second));
+      NIBBLE_RETURN_IF_ERROR(can_lower_layer(artifact, node, tensor, packed->second, options));
     }
   }
   for (const auto& [value, activation] : artifact.activations) {
-    NIBBLE_RETURN_IF_ERROR(check_onnx_activation(activation, cat("value ", value)));
+    NIBBLE_RETURN_IF_ERROR(check_onnx_activation(activation, cat("value ", value), options.tensorrt));
   }
+  if (options.tensorrt) NIBBLE_RETURN_IF_ERROR(check_tensorrt(artifact, options));
   return options.matmul_nbits ? can_matmul_nbits(artifact) : ok_status();
 }
 

@@ -33,6 +33,7 @@ namespace nibble {
 
 struct LoweringOptions {
   bool float64 = false;        // see lower_float64.cpp
+  bool tensorrt = false;       // INT8 and FP8 as TensorRT takes them (check_tensorrt.cpp)
   bool matmul_nbits = false;   // quantized matrices as MatMulNBits, not DequantizeLinear
   int64_t accuracy_level = 1;  // of MatMulNBits
 };
@@ -66,9 +67,13 @@ class OnnxLowering {
   Result<std::string> product(const Node& node, const std::string& role,
                               const std::string& x, const std::vector<std::string>& rows,
                               const std::string& output);
+  // x through a pair with the scheme of a program value, named after `output`; x where
+  // that value has none. Of codes of that scheme it changes nothing.
+  std::string quantized_as(const std::string& value, const std::string& x,
+                           const std::string& output);
   // The dimensions of a value of the program before its last, as the graph writes them.
   std::vector<std::string> rows_of(const std::string& value) const;
-  // A layer's bias: int32 codes at s_x * s_w where both are static, else float.
+  // A layer's bias: int32 codes at s_x * s_w where both are static integers, else float.
   Result<std::string> bias(const Node& node);
 
   // --- linear layers with dynamic activations (lower_dynamic.cpp)
@@ -120,7 +125,9 @@ class OnnxLowering {
   TokenCodes token_codes(const std::string& x);
   Result<std::string> integer_weight(const Node& node);
   std::string fake_quantize(const std::string& x, const ActivationScheme& activation,
-                            const std::string& codes, const std::string& output);
+                            const std::string& codes, const std::string& output,
+                            bool never_negative);
+  bool never_negative(const std::string& value) const;
   // The scale of a layer's integer input; nothing when it reads floats.
   std::optional<float> input_scale(const Node& node) const;
 
@@ -150,6 +157,9 @@ Status check_onnx_dynamic(const ActivationScheme& activation, const Node& node);
 // x/2 (1 + erf(x / sqrt(2))) of a float64 value; ONNX Runtime's Erf and Gelu are float32's.
 std::string add_gelu_float64(OnnxGraph& graph, const std::string& x,
                              const std::string& output);
+// unsupported: what TensorRT's explicit quantization does not take (check_tensorrt.cpp).
+Status check_tensorrt(const Artifact& artifact, const LoweringOptions& options);
+
 // unsupported: float64 of anything but an encoder.
 Status check_float64(const Artifact& artifact);
 

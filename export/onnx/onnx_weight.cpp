@@ -181,20 +181,27 @@ Result<OnnxWeight> make_onnx_weight(const CodedMatrix& q, Orientation orientatio
   return weight;
 }
 
-Status check_onnx_activation(const ActivationScheme& activation,
-                             const std::string& where) {
+Status check_onnx_activation(const ActivationScheme& activation, const std::string& where,
+                             bool tensorrt) {
   const QuantScheme& scheme = activation.scheme;
   if (activation.dynamic) {
     return cannot(where, "activations must have static scales (QuantizeLinear)", scheme,
                   "calibrate static scales, or leave the activations float");
   }
-  const bool expressible = element_info(scheme.code).kind == ElementKind::integer &&
-                           scheme.offset == OffsetKind::none &&
-                           scheme.scales.size() == 1 &&
-                           scheme.scales.front().block.kind == Block::Kind::tensor;
+  const bool expressible =
+      (element_info(scheme.code).kind == ElementKind::integer ||
+       scheme.code == Element::e4m3 || scheme.code == Element::e5m2) &&
+      scheme.offset == OffsetKind::none && scheme.scales.size() == 1 &&
+      scheme.scales.front().block.kind == Block::Kind::tensor;
   if (!expressible) {
-    return cannot(where, "activations must be integers with one scale per tensor", scheme,
-                  cat("use ", kSignedActivation, " or ", kUnsignedActivation));
+    return cannot(where, "activations must be integers or FP8 with one scale per tensor",
+                  scheme, cat("use ", kSignedActivation, " or ", kUnsignedActivation));
+  }
+  // Its optimizer takes DequantizeLinear -> MatMul of FP8 for one of integers and then
+  // refuses the model (1.31).
+  if (!tensorrt && element_info(scheme.code).kind != ElementKind::integer) {
+    return cannot(where, "ONNX Runtime cannot run products of FP8 activations", scheme,
+                  "export with --target tensorrt, or leave the activations float");
   }
   return ok_status();
 }

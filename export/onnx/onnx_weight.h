@@ -52,9 +52,9 @@ struct OnnxWeight {
 Result<OnnxWeight> make_onnx_weight(const CodedMatrix& q, Orientation orientation,
                                     const std::string& where);
 
-// Static activations: one integer type, one scale. unsupported: anything dynamic or
-// finer.
-Status check_onnx_activation(const ActivationScheme& activation,
-                             const std::string& where);
+// Static activations: integers, or FP8 for TensorRT, with one scale. unsupported: anything
+// dynamic or finer.
+Status check_onnx_activation(const ActivationScheme& activation, const std::string& where,
+                             bool tensorrt);
 
 }  // namespace nibble

@@ -31,6 +31,9 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.flag("float64",
             "onnx, encoders: float operations in float64, so that rounding does "
             "not decide codes (slow; for proofs)");
+  line.text("target", "onnxruntime|tensorrt",
+            "onnx: whose rules of quantized types hold (default: onnxruntime; tensorrt: "
+            "symmetric INT8 and FP8 alone, biases float)");
   line.text("quant-format", "qdq|matmulnbits",
             "onnx: quantized matrices as DequantizeLinear (the default), or as ONNX "
             "Runtime's MatMulNBits (2, 4, 8 bits)");
@@ -92,6 +95,7 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       .float64 = line.has("float64"),
       .quant_format = line.has("quant-format") ? line.text("quant-format") : "qdq",
       .accuracy_level = line.integer("accuracy-level"),
+      .target = line.has("target") ? line.text("target") : "onnxruntime",
       .dtype = line.text("dtype"),
       .shard_bytes = line.integer("shard-bytes"),
       .requantize = line.list("requantize"),
@@ -104,14 +108,14 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                  "; leave it out");
   }
   const std::string to = exporter->name;
-  for (const char* option : {"quant-format", "accuracy-level"}) {
-    const bool fits = to == "onnx" && (option == std::string_view("quant-format") ||
+  for (const char* option : {"quant-format", "accuracy-level", "target"}) {
+    const bool fits = to == "onnx" && (option != std::string_view("accuracy-level") ||
                                        options.quant_format == "matmulnbits");
     if (!line.has(option) || fits) continue;
     return error(StatusCode::invalid_argument, "[export] --", option, ": is for onnx",
-                 option == std::string_view("quant-format")
-                     ? ""
-                     : " with --quant-format matmulnbits",
+                 option == std::string_view("accuracy-level")
+                     ? " with --quant-format matmulnbits"
+                     : "",
                  "; found --to ", to, "; leave it out");
   }
   const std::filesystem::path output = line.path("output");

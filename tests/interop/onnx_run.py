@@ -2,6 +2,8 @@
 
 onnx_run.py check MODEL                     checker with full_check, strict shape inference
 onnx_run.py images MODEL INPUT SHAPE OUT    f32 file -> logits as f32 file
+onnx_run.py fused MODEL                     operators left after ONNX Runtime's optimizer,
+                                            "19 QLinearConv" a line, sorted by name
 onnx_run.py tokens MODEL IDS STEPS OUT      prompt ids (comma separated), then STEPS greedy
                                             tokens through the cache, one at a time; OUT gets
                                             the logits of every position, IDS are printed
@@ -32,6 +34,8 @@ def session(path):
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if "NIBBLE_ORT_PLAIN" in os.environ:  # the graph as it is written
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -44,6 +48,18 @@ def check(path):
     unknown = [name for node in graph.node for name in node.output if name not in known]
     if unknown:
         sys.exit("no type and shape follow for " + ", ".join(unknown[:5]))
+
+
+def fused(path):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = path + ".optimized"
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load(path + ".optimized").graph.node]
+    os.remove(path + ".optimized")
+    for op in sorted(set(ops)):
+        print(ops.count(op), op)
 
 
 def images(path, source, shape, target):
@@ -138,6 +154,8 @@ if __name__ == "__main__":
             for line in lines:
                 path, *rest = line.split()
                 tokens(os.path.join(path, "model.onnx"), *rest)
+    elif sys.argv[1] == "fused":
+        fused(os.path.join(sys.argv[2], "model.onnx"))
     elif sys.argv[1] == "padded":
         padded(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
     elif sys.argv[1] == "genai":
