@@ -74,6 +74,8 @@ struct Recipe {
   // Blocks alone, before the whole (epochs 0: not); the rest of its settings are train's.
   TrainOptions blocks{.learning_rate = 1e-4, .scale_learning_rate = 4e-5, .epochs = 0};
   int64_t blocks_sequences = 512;
+  // With batch norms in place, before the fold; the rest of its settings are train's.
+  TrainOptions norms{.learning_rate = 0.01, .scale_learning_rate = 0.0005, .epochs = 0};
   int64_t lora_rank = 16;
   std::string lora_pattern = "*";
   bool lora_merge = true;

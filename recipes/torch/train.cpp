@@ -11,6 +11,7 @@
 #include "kernels/program/edits/low_rank.h"
 #include "ptq/calibrate.h"
 #include "ptq/module/packed_linear.h"
+#include "qat/batch_norm.h"
 #include "qat/blockwise.h"
 #include "qat/prepare.h"
 #include "qat/trainer.h"
@@ -212,6 +213,31 @@ double figure_of(const PipelineRequest& request,
   return *value_or_throw(evaluate_text(model, &other, data.sequences, {})).kl;
 }
 
+// The epochs with batch norms in place, where the recipe asks for them; leaves the folded
+// net in `ready`.
+std::string train_with_norms(const PipelineRequest& request, const Artifact& model,
+                             const RunData& data, const QatOptions& qat,
+                             Calibrated& ready) {
+  const Recipe& recipe = request.recipe;
+  if (recipe.norms.epochs == 0) return "";
+  TrainOptions options = recipe.train;
+  options.steps = 0;
+  options.epochs = recipe.norms.epochs;
+  options.learning_rate = recipe.norms.learning_rate;
+  options.scale_learning_rate = recipe.norms.scale_learning_rate;
+  options.evaluate_every = 0;
+  ProgramModule module = prepare_with_norms(model, ready, qat);
+  TrainHooks hooks;
+  hooks.teacher = value_or_throw(load_teacher(request, model));
+  const TrainingData batches =
+      make_training_data(model, data, recipe.train, recipe.data_augment);
+  const TrainResult result =
+      train(module, batches, options, checkpoint_folder(request) / "norms",
+            request.resume, request.progress, hooks);
+  ready = fold_trained(module, model, ready);
+  return cat(result.steps, " steps with batch norms in place; ");
+}
+
 // The blocks alone, where the recipe asks for it; what it gained in words.
 std::string train_blocks_alone(const PipelineRequest& request, const Artifact& model,
                                const RunData& data, ProgramModule module,
@@ -354,15 +380,16 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   if (recipe.needs_calibration())
     calibration = calibration_data(*model, data.train, split);
   report.calibration = calibration.description;
-  const Calibrated ready = calibrate(planned, plan, calibration, request.progress);
-
-  ProgramModule module =
-      prepare(ready, {.learn_weight_scale = recipe.learn_weight_scale,
-                      .learn_zero_point = recipe.learn_zero_point,
-                      .learn_activation_scale = recipe.learn_activation_scale,
-                      .trained = recipe.trained == "all"      ? Trained::all
-                                 : recipe.trained == "layers" ? Trained::layers
-                                                              : Trained::scales});
+  Calibrated ready = calibrate(planned, plan, calibration, request.progress);
+  const QatOptions options{.learn_weight_scale = recipe.learn_weight_scale,
+                           .learn_zero_point = recipe.learn_zero_point,
+                           .learn_activation_scale = recipe.learn_activation_scale,
+                           .trained = recipe.trained == "all"      ? Trained::all
+                                      : recipe.trained == "layers" ? Trained::layers
+                                                                   : Trained::scales};
+  const std::string with_norms =
+      train_with_norms(request, *model, data.train, options, ready);
+  ProgramModule module = prepare(ready, options);
   const auto trained_so_far = [&] {
     Calibrated now = finish(module, ready);
     now.model = in_original_dtypes(*now.model, *planned);
@@ -384,7 +411,8 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   TrainResult result;
   if (recipe.train.steps > 0 || recipe.train.epochs > 0)
     result = train_module(request, *planned, data.train, module, hooks, report);
-  const std::string training = blocks + trained_on(request, data.train, result);
+  const std::string training =
+      with_norms + blocks + trained_on(request, data.train, result);
   report.notes.push_back(training);
 
   const Calibrated finished = trained_so_far();
