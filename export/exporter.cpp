@@ -121,7 +121,7 @@ Result<std::vector<int32_t>> order_of(const Artifact& artifact,
 
 Status check_coded(const std::string& tensor, const CodedMatrix& q,
                    const CodedMatrix& read, const std::vector<int32_t>& order,
-                   const std::vector<int32_t>& order_read) {
+                   const std::vector<int32_t>& order_read, bool reciprocal) {
   if (q.rows != read.rows || q.cols != read.cols) {
     return error(StatusCode::data_loss, "[export] ", tensor, ": must be [", q.rows, ", ",
                  q.cols, "]; read back [", read.rows, ", ", read.cols, "]");
@@ -146,7 +146,9 @@ Status check_coded(const std::string& tensor, const CodedMatrix& q,
     }
     for (int64_t c = 0; c < q.cols;) {
       const float scale = scale_at(q, r, c), scale_read = scale_at(read, r, c);
-      if (scale != scale_read) return differs(tensor, r, c, "scale", scale, scale_read);
+      const float allowed = reciprocal ? std::ldexp(std::abs(scale), -22) : 0;
+      if (!(std::abs(scale - scale_read) <= allowed))
+        return differs(tensor, r, c, "scale", scale, scale_read);
       const float offset = offset_at(q, r, c), offset_read = offset_at(read, r, c);
       if (offset != offset_read)
         return differs(tensor, r, c, "offset", offset, offset_read);
@@ -241,7 +243,8 @@ Status check_decoded(const Artifact& artifact, const Decoded& decoded) {
       if (decoded.keeps_permutations) {
         NIBBLE_ASSIGN_OR_RETURN(order, order_of(artifact, name));
       }
-      return check_coded(name, q, read->second, order, order_read);
+      return check_coded(name, q, read->second, order, order_read,
+                         decoded.reciprocal_scales.count(name) > 0);
     }
     const auto tensor = artifact.tensors.find(name);
     const auto read = decoded.floats.find(name);

@@ -1,5 +1,5 @@
-// Reads bitsandbytes 4-bit checkpoints (NF4, FP4), plain and double quantized. Shares
-// nothing with the writer.
+// Reads bitsandbytes checkpoints: NF4 and FP4, plain and double quantized, and LLM.int8.
+// Shares nothing with the writer.
 //
 // A dynamic map that is bit for bit the one of element dyn8 stays codes; another one's
 // scales are multiplied out to f32, which is the same numbers. A block whose scale is 0
@@ -34,13 +34,17 @@ class BitsAndBytes {
 
   Result<Decoded> read() {
     const Json& config = checkpoint_.quantization();
-    if (!config.value("load_in_4bit", config.value("_load_in_4bit", false))) {
-      return checkpoint_.unsupported("config.json",
-                                     "4-bit checkpoints are read; found none that is "
-                                     "load_in_4bit; give the float checkpoint");
-    }
+    const auto loads = [&config](const std::string& name) {
+      return config.value(name, config.value("_" + name, false));
+    };
     Decoded decoded;
     decoded.config_json = checkpoint_.config_json();
+    if (loads("load_in_8bit")) return read_int8(std::move(decoded));
+    if (!loads("load_in_4bit")) {
+      return checkpoint_.unsupported("config.json",
+                                     "checkpoints that are load_in_4bit or load_in_8bit are "
+                                     "read; found neither; give the float checkpoint");
+    }
     for (const char* type : {"nf4", "fp4"}) {
       for (const std::string& weight :
            checkpoint_.modules_with(std::string(kState) + type)) {
@@ -56,6 +60,52 @@ class BitsAndBytes {
     NIBBLE_ASSIGN_OR_RETURN(const Tensor tensor,
                             checkpoint_.take(name, {DType::f32}, {count}));
     return to_float(tensor);
+  }
+
+  // LLM.int8: a row's scale is the 127th part of SCB.
+  Result<Decoded> read_int8(Decoded decoded) {
+    decoded.ignored["llm_int8_threshold"] =
+        "activations that LLM.int8 rounds at run time are floats here";
+    for (const std::string& module : checkpoint_.modules_with(".SCB")) {
+      const std::string weight = module + ".weight";
+      NIBBLE_ASSIGN_OR_RETURN(const Tensor codes,
+                              checkpoint_.take(weight, {DType::i8}, {-1, -1}));
+      CodedMatrix q;
+      q.rows = codes.shape[0];
+      q.cols = codes.shape[1];
+      if (q.rows < 1 || q.cols < 1) {
+        return checkpoint_.damaged(weight, "must hold codes; found ",
+                                   shape_text(codes.shape));
+      }
+      const auto* bytes = reinterpret_cast<const uint8_t*>(codes.bytes.data());
+      q.codes.assign(bytes, bytes + codes.bytes.size());
+      NIBBLE_ASSIGN_OR_RETURN(std::vector<float> scales,
+                              take_floats(module + ".SCB", q.rows));
+      for (int64_t r = 0; r < q.rows; ++r) {
+        float& scale = scales[static_cast<size_t>(r)];
+        scale /= 127;
+        if (scale != 0) continue;
+        // A row of zeros.
+        scale = 1;
+        std::fill_n(q.codes.begin() + r * q.cols, q.cols, uint8_t{0});
+      }
+      const std::string format = module + ".weight_format";
+      if (checkpoint_.has(format)) {
+        NIBBLE_ASSIGN_OR_RETURN(const Tensor layout,
+                                checkpoint_.take(format, {DType::u8}, {}));
+        if (layout.bytes.data()[0] != std::byte{0}) {
+          return checkpoint_.unsupported(format, "row-major weights (0) are read; found ",
+                                         static_cast<int>(layout.bytes.data()[0]));
+        }
+      }
+      q.scheme.code = Element::int8;
+      q.scheme.scales = {{{Block::Kind::row, 1, 1}, Element::f32, false}};
+      q.scales = {{q.rows, 1, std::move(scales), 0}};
+      decoded.reciprocal_scales.insert(weight);
+      decoded.coded[weight] = std::move(q);
+    }
+    decoded.floats = checkpoint_.rest();
+    return decoded;
   }
 
   Result<CodedMatrix> read_weight(const std::string& weight, const std::string& type) {

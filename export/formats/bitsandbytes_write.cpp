@@ -10,6 +10,10 @@
 //   X.weight.quant_state.bitsandbytes__nf4     U8: JSON with block size, shape, offset
 //
 //   absmax = map[code] * nested_absmax[block / 256] + nested_offset
+//
+// LLM.int8: X.weight I8 [N, K], X.SCB F32 [N] = 127 times the row's scale, X.weight_format U8 0.
+// Its runtime quantizes activations a token at a time, those above 6 apart.
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
@@ -40,6 +44,31 @@ int64_t run_of(const Block& block, int64_t cols) {
   return plain.kind == Block::Kind::group && cols % plain.cols == 0 ? plain.cols : 0;
 }
 
+bool is_int8(const QuantScheme& scheme) { return scheme.code == Element::int8; }
+
+// LLM.int8: a scale a row.
+Status check_int8(const std::string& tensor, const LayerScheme& layer,
+                  const PackedTensor& packed) {
+  const QuantScheme& scheme = packed.scheme;
+  const Element element = scheme.scales[0].element;
+  const bool fits =
+      scheme.scales.size() == 1 && scheme.offset == OffsetKind::none &&
+      !scheme.scales[0].shifted &&
+      simplified(scheme.scales[0].block, packed.cols).kind == Block::Kind::row &&
+      (element == Element::f32 || element == Element::f16 || element == Element::bf16);
+  if (!fits) {
+    return unsupported(tensor, "uses ", to_string(scheme),
+                       "; of 8 bits bitsandbytes has int8 with a float scale a row; quantize "
+                       "so");
+  }
+  const bool input = !layer.input || (layer.input->dynamic &&
+                                      layer.input->scheme.code == Element::int8);
+  if (input && layer.extras.permutation.empty()) return ok_status();
+  return unsupported(tensor, "inputs must be float or dynamic int8, columns in their own "
+                             "order; found ",
+                     input ? "a permutation" : to_string(layer.input->scheme));
+}
+
 // The block size of a weight that the format holds.
 Result<int64_t> block_of(const std::string& tensor, const LayerScheme& layer,
                          const PackedTensor& packed) {
@@ -49,7 +78,7 @@ Result<int64_t> block_of(const std::string& tensor, const LayerScheme& layer,
                        "; quantize so");
   };
   if (scheme.code != Element::nf4 && scheme.code != Element::fp4) {
-    return refused("4-bit codes, nf4 and fp4");
+    return refused("codes of nf4, fp4 and int8");
   }
   if (layer.input) {
     return unsupported("the input of " + tensor, "activations must be float; found ",
@@ -81,7 +110,9 @@ Result<int64_t> block_of(const std::string& tensor, const LayerScheme& layer,
 Status check_weights(const Artifact& artifact) {
   const PackedTensor* first = nullptr;
   for (const auto& [name, packed] : artifact.packed) {
-    NIBBLE_RETURN_IF_ERROR(block_of(name, artifact.layers.at(name), packed).status());
+    const LayerScheme& layer = artifact.layers.at(name);
+    NIBBLE_RETURN_IF_ERROR(is_int8(packed.scheme) ? check_int8(name, layer, packed)
+                                                  : block_of(name, layer, packed).status());
     if (first == nullptr) first = &packed;
     if (first->scheme.code == packed.scheme.code) continue;
     return unsupported(name, "all layers must have codes of ",
@@ -95,8 +126,28 @@ const char* type_of(const QuantScheme& scheme) {
   return scheme.code == Element::nf4 ? "nf4" : "fp4";
 }
 
+// SCB whose 127th part is nearest to the scale.
+float scb_of(float scale) {
+  const float middle = scale * 127;
+  float best = middle;
+  for (const float near : {std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) {
+    if (std::abs(near / 127 - scale) < std::abs(best / 127 - scale)) best = near;
+  }
+  return best;
+}
+
+std::map<std::string, Tensor> int8_tensors(const std::string& weight, const CodedMatrix& q) {
+  std::vector<float> scb;
+  for (const float scale : q.scales[0].values) scb.push_back(scb_of(scale));
+  const std::string module = module_of(weight);
+  return {{weight, byte_tensor(DType::i8, {q.rows, q.cols}, q.codes)},
+          {module + ".SCB", make_tensor({q.rows}, std::span<const float>(scb))},
+          {module + ".weight_format", byte_tensor(DType::u8, {}, {0})}};
+}
+
 std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedMatrix& q,
                                          const std::string& dtype) {
+  if (is_int8(q.scheme)) return int8_tensors(weight, q);
   std::vector<uint8_t> bytes((q.codes.size() + 1) / 2, 0);
   for (size_t i = 0; i < q.codes.size() / 2; ++i)
     bytes[i] = static_cast<uint8_t>(q.codes[2 * i] << 4 | q.codes[2 * i + 1]);
@@ -143,12 +194,13 @@ std::string quantization_config(const Artifact& artifact) {
     nested = nested || packed.scheme.scales.size() == 2;
   }
   const std::set<std::string> floats = float_modules(artifact);
+  const bool int8 = is_int8(artifact.packed.begin()->second.scheme);
   Json config;
   config["quant_method"] = kFormat;
-  config["_load_in_4bit"] = true;
-  config["_load_in_8bit"] = false;
-  config["load_in_4bit"] = true;
-  config["load_in_8bit"] = false;
+  config["_load_in_4bit"] = !int8;
+  config["_load_in_8bit"] = int8;
+  config["load_in_4bit"] = !int8;
+  config["load_in_8bit"] = int8;
   config["bnb_4bit_compute_dtype"] = model_dtype(artifact);
   config["bnb_4bit_quant_storage"] = "uint8";
   config["bnb_4bit_quant_type"] = type_of(artifact.packed.begin()->second.scheme);

@@ -11,6 +11,7 @@
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "kernels/tokenizer/pattern.h"
 #include "kernels/tokenizer/regex.h"
@@ -104,21 +105,25 @@ class CompressedTensors {
                     : group > 0                   ? "group"
                     : group < 0                   ? "channel"
                                                   : "tensor";
-    if (args.bits < 2 || args.bits > 8 || (args.is_float && args.bits != 8)) {
+    const bool fp4 = args.is_float && args.bits == 4;
+    if (args.bits < 2 || args.bits > 8 ||
+        (args.is_float && args.bits != 8 && args.bits != 4)) {
       return checkpoint_.unsupported(
-          where, "integers of 2 to 8 bits and FP8 are read; found ", args.bits,
+          where, "integers of 2 to 8 bits, FP8 and FP4 are read; found ", args.bits,
           " bits of ", args.is_float ? "float" : "int");
     }
     if (args.strategy == "channel" || args.strategy == "token") {
       args.block = {Block::Kind::row, 1, 1};
-    } else if (args.strategy == "group" && group > 0 && group <= kMostBlock) {
+    } else if ((args.strategy == "group" || (args.strategy == "tensor_group" && fp4)) &&
+               group > 0 && group <= kMostBlock) {
       args.block = {Block::Kind::group, 1, group};
     } else if (args.strategy == "block") {
       NIBBLE_ASSIGN_OR_RETURN(args.block, read_grid(where, field("block_structure")));
     } else if (args.strategy != "tensor") {
       return checkpoint_.unsupported(
           where,
-          "the strategies tensor, channel, group, block and token are read; found ",
+          "the strategies tensor, channel, group, block and token are read (tensor_group of "
+          "4-bit floats); found ",
           args.strategy);
     }
     return args;
@@ -203,6 +208,12 @@ class CompressedTensors {
                      Decoded& decoded) {
     const std::string weight = module + ".weight";
     CodedMatrix q;
+    if (group.weights.is_float && group.weights.bits == 4) {
+      NIBBLE_RETURN_IF_ERROR(read_fp4(module, group, q));
+      if (q.scales.size() == 2) decoded.reciprocal_scales.insert(weight);
+      decoded.coded[weight] = std::move(q);
+      return ok_status();
+    }
     const bool packed = checkpoint_.has(module + ".weight_packed");
     if (packed) {
       NIBBLE_RETURN_IF_ERROR(read_packed(module, group.weights, q));
@@ -219,6 +230,61 @@ class CompressedTensors {
       NIBBLE_ASSIGN_OR_RETURN(decoded.inputs[weight], read_input(module, *group.input));
     }
     decoded.coded[weight] = std::move(q);
+    return ok_status();
+  }
+
+  // MXFP4 and NVFP4; the scale of an NVFP4 tensor is stored as its reciprocal.
+  Status read_fp4(const std::string& module, const ConfigGroup& group, CodedMatrix& q) {
+    if (group.input) {
+      return checkpoint_.unsupported(
+          module, "4-bit floats with float activations are read; found input_activations");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const Tensor bytes,
+        checkpoint_.take(module + ".weight_packed", {DType::u8}, {-1, -1}));
+    q.rows = bytes.shape[0];
+    q.cols = 2 * bytes.shape[1];
+    const int64_t size = group.weights.block.cols;
+    if (q.rows < 1 || q.cols < 1 || group.weights.block.kind != Block::Kind::group ||
+        q.cols % size != 0) {
+      return checkpoint_.damaged(module + ".weight_packed", "rows of whole groups of ", size,
+                                 " codes are required; found ", shape_text(bytes.shape));
+    }
+    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    for (size_t i = 0; i < bytes.bytes.size(); ++i) {
+      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i]);
+      q.codes[2 * i] = byte & 15;
+      q.codes[2 * i + 1] = byte >> 4;
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const Tensor scales,
+        checkpoint_.take(module + ".weight_scale",
+                         {DType::u8, DType::f8_e8m0, DType::f8_e4m3},
+                         {q.rows, q.cols / size}));
+    const bool nvfp4 = scales.dtype == DType::f8_e4m3;
+    CodedLevel level{q.rows, q.cols / size, {}, 0};
+    for (const std::byte byte : scales.bytes.span()) {
+      const auto bits = static_cast<uint8_t>(byte);
+      const float value =
+          nvfp4 ? float_from_e4m3(bits) : std::ldexp(1.0f, static_cast<int>(bits) - 127);
+      if ((!nvfp4 && bits == 255) || !std::isfinite(value) || value < 0) {
+        return checkpoint_.damaged(module + ".weight_scale",
+                                   "scales must be positive numbers; found byte ",
+                                   static_cast<int>(bits));
+      }
+      level.values.push_back(value);
+    }
+    q.scheme.code = Element::e2m1;
+    q.scheme.scales = {{group.weights.block, nvfp4 ? Element::e4m3 : Element::e8m0, false}};
+    q.scales = {std::move(level)};
+    if (!nvfp4) return ok_status();
+    NIBBLE_ASSIGN_OR_RETURN(const float reciprocal, scalar(module + ".weight_global_scale"));
+    if (!(reciprocal > 0) || !std::isfinite(1.0f / reciprocal)) {
+      return checkpoint_.damaged(module + ".weight_global_scale",
+                                 "must be positive; found ", reciprocal);
+    }
+    q.scheme.scales.push_back({{Block::Kind::tensor, 1, 1}, Element::f32, false});
+    q.scales.push_back({1, 1, {1.0f / reciprocal}, 0});
     return ok_status();
   }
 

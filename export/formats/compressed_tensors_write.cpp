@@ -1,6 +1,6 @@
 // compressed-tensors directories, as vLLM and transformers load them: pack-quantized
 // integers of 2 to 8 bits (float activations), int-quantized integers and float-quantized
-// FP8.
+// FP8, and 4-bit floats.
 //
 //   pack-quantized   weight_packed I32 [N, ceil(K b / 32)], codes as unsigned numbers
 //   along K;
@@ -8,6 +8,9 @@
 //                    [2]
 //   int-quantized    weight I8 [N, K], signed codes; weight_zero_point I8
 //   float-quantized  weight F8_E4M3 [N, K]
+//   mxfp4-pack-quantized, nvfp4-pack-quantized
+//                    weight_packed U8 [N, K / 2]; weight_scale U8 (E8M0) [N, K / 32], or
+//                    F8_E4M3 [N, K / 16] under weight_global_scale F32 [1], a reciprocal
 //   all              weight_scale [1] | [N, 1] | [N, G] | [N / rows, K / cols] in the
 //   scales'
 //                    own dtype; input_scale [1] (+ input_zero_point) of static inputs
@@ -23,6 +26,7 @@
 #include "export/huggingface/quantized_directory.h"
 #include "export/huggingface/word_stream.h"
 #include "export/levels.h"
+#include "kernels/scheme/element_codec.h"
 
 namespace nibble {
 namespace {
@@ -32,8 +36,9 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kFormat = "compressed-tensors";
 constexpr const char* kVersion = "0.20.0";  // of the package whose files these are
 
-enum class Form : uint8_t { packed, integers, floats };
-constexpr const char* kForms[] = {"pack-quantized", "int-quantized", "float-quantized"};
+enum class Form : uint8_t { packed, integers, floats, mxfp4, nvfp4 };
+constexpr const char* kForms[] = {"pack-quantized", "int-quantized", "float-quantized",
+                                  "mxfp4-pack-quantized", "nvfp4-pack-quantized"};
 
 // How one layer is held; equal ones make a config group.
 struct Held {
@@ -113,15 +118,47 @@ Status describe_input(const std::string& tensor, const ActivationScheme& input,
   return ok_status();
 }
 
+// e2m1/g32@e8m0 and e2m1/g16@e4m3/t@f32, weights alone: their activations would need scales
+// that no scheme here has.
+Result<Held> held_as_fp4(const std::string& tensor, const LayerScheme& layer,
+                         const PackedTensor& packed) {
+  const std::string scheme = to_string(packed.scheme);
+  Held held;
+  held.form = scheme == "e2m1/g32@e8m0" ? Form::mxfp4 : Form::nvfp4;
+  const int64_t group = held.form == Form::mxfp4 ? 32 : 16;
+  if (held.form == Form::nvfp4 && scheme != "e2m1/g16@e4m3/t@f32") {
+    return unsupported(tensor, "uses ", scheme,
+                       "; of e2m1 the format holds e2m1/g32@e8m0 (MXFP4) and "
+                       "e2m1/g16@e4m3/t@f32 (NVFP4); quantize with one of these");
+  }
+  if (packed.cols % group != 0) {
+    return unsupported(tensor, "its ", packed.cols, " columns must be whole groups of ",
+                       group, "; leave this layer float, or quantize it otherwise");
+  }
+  if (layer.input || !layer.extras.permutation.empty()) {
+    return unsupported(tensor, "4-bit floats are written with float activations and columns "
+                               "in their own order; found ",
+                       layer.input ? to_string(layer.input->scheme) : "a permutation");
+  }
+  held.weights = {{"num_bits", 4}, {"type", "float"}, {"symmetric", true}};
+  held.weights["strategy"] = held.form == Form::mxfp4 ? "group" : "tensor_group";
+  held.weights["group_size"] = group;
+  held.weights["dynamic"] = false;
+  held.weights["scale_dtype"] =
+      held.form == Form::mxfp4 ? "torch.uint8" : "torch.float8_e4m3fn";
+  return held;
+}
+
 Result<Held> held_as(const std::string& tensor, const LayerScheme& layer,
                      const PackedTensor& packed) {
   const QuantScheme& scheme = packed.scheme;
+  if (scheme.code == Element::e2m1) return held_as_fp4(tensor, layer, packed);
   Held held;
   const bool is_float = scheme.code == Element::e4m3;
   if (!is_float && !is_integer(scheme.code)) {
     return unsupported(
         tensor, "uses ", to_string(scheme),
-        "; the format holds integers of 2 to 8 bits and e4m3; quantize with "
+        "; the format holds integers of 2 to 8 bits, e4m3 and e2m1; quantize with "
         "one of these");
   }
   if (scheme.scales.size() != 1 || scheme.scales[0].shifted ||
@@ -186,6 +223,10 @@ class Converter {
     const Held& held = held_.at(weight);
     const std::string module = module_of(weight);
     std::map<std::string, Tensor> tensors;
+    if (held.form == Form::mxfp4 || held.form == Form::nvfp4) {
+      pack_fp4(module, held, q, tensors);
+      return tensors;
+    }
     tensors[module + ".weight_scale"] =
         float_tensor(q.scheme.scales[0].element, level_shape_of(held, q.scales[0]),
                      q.scales[0].values);
@@ -216,6 +257,36 @@ class Converter {
   }
 
  private:
+  // The first of two codes in the low 4 bits; scales as the bytes of their element; the scale
+  // of the tensor as its reciprocal.
+  static void pack_fp4(const std::string& module, const Held& held, const CodedMatrix& q,
+                       std::map<std::string, Tensor>& tensors) {
+    std::vector<uint8_t> bytes(q.codes.size() / 2), scales;
+    for (size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = static_cast<uint8_t>(q.codes[2 * i] | q.codes[2 * i + 1] << 4);
+    tensors[module + ".weight_packed"] =
+        byte_tensor(DType::u8, {q.rows, q.cols / 2}, std::move(bytes));
+    const Element element = q.scheme.scales[0].element;
+    for (const float value : q.scales[0].values)
+      scales.push_back(static_cast<uint8_t>(bits_of_value(element, value)));
+    tensors[module + ".weight_scale"] =
+        byte_tensor(held.form == Form::mxfp4 ? DType::u8 : DType::f8_e4m3,
+                    {q.scales[0].rows, q.scales[0].cols}, std::move(scales));
+    if (held.form == Form::mxfp4) return;
+    tensors[module + ".weight_global_scale"] =
+        float_tensor(Element::f32, {1}, {reciprocal_of(q.scales[1].values[0])});
+  }
+
+  // The number whose reciprocal is nearest to scale.
+  static float reciprocal_of(float scale) {
+    const float middle = 1.0f / scale;
+    float best = middle;
+    for (const float near : {std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) {
+      if (std::abs(1.0f / near - scale) < std::abs(1.0f / best - scale)) best = near;
+    }
+    return best;
+  }
+
   static void pack(const std::string& module, const Held& held, const CodedMatrix& q,
                    std::map<std::string, Tensor>& tensors) {
     const int bits = element_info(q.scheme.code).bits;

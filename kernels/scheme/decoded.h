@@ -6,6 +6,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct Decoded {
   // Act-order, where the format can say it: column c of `coded` is column permutations[c] of the weight.
   std::map<std::string, std::vector<int32_t>> permutations;
   bool keeps_permutations = false;  // the format can say them: one that has none has that order
+  // Weights whose scales the format stores as something else (a reciprocal, 127 times it):
+  // read back, they may be a float or two away (2^-22 of the value is allowed).
+  std::set<std::string> reciprocal_scales;
   // Tensors, or fields of the config, that say nothing about the weights -> why they were
   // left out.
   std::map<std::string, std::string> ignored;

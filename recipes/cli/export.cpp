@@ -51,8 +51,8 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       "holds exactly and the float layers of blocks; with a pattern, the layers it "
       "matches (may be repeated)");
   line.integer("shard-bytes",
-               "hf, compressed-tensors, gptq, awq, bitsandbytes: weights beyond this go to "
-               "several files with an index",
+               "hf, compressed-tensors, gptq, awq, bitsandbytes, fp8: weights beyond this go "
+               "to several files with an index",
                kShardBytes, 1);
   line.flag("float-embeddings",
             "the same formats but hf: quantized embeddings become the floats they stand for");

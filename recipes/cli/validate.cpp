@@ -220,7 +220,7 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
       "Reads an artifact back with a decoder of its own, compares every code and "
       "scale, runs its layers on\nevery kernel of this machine; with a reference, "
       "compares the outputs. Exit code 7 when a check fails.\n\nA directory that export wrote "
-      "(compressed-tensors, gptq, awq, bitsandbytes) is read and checked likewise, and\nwhat "
+      "(compressed-tensors, gptq, awq, bitsandbytes, fp8) is read and checked likewise, and\nwhat "
       "its format does not let be proven is said. With the artifact as --reference, every code "
       "and scale\nis held against the artifact's.\n\n--attestation re-checks proof.json: the "
       "checksums of files, codes and scales, the outputs on a fixed\ninput, that the figures "

@@ -32,8 +32,8 @@ class FuzzCorpus : public ::testing::TestWithParam<fuzz::Reader> {};
 
 TEST_P(FuzzCorpus, IsReadOrRefused) {
   int count = 0, whole = 0;
-  for (const auto& entry : fs::directory_iterator(fs::path(NIBBLE_SOURCE_DIR) /
-                                                  "tests/fuzz/corpus" / GetParam().name)) {
+  for (const auto& entry : fs::directory_iterator(
+           fs::path(NIBBLE_SOURCE_DIR) / "tests/fuzz/corpus" / GetParam().name)) {
     SCOPED_TRACE(entry.path().string());
     whole += reads(GetParam(), contents(entry.path()));
     ++count;
@@ -53,8 +53,12 @@ std::string exported(const char* format, const sample::RandomModel& model) {
   Artifact artifact = sample::random_model(3, model);
   artifact.tokenizer.clear();
   for (const auto& [name, tensor] : artifact.tensors) {
-    artifact.ledger.entries.push_back(
-        {.tensor = name, .scheme = "f32", .method = "float", .reason = "is", .kernel = "", .note = ""});
+    artifact.ledger.entries.push_back({.tensor = name,
+                                       .scheme = "f32",
+                                       .method = "float",
+                                       .reason = "is",
+                                       .kernel = "",
+                                       .note = ""});
   }
   for (const auto& [name, packed] : artifact.packed) {
     artifact.ledger.entries.push_back({.tensor = name,
@@ -64,8 +68,9 @@ std::string exported(const char* format, const sample::RandomModel& model) {
                                        .kernel = "",
                                        .note = ""});
   }
-  std::sort(artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
-            [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
+  std::sort(
+      artifact.ledger.entries.begin(), artifact.ledger.entries.end(),
+      [](const LedgerEntry& a, const LedgerEntry& b) { return a.tensor < b.tensor; });
   const Exporter* exporter = sample::take(find_exporter(format));
   const fs::path directory = sample::fresh_directory(format);
   const Status written = exporter->write(artifact, directory, {});
@@ -89,11 +94,13 @@ Seeds seeds_of(const std::string& reader) {
                                .most = 32};
   };
   if (reader == "compressed_tensors") {
-    return {{"int4", exported("compressed-tensors", model("int4/g16@f16", 16))},
-            {"uint3", exported("compressed-tensors",
-                               model("uint3/g8@f16+z/g8@uint3", 16))},
-            {"w8a8", exported("compressed-tensors", model("int8n/r@f32", 1, "int8n/r@f32"))},
-            {"fp8", exported("compressed-tensors", model("e4m3/b16x16@f32", 16))}};
+    return {
+        {"int4", exported("compressed-tensors", model("int4/g16@f16", 16))},
+        {"uint3", exported("compressed-tensors", model("uint3/g8@f16+z/g8@uint3", 16))},
+        {"w8a8", exported("compressed-tensors", model("int8n/r@f32", 1, "int8n/r@f32"))},
+        {"fp8", exported("compressed-tensors", model("e4m3/b16x16@f32", 16))},
+        {"mxfp4", exported("compressed-tensors", model("e2m1/g32@e8m0", 32))},
+        {"nvfp4", exported("compressed-tensors", model("e2m1/g16@e4m3/t@f32", 16))}};
   }
   if (reader == "gptq") {
     return {{"int4", exported("gptq", model("int4/g32@f16", 32))},
@@ -108,12 +115,18 @@ Seeds seeds_of(const std::string& reader) {
   if (reader == "bitsandbytes") {
     return {{"nf4", exported("bitsandbytes", model("nf4/f64@f32", 1))},
             {"fp4", exported("bitsandbytes", model("fp4/f32@f32", 1))},
-            {"nested", exported("bitsandbytes", model("nf4/f64@dyn8+o/f16384@f32", 1))}};
+            {"nested", exported("bitsandbytes", model("nf4/f64@dyn8+o/f16384@f32", 1))},
+            {"int8", exported("bitsandbytes", model("int8n/r@f32", 1))}};
+  }
+  if (reader == "fp8") {
+    return {{"grid", exported("fp8", model("e4m3/b16x16@f32", 1))},
+            {"wide", exported("fp8", model("e4m3/b8x32@f32", 1))},
+            {"bf16", exported("fp8", model("e4m3/b16x16@bf16", 16))}};
   }
   if (reader == "nibble") {
     return {{"int4", exported("nibble", model("int4/g16@f16", 1))},
-            {"q4_k", exported("nibble", model("uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16",
-                                              1))},
+            {"q4_k", exported("nibble",
+                              model("uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16", 1))},
             {"inputs", exported("nibble", model("int8n/r@f32", 1, "int8n/r@f32", true))}};
   }
   if (reader == "safetensors") {
@@ -122,7 +135,8 @@ Seeds seeds_of(const std::string& reader) {
         fuzz::parts_of(reinterpret_cast<const uint8_t*>(gptq.data()), gptq.size(), 2)[1];
     const std::string small =
         std::string("\x40\0\0\0\0\0\0\0", 8) +
-        R"({"test":{"dtype":"F16","shape":[2,2],"data_offsets":[0,8]}}     )" + "12345678";
+        R"({"test":{"dtype":"F16","shape":[2,2],"data_offsets":[0,8]}}     )" +
+        "12345678";
     return {{"gptq", fuzz::joined_parts({"", file})},
             {"small", fuzz::joined_parts({"", small})},
             {"index", fuzz::joined_parts({R"({"metadata":{"total_size":8},"weight_map":)"
@@ -133,29 +147,34 @@ Seeds seeds_of(const std::string& reader) {
     const std::string sizes =
         R"("vocab_size":64,"hidden_size":16,"intermediate_size":24,"num_hidden_layers":2,)"
         R"("num_attention_heads":4,"num_key_value_heads":2,"max_position_embeddings":32,)";
-    return {{"llama", "{" + sizes + R"("model_type":"llama","rms_norm_eps":1e-5,)"
-                                    R"("tie_word_embeddings":true,"rope_parameters":)"
-                                    R"({"rope_type":"llama3","rope_theta":1e4,"factor":8,)"
-                                    R"("low_freq_factor":1,"high_freq_factor":4,)"
-                                    R"("original_max_position_embeddings":16}})"},
-            {"qwen3_moe", "{" + sizes + R"("model_type":"qwen3_moe","num_experts":4,)"
-                                        R"("num_experts_per_tok":2,"head_dim":8,)"
-                                        R"("moe_intermediate_size":8,"norm_topk_prob":true,)"
-                                        R"("decoder_sparse_step":1,"mlp_only_layers":[]})"},
-            {"mistral", "{" + sizes + R"("model_type":"mistral","sliding_window":8,)"
-                                      R"("rope_theta":1e6,"hidden_act":"silu"})"},
-            {"bert", "{" + sizes + R"("model_type":"bert","type_vocab_size":2,)"
-                                   R"("layer_norm_eps":1e-12,"hidden_act":"gelu"})"}};
+    return {{"llama", "{" + sizes +
+                          R"("model_type":"llama","rms_norm_eps":1e-5,)"
+                          R"("tie_word_embeddings":true,"rope_parameters":)"
+                          R"({"rope_type":"llama3","rope_theta":1e4,"factor":8,)"
+                          R"("low_freq_factor":1,"high_freq_factor":4,)"
+                          R"("original_max_position_embeddings":16}})"},
+            {"qwen3_moe", "{" + sizes +
+                              R"("model_type":"qwen3_moe","num_experts":4,)"
+                              R"("num_experts_per_tok":2,"head_dim":8,)"
+                              R"("moe_intermediate_size":8,"norm_topk_prob":true,)"
+                              R"("decoder_sparse_step":1,"mlp_only_layers":[]})"},
+            {"mistral", "{" + sizes +
+                            R"("model_type":"mistral","sliding_window":8,)"
+                            R"("rope_theta":1e6,"hidden_act":"silu"})"},
+            {"bert", "{" + sizes +
+                         R"("model_type":"bert","type_vocab_size":2,)"
+                         R"("layer_norm_eps":1e-12,"hidden_act":"gelu"})"}};
   }
   const auto tokens = [](char kind, const std::string& file) { return kind + file; };
   const auto bpe = train_bpe({"Once upon a time there was a cat.", "The cat sat."}, 262);
   EXPECT_TRUE(bpe.ok()) << bpe.status().message();
-  return {{"bpe", tokens('\0', *bpe)},
-          {"pieces", tokens('\1', small_model(2))},
-          {"unigram", tokens('\1', small_model(1, true))},
-          {"vocab", tokens('\3', "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nonce\nup\n##on\na\n")},
-          {"gpt2", tokens('\4', fuzz::joined_parts({R"({"a":0,"b":1,"c":2,"ab":3,"<|e|>":4})",
-                                                    "#version: 0.2\na b\n"}))}};
+  return {
+      {"bpe", tokens('\0', *bpe)},
+      {"pieces", tokens('\1', small_model(2))},
+      {"unigram", tokens('\1', small_model(1, true))},
+      {"vocab", tokens('\3', "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nonce\nup\n##on\na\n")},
+      {"gpt2", tokens('\4', fuzz::joined_parts({R"({"a":0,"b":1,"c":2,"ab":3,"<|e|>":4})",
+                                                "#version: 0.2\na b\n"}))}};
 }
 
 class FuzzSeeds : public ::testing::TestWithParam<fuzz::Reader> {};

@@ -82,6 +82,44 @@ TEST_F(CompressedTensors, RoundTripsOfIntegersWithIntegerInputs) {
       exporter_->name, {.schemes = {"int8n/r@f32"}, .input = "uint8/t@f32", .share = 10});
 }
 
+TEST_F(CompressedTensors, RoundTripsOfFp4) {
+  sample::expect_round_trips(
+      exporter_->name, {.schemes = {"e2m1/g32@e8m0"}, .multiple = 32, .share = 50});
+  sample::expect_round_trips(
+      exporter_->name, {.schemes = {"e2m1/g16@e4m3/t@f32"}, .multiple = 16, .share = 50});
+}
+
+TEST_F(CompressedTensors, SaysWhatFp4CannotHold) {
+  const auto refusal = [&](const sample::RandomModel& model) {
+    return exporter_->can_express(sample::random_model(3, model), {}).message();
+  };
+  EXPECT_THAT(refusal({.schemes = {"e2m1/g32@f16"}, .multiple = 32}),
+              HasSubstr("uses e2m1/g32@f16; of e2m1 the format holds e2m1/g32@e8m0 (MXFP4) "
+                        "and e2m1/g16@e4m3/t@f32 (NVFP4)"));
+  EXPECT_THAT(refusal({.schemes = {"e2m1/g32@e8m0"}, .multiple = 8}),
+              HasSubstr("columns must be whole groups of 32"));
+  EXPECT_THAT(refusal({.schemes = {"e2m1/g32@e8m0"}, .multiple = 32, .input = "int8n/r@f32"}),
+              HasSubstr("4-bit floats are written with float activations"));
+}
+
+// BERT's pooler, which no node reads: a runtime that makes it anew must make it of floats.
+TEST_F(CompressedTensors, LeavesAloneWhatTheProgramDidNotUse) {
+  Artifact artifact = sample::random_model(3, {.schemes = {"int8n/r@f32"}});
+  for (const char* name : {"pooler.dense.weight", "pooler.dense.bias", "position_ids"}) {
+    LedgerEntry entry;
+    entry.tensor = name;
+    entry.method = "ignored";
+    artifact.ledger.entries.push_back(entry);
+  }
+  const auto directory = sample::fresh_directory("ignored");
+  ASSERT_TRUE(exporter_->write(artifact, directory, {}).ok());
+  const Json config = Json::parse(sample::take(read_text_file(directory / "config.json")));
+  const Json& ignore = config["quantization_config"]["ignore"];
+  EXPECT_NE(std::find(ignore.begin(), ignore.end(), "pooler.dense"), ignore.end()) << ignore;
+  EXPECT_EQ(std::count(ignore.begin(), ignore.end(), "position_ids"), 0);
+  std::filesystem::remove_all(directory);
+}
+
 TEST_F(CompressedTensors, RoundTripsOfFp8) {
   const std::vector<std::string> schemes = {"e4m3/t@f32", "e4m3/r@bf16",
                                             "e4m3/b16x16@f32", "e4m3/b128x128@bf16"};
@@ -263,8 +301,8 @@ TEST_F(CompressedTensors, SaysFirstWhatItCannotHold) {
               HasSubstr("a quantized model is required; found a float one"));
   EXPECT_EQ(refusal(sample::quantized(floats, "nf4/f64@f32", linear)),
             first +
-                "uses nf4/f64@f32; the format holds integers of 2 to 8 bits and e4m3; "
-                "quantize with one of these");
+                "uses nf4/f64@f32; the format holds integers of 2 to 8 bits, e4m3 "
+                "and e2m1; quantize with one of these");
   EXPECT_EQ(refusal(sample::quantized(floats, "uint4/g32@uint6/g64@f16", linear)),
             first +
                 "uses uint4/g32@uint6/g64@f16; the format has one level of scales, f16, "
@@ -336,7 +374,7 @@ TEST_F(CompressedTensors, DamageIsNamed) {
   };
   EXPECT_THAT(
       changed([](Json& c) { c["config_groups"]["group_0"]["weights"]["num_bits"] = 9; }),
-      HasSubstr("integers of 2 to 8 bits and FP8 are read; found 9 bits of int"));
+      HasSubstr("integers of 2 to 8 bits, FP8 and FP4 are read; found 9 bits of int"));
   EXPECT_THAT(
       changed([](Json& c) { c["config_groups"]["group_0"]["weights"]["num_bits"] = 3; }),
       HasSubstr("codes of 3 bits take"));

@@ -112,6 +112,31 @@ TEST_F(HfQuantized, BitsandbytesRoundTrips) {
   }
 }
 
+TEST_F(HfQuantized, LlmInt8RoundTrips) {
+  sample::expect_round_trips("bitsandbytes",
+                             {.schemes = {"int8n/r@f32", "int8/r@f16", "int8n/g512@bf16"}});
+}
+
+TEST_F(HfQuantized, BlockFp8RoundTrips) {
+  sample::expect_round_trips("fp8", {.schemes = {"e4m3/b16x32@f32"}, .share = 50});
+  sample::expect_round_trips("fp8", {.schemes = {"e4m3/b128x128@bf16"}, .share = 50});
+}
+
+TEST_F(HfQuantized, Fp8AndLlmInt8SayFirstWhatTheyCannotHold) {
+  const auto refused = [&](const char* format, const sample::RandomModel& model) {
+    return refusal(format, sample::random_model(3, model));
+  };
+  EXPECT_THAT(refused("fp8", {.schemes = {"e4m3/r@f32"}}),
+              HasSubstr("uses e4m3/r@f32; the format holds e4m3 with a float scale a grid"));
+  EXPECT_THAT(refused("fp8", {.schemes = {"e4m3/b16x16@f32"}, .input = "e4m3/r@f32"}),
+              HasSubstr("inputs without a scheme and columns in their own order are required; "
+                        "found e4m3/r@f32"));
+  EXPECT_THAT(refused("bitsandbytes", {.schemes = {"int8n/g16@f32"}, .multiple = 32}),
+              HasSubstr("of 8 bits bitsandbytes has int8 with a float scale a row"));
+  EXPECT_THAT(refused("bitsandbytes", {.schemes = {"int8n/r@f32"}, .input = "e4m3/r@f32"}),
+              HasSubstr("inputs must be float or dynamic int8"));
+}
+
 TEST_F(HfQuantized, GptqSaysWhatDiffersFromTheUsual) {
   const sample::LlamaSize size{
       .vocabulary = 64, .hidden = 64, .head_dim = 16, .intermediate = 96, .tied = false};
@@ -266,8 +291,8 @@ TEST_F(HfQuantized, AwqAndBitsandbytesSayFirstWhatTheyCannotHold) {
                 "-1; export to gptq or compressed-tensors");
   EXPECT_EQ(
       refusal("bitsandbytes", quantized("int4/g32@f16")),
-      "[bitsandbytes] lm_head.weight: uses int4/g32@f16; bitsandbytes has 4-bit codes, "
-      "nf4 and fp4; quantize so");
+      "[bitsandbytes] lm_head.weight: uses int4/g32@f16; bitsandbytes has codes of "
+      "nf4, fp4 and int8; quantize so");
   EXPECT_EQ(
       refusal("bitsandbytes", quantized("nf4/f48@f32")),
       "[bitsandbytes] lm_head.weight: uses nf4/f48@f32; bitsandbytes has scales of 32 to "
@@ -326,7 +351,7 @@ TEST_F(HfQuantized, DamageIsNamed) {
               HasSubstr("the table of nf4 is read; found another"));
   EXPECT_THAT(
       damage("bitsandbytes", [&](Json& c, Tensors&) { c["load_in_4bit"] = false; }),
-      HasSubstr("4-bit checkpoints are read"));
+      HasSubstr("checkpoints that are load_in_4bit or load_in_8bit are read"));
 }
 
 }  // namespace

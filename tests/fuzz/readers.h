@@ -6,7 +6,7 @@
 //
 //   gguf            the file
 //   safetensors     model.safetensors.index.json (may be empty), the shard
-//   compressed_tensors, gptq, awq, bitsandbytes     config.json, model.safetensors
+//   compressed_tensors, gptq, awq, bitsandbytes, fp8    config.json, model.safetensors
 //   nibble          manifest.json, config.json, model.safetensors; checksums are made right, so
 //                   that what lies behind them is reached
 //   config          config.json, by every architecture
@@ -210,6 +210,7 @@ inline const std::vector<Reader>& readers() {
       {"gptq", quantized_directory<read_gptq>},
       {"awq", quantized_directory<read_awq>},
       {"bitsandbytes", quantized_directory<read_bitsandbytes>},
+      {"fp8", quantized_directory<read_fp8>},
       {"nibble", nibble},
       {"config", config},
       {"tokenizer", tokenizer}};

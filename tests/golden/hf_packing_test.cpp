@@ -251,6 +251,39 @@ TEST_F(HfPacking, ZeroPointsOfCompressedTensors) {
   }
 }
 
+// compressed-tensors' own bytes are read, mean its weights, and are written again.
+TEST_F(HfPacking, Fp4OfCompressedTensors) {
+  for (const auto& [key, scheme] : {std::pair("ct_mxfp4", "e2m1/g32@e8m0"),
+                                    std::pair("ct_nvfp4", "e2m1/g16@e4m3/t@f32")}) {
+    SCOPED_TRACE(key);
+    const bool nvfp4 = std::string_view(key) == "ct_nvfp4";
+    const std::vector<float> weight = floats(cat(key, ".weight_f32"));  // [8, 64]
+    CodedMatrix any = take(choose_scales(MatrixView<const float>(weight.data(), 8, 64),
+                                         take(parse_scheme(scheme)), {}));
+    ASSERT_TRUE(quantize(MatrixView<const float>(weight.data(), 8, 64), any).ok());
+    auto stored = written("compressed-tensors", any);
+    stored["fc.weight_packed"] = tensor(cat(key, ".weight_packed"));
+    stored["fc.weight_scale"].bytes = tensor(cat(key, ".weight_scale")).bytes;
+    if (nvfp4) stored["fc.weight_global_scale"] = tensor("ct_nvfp4.weight_global_scale");
+    const CodedMatrix q = read_with("compressed-tensors", stored, {});
+    EXPECT_EQ(to_string(q.scheme), scheme);
+    std::vector<float> values(weight.size());
+    ASSERT_TRUE(dequantize(q, MatrixView<float>(values.data(), 8, 64)).ok());
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      difference += (values[i] - weight[i]) * (values[i] - weight[i]);
+      size += weight[i] * weight[i];
+    }
+    EXPECT_LT(difference, 0.02 * size);
+    EXPECT_GT(difference, 0.001 * size);  // 4 bits are no more than 4 bits
+    const auto again = written("compressed-tensors", q);
+    expect_same(again.at("fc.weight_packed"), cat(key, ".weight_packed"));
+    EXPECT_EQ(again.at("fc.weight_scale").bytes.text(),
+              tensor(cat(key, ".weight_scale")).bytes.text());
+    if (nvfp4) expect_same(again.at("fc.weight_global_scale"), "ct_nvfp4.weight_global_scale");
+  }
+}
+
 TEST_F(HfPacking, BitsandbytesPlainAndNested) {
   const std::vector<float> weight = floats("bnb.weight_f32");  // [64, 512]
   for (const char* type : {"nf4", "fp4"}) {

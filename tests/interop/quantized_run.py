@@ -49,7 +49,8 @@ def decompress(module, form, scheme, tensors):
     """One module by the library's own code; float32 scales, so that nothing is rounded."""
     parts = {name[len(module) + 1:]: tensor for name, tensor in tensors.items()
              if name.startswith(module + ".weight") or name == module + ".weight"}
-    parts["weight_scale"] = parts["weight_scale"].float()
+    if not form.endswith("fp4-pack-quantized"):
+        parts["weight_scale"] = parts["weight_scale"].float()
     return BaseCompressor.get_value_from_registry(form).decompress(parts, scheme)["weight"].float()
 
 
@@ -103,6 +104,9 @@ def gptq_weights(config, tensors):
 
 def bitsandbytes_weights(config, tensors):
     weights = {}
+    for name in [n for n in tensors if n.endswith(".SCB")]:
+        module = name[:-len(".SCB")]
+        weights[module + ".weight"] = bnb.int8_vectorwise_dequant(tensors[module + ".weight"], tensors[name])
     for name in [n for n in tensors if ".quant_state.bitsandbytes__" in n]:
         weight = name.split(".quant_state.")[0]
         state = {k[len(weight) + 1:]: v for k, v in tensors.items() if k.startswith(weight + ".")}
