@@ -36,13 +36,13 @@ struct ExportOptions {
   std::string target = "onnxruntime";
   // hf: of every tensor, gguf: of what is float; f32, bf16 or f16. "": f32 in hf, as it
   // is stored in gguf.
-  std::string dtype;
+  std::string dtype = "";
   // hf and the formats of quantized Hugging Face directories: weights beyond it go to
   // several files.
   int64_t shard_bytes = kShardBytes;
   // gguf: "TYPE" for what no block type holds exactly and for the float layers of blocks;
   // "PATTERN=TYPE" for the layers whose names match, whatever they are (the last wins).
-  std::vector<std::string> requantize;
+  std::vector<std::string> requantize = {};
   // Quantized Hugging Face directories: quantized embeddings become the floats they stand
   // for.
   bool float_embeddings = false;

@@ -14,7 +14,7 @@ namespace nibble::sample {
 struct RandomModel {
   std::vector<std::string> schemes;  // one is drawn a layer
   int64_t multiple = 1;              // of rows and columns
-  std::string input;                 // of every layer; "": float
+  std::string input = "";            // of every layer; "": float
   bool permuted = false;             // some layers have their columns in another order
   int64_t most = 160;                // rows or columns, at most
   int share = 100;                   // percent of round_trips() that it takes

@@ -82,8 +82,9 @@ TEST_F(GgufDecoders, KeepTheLogitsOfTheirCheckpoints) {
     write(artifact, file);
     const Artifact loaded = take(load_model(file, {}));
     // mistral_null's window is none: nothing tells it from a Llama.
-    if (name != "mistral_null")
+    if (name != "mistral_null") {
       EXPECT_EQ(loaded.program.architecture, artifact.program.architecture);
+    }
     EXPECT_LT(relative_difference(runtime_logits(loaded, ids(name), 48), logits(name)),
               kLogits);
     ++written;
@@ -203,7 +204,7 @@ TEST(LlamaCpp, WritesTheSameTextFromRealModels) {
   constexpr int kCount = 14;  // it rounds activations and caches: later, near ties part
   std::map<std::string, std::string> commands;  // a prompt's files
   for (const Case& c : cases) {
-    Artifact artifact = take(load_model(c.model, {.tokenizer = c.tokenizer}));
+    Artifact artifact = take(load_model(c.model, {.tokenizer = c.tokenizer, .architecture = ""}));
     if (!c.scheme.empty()) {
       artifact = sample::quantized(std::move(artifact), c.scheme, [](const Node& node) {
         return node.op == "linear" && node.name != "lm_head";

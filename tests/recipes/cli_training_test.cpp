@@ -35,7 +35,7 @@ class Training : public ::testing::Test {
         "train",    at("model"),  "--recipe",  recipe, "--data", at("train.txt"),
         "--output", mine(output), "--threads", "1",    "--json"};
     if (resume) arguments.push_back("--resume");
-    for (const std::string& setting :
+    for (const char* setting :
          {"data.per_line=true", "evaluation.sequences=4", "train.warmup_steps=2"}) {
       arguments.insert(arguments.end(), {"--set", setting});
     }
