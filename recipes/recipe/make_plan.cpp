@@ -245,10 +245,10 @@ Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan
 }  // namespace
 
 Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
-  if (recipe.kind == "float") {
-    return wrong(recipe.source,
-                 "a plan needs a recipe that quantizes; found kind float; allowed: "
-                 "kind ptq or qat");
+  if (recipe.kind == "float" || recipe.layers.empty()) {
+    return wrong(recipe.source, "a plan needs a recipe that quantizes; found kind ",
+                 recipe.kind, recipe.kind == "float" ? "" : " without layers",
+                 "; allowed: kind ptq or qat");
   }
   Plan plan;
   plan.observer = recipe.observer;
