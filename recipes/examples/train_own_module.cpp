@@ -2,7 +2,7 @@
 // and runs the artifact. The data: which way do the stripes of a noisy 16 x 16 image run?
 //
 //   train_own_module OUTPUT
-#include <torch/torch.h>
+#include <torch/nn/modules.h>
 
 #include "kernels/runtime/executor.h"
 #include "ptq/module/sequential.h"

@@ -1,6 +1,6 @@
 #include "recipes/torch/exact_check.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "kernels/runtime/executor.h"
 #include "ptq/error.h"

@@ -1,6 +1,6 @@
 #include "recipes/torch/training_data.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cstring>
 #include <numeric>
