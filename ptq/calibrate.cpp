@@ -7,6 +7,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "kernels/program/moves_codes.h"
 #include "ptq/allocate.h"
 #include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/samples.h"
@@ -521,7 +522,7 @@ void calibrate_activations(Calibrated& result, const CalibrationData& data,
     scheme = scales.scaled(value, scheme);
   // These move codes and do not compute: what comes out has the scale of what went in.
   for (const Node& node : model.program.nodes) {
-    if (node.op != "shortcut_pad" && node.op != "flatten") continue;
+    if (!moves_codes(node)) continue;
     const auto from = result.plan.activations.find(node.inputs.at(0));
     const auto to = result.plan.activations.find(node.outputs.at(0));
     if (from != result.plan.activations.end() && to != result.plan.activations.end()) {

@@ -6,6 +6,7 @@
 
 #include "kernels/program/edits/fold_batch_norm.h"
 #include "kernels/program/layers.h"
+#include "kernels/program/moves_codes.h"
 
 namespace nibble {
 namespace {
@@ -319,10 +320,18 @@ Result<std::map<std::string, ActivationScheme>> integer_activations(
       const bool fused =
           consumers.size() == 1 && consumers[0]->op == "relu" && !is_output(value);
       if (!fused && !is_output(value)) schemes[value] = is_signed;
-    } else if (node.op == "shortcut_pad" || node.op == "flatten" ||
-               node.op == "global_average_pool") {
+    } else if (moves_codes(node) || node.op == "global_average_pool") {
       const auto input = schemes.find(node.inputs.at(0));
       if (input != schemes.end() && !is_output(value)) schemes[value] = input->second;
+    } else if (node.op == "concat") {
+      const bool all_unsigned = std::all_of(
+          node.inputs.begin(), node.inputs.end(), [&](const std::string& input) {
+            const auto found = schemes.find(input);
+            return found != schemes.end() && found->second == is_unsigned;
+          });
+      if (!is_output(value)) schemes[value] = all_unsigned ? is_unsigned : is_signed;
+    } else if (node.op == "softmax" && is_output(value)) {
+      schemes.erase(node.inputs.at(0));  // of the floats that the node before makes
     } else {
       return error(StatusCode::unsupported, "[plan] ", node.name, ": ", node.op,
                    " has no integer form; use a weight-only scheme for this model");

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "kernels/program/moves_codes.h"
 #include "ptq/error.h"
 
 namespace nibble {
@@ -10,7 +11,7 @@ namespace {
 // These ops copy codes: their output has a scheme only so that every value has one.
 bool only_moves_codes(const Program& program, const std::string& value) {
   const Node* node = program.producer(value);
-  return node != nullptr && (node->op == "shortcut_pad" || node->op == "flatten");
+  return node != nullptr && moves_codes(*node);
 }
 
 FakeQuantize activation_quantizer(const ActivationScheme& scheme, bool learn) {

@@ -22,9 +22,11 @@ Status check_node(const Node& node, const std::set<std::string>& made,
                  ": the op must be one of ", known, "; found `", node.op,
                  "`; use a known op or add a row to ops.inc");
   }
-  if (static_cast<int>(node.inputs.size()) != op->inputs) {
+  const int inputs = static_cast<int>(node.inputs.size());
+  if (op->inputs < 0 ? inputs < -op->inputs : inputs != op->inputs) {
     return error(StatusCode::invalid_argument, "[program] ", node.name, ": ", node.op,
-                 " reads ", op->inputs, " values; found ", node.inputs.size());
+                 " reads ", std::abs(op->inputs), op->inputs < 0 ? " values or more" : " values",
+                 "; found ", node.inputs.size());
   }
   if (node.outputs.size() != 1) {
     return error(StatusCode::invalid_argument, "[program] ", node.name,

@@ -334,6 +334,47 @@ class Walk {
     return x;
   }
 
+  Result<Shape> max_pool(const Node& node) {
+    Shape x = input(node, 0);
+    if (x.size() != 4) return fail(node, "max_pool reads [n, c, h, w]", shape_text(x));
+    NIBBLE_ASSIGN_OR_RETURN(const Shape kernel, pair_attribute(node, "kernel", 1, {0, 0}));
+    NIBBLE_ASSIGN_OR_RETURN(const Shape stride, pair_attribute(node, "stride", 1, {1, 1}));
+    NIBBLE_ASSIGN_OR_RETURN(const Shape padding, pair_attribute(node, "padding", 0, {0, 0}));
+    for (size_t i = 0; i < 2; ++i) {
+      if (padding[i] >= kernel[i]) {
+        return fail(node, "the padding must be smaller than the kernel", shape_text(padding));
+      }
+      int64_t& size = x[2 + i];
+      if (size == kUnknownSize) continue;
+      const int64_t span = size + 2 * padding[i] - kernel[i];
+      if (span < 0) {
+        return fail(node, cat("the kernel ", shape_text(kernel), " must fit the padded input"),
+                    shape_text(input(node, 0)));
+      }
+      size = span / stride[i] + 1;
+    }
+    return x;
+  }
+
+  // [n, c, ..] of every input, all sizes but c equal.
+  Result<Shape> concat(const Node& node) {
+    Shape joined = input(node, 0);
+    for (size_t i = 1; i < node.inputs.size(); ++i) {
+      const Shape x = input(node, i);
+      bool fits = x.size() >= 2 && x.size() == joined.size();
+      for (size_t d = 0; fits && d < x.size(); ++d) {
+        fits = d == 1 || same_size(x[d], joined[d]);
+      }
+      if (!fits) {
+        return fail(node, "concat reads values [n, c, ..] that differ in c alone",
+                    cat(shape_text(joined), " and ", node.inputs[i], " ", shape_text(x)));
+      }
+      const bool known = joined[1] != kUnknownSize && x[1] != kUnknownSize;
+      joined[1] = known ? joined[1] + x[1] : kUnknownSize;
+    }
+    return joined;
+  }
+
   Result<Shape> output_shape(const Node& node) {
     if (node.op == "embedding" || node.op == "position_embedding") return embedding(node);
     if (node.op == "linear") return linear(node);
@@ -350,6 +391,12 @@ class Walk {
     }
     if (node.op == "mean_pool" || node.op == "first_token") return pool(node);
     if (node.op == "shortcut_pad") return shortcut_pad(node);
+    if (node.op == "max_pool") return max_pool(node);
+    if (node.op == "concat") return concat(node);
+    if (node.op == "softmax") {
+      if (input(node, 0).empty()) return fail(node, "softmax reads [.., features]", "a scalar");
+      return input(node, 0);
+    }
     const Shape x = input(node, 0);
     if (node.op == "global_average_pool") {
       if (x.size() != 4) return fail(node, "it reads [n, c, h, w]", shape_text(x));

@@ -17,6 +17,7 @@
 #include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
+#include "kernels/runtime/pool_shape.h"
 #include "kernels/runtime/step.h"
 #include "kernels/runtime/summation_order.h"
 
@@ -166,6 +167,11 @@ struct Executor::Implementation {
       const auto shape = shapes.find(node.inputs[0]);
       if (shape != shapes.end()) step.image_shape = shape->second;
       step.output_shape = shapes.at(node.outputs[0]);
+      if (node.op == "concat") {
+        for (const std::string& name : node.inputs) {
+          step.input_features.push_back(features(name));
+        }
+      }
       step.features = features(node.outputs[0]);
       step.output = take(node.outputs[0]);
       NIBBLE_RETURN_IF_ERROR(prepare_step(*artifact, options, step, ropes, &kernels));
@@ -266,6 +272,11 @@ struct Executor::Implementation {
       });
     } else if (op == "flatten") {
       std::copy_n(x, size, y);
+    } else if (op == "softmax") {
+      const int64_t width = step.output_shape.back();
+      in_chunks(size / width, kRows, [&](int64_t t, int64_t count) {
+        for (int64_t r = t; r < t + count; ++r) softmax(x + r * width, width, y + r * width);
+      });
     } else {
       return false;
     }
@@ -374,7 +385,8 @@ struct Executor::Implementation {
       float* y = data(step.output);
       if (!run_rows(step, n)) {
         const int64_t channels = step.image_shape[0];
-        const int64_t pixels = step.image_shape[1] * step.image_shape[2];
+        int64_t pixels = 1;
+        for (size_t d = 1; d < step.image_shape.size(); ++d) pixels *= step.image_shape[d];
         const int64_t size = channels * pixels;
         const auto each = [&](const auto& body) {
           parallel_for(n, [&](int64_t i) { body(x + i * size, y + i * step.features); });
@@ -404,6 +416,21 @@ struct Executor::Implementation {
           each([&](const float* from, float* to) {
             global_average_pool(from, channels, pixels, to);
           });
+        } else if (node.op == "max_pool") {
+          const MaxPoolShape shape =
+              max_pool_shape(node, channels, step.image_shape[1], step.image_shape[2]);
+          each([&](const float* from, float* to) { max_pool(shape, from, to); });
+        } else if (node.op == "concat") {
+          // Each input's channels after those of the one before, image by image.
+          int64_t before = 0;
+          for (size_t k = 0; k < step.inputs.size(); ++k) {
+            const float* part = data(step.inputs[k]);
+            const int64_t width = step.input_features[k];
+            parallel_for(n, [&](int64_t i) {
+              std::copy_n(part + i * width, width, y + i * step.features + before);
+            });
+            before += width;
+          }
         } else {
           return failure(StatusCode::unsupported, node.name, "op '", node.op,
                          "' does not run on images");

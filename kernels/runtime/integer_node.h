@@ -20,6 +20,10 @@
 //   global_average_pool  t = sum of q_x over h, w (int32);
 //                  q_y = clamp(rint(((float(t) * s_x) / float(h * w)) / s_y))
 //   flatten        q_y = q_x
+//   max_pool       q_y = the largest q_x of the window; the output's scheme equals the input's
+//   concat         q_y = clamp(rint((float(q_x) * s_x) / s_y)) of each input
+//   softmax        last alone, of the floats that the last layer or average makes: what makes
+//                  them stores y = float(acc) * m[c], or y = (float(t) * s_x) / float(h * w)
 //
 // Weights are int2..int8 symmetric (no zero point), per channel ("/r@f32") or per tensor
 // ("/t@f32").

@@ -10,6 +10,7 @@
 #include "kernels/ops/elementwise/elementwise.h"
 #include "kernels/ops/scratch.h"
 #include "kernels/runtime/integer_node.h"
+#include "kernels/runtime/pool_shape.h"
 
 namespace nibble {
 namespace {
@@ -48,6 +49,7 @@ struct Step {
   std::optional<ActivationScheme> own_input;
   bool own_signed = false;
   Conv2dShape shape;
+  MaxPoolShape pool;
   std::unique_ptr<PreparedConv2dS8> conv;
   std::vector<float> multiplier;  // m[c]
   std::vector<int32_t> bias;
@@ -81,6 +83,7 @@ struct IntegerPath::Implementation {
   std::map<std::string, int> index;
   std::vector<Step> steps;
   int64_t classes = 0;
+  bool ends_with_softmax = false;  // of the logits, in float
   int64_t capacity = 0;  // images that the values have room for
 
   int find(const std::string& name) const {
@@ -115,7 +118,8 @@ struct IntegerPath::Implementation {
     std::string value = node.outputs[0];
     if (!artifact.activations.count(value)) {
       const auto readers = artifact.program.consumers(value);
-      const bool layer = node.op == "conv2d" || node.op == "linear";
+      const bool makes_floats = node.op == "conv2d" || node.op == "linear" ||
+                                node.op == "global_average_pool";
       if (readers.size() == 1 && readers[0]->op == "relu") {
         value = readers[0]->outputs[0];
         const auto relu = artifact.activations.find(value);
@@ -125,7 +129,9 @@ struct IntegerPath::Implementation {
                          "unsigned codes were required, whose clamp at 0 is the ReLU; found ",
                          to_string(relu->second.scheme), "; change the recipe");
         }
-      } else if (layer && value == artifact.program.outputs[0].name) {
+      } else if (makes_floats && (value == artifact.program.outputs[0].name ||
+                                  (readers.size() == 1 && ends_with_softmax &&
+                                   readers[0] == &artifact.program.nodes.back()))) {
         classes = channels * height * width;
         return ok_status();
       }
@@ -137,6 +143,19 @@ struct IntegerPath::Implementation {
     target->lowest = code_lowest(scheme.scheme);
     target->highest = code_highest(scheme.scheme);
     return ok_status();
+  }
+
+  // The target of a node that copies codes: its value has its input's scheme.
+  Status move_codes(const Artifact& artifact, const Node& node, const CodeValue& x,
+                    int64_t channels, int64_t height, int64_t width, Target* target) {
+    NIBBLE_RETURN_IF_ERROR(add_value(artifact, node.outputs[0], channels, height, width));
+    target->value = find(node.outputs[0]);
+    const ActivationScheme& scheme = values[static_cast<size_t>(target->value)].scheme;
+    if (scheme == x.scheme) return ok_status();
+    return failure(StatusCode::failed_precondition, node.name, "the scheme of its input, ",
+                   to_string(x.scheme.scheme), " at ", x.scheme.scale, ", was required; found ",
+                   to_string(scheme.scheme), " at ", scheme.scale,
+                   "; this op moves codes and cannot rescale them");
   }
 
   Status prepare_layer(const Artifact& artifact, const Node& node, Step& step,
@@ -229,7 +248,9 @@ struct IntegerPath::Implementation {
                      sizes.size(), " dimensions");
     }
     NIBBLE_RETURN_IF_ERROR(add_value(artifact, input.name, sizes[1], sizes[2], sizes[3]));
+    ends_with_softmax = artifact.program.nodes.back().op == "softmax";
     for (const Node& node : artifact.program.nodes) {
+      if (ends_with_softmax && &node == &artifact.program.nodes.back()) break;
       if (node.op == "relu" && index.count(node.outputs[0])) continue;  // fused
       Step step;
       step.node = &node;
@@ -248,22 +269,23 @@ struct IntegerPath::Implementation {
         NIBBLE_RETURN_IF_ERROR(aim(artifact, node, x.channels, x.height, x.width, &step.target));
       } else if (node.op == "global_average_pool") {
         NIBBLE_RETURN_IF_ERROR(aim(artifact, node, x.channels, 1, 1, &step.target));
+      } else if (node.op == "concat") {
+        int64_t channels = 0;
+        for (const int i : step.inputs) channels += values[static_cast<size_t>(i)].channels;
+        NIBBLE_RETURN_IF_ERROR(aim(artifact, node, channels, x.height, x.width, &step.target));
+      } else if (node.op == "max_pool") {
+        step.pool = max_pool_shape(node, x.channels, x.height, x.width);
+        NIBBLE_RETURN_IF_ERROR(move_codes(artifact, node, x, x.channels, step.pool.out_height(),
+                                          step.pool.out_width(), &step.target));
       } else if (node.op == "shortcut_pad" || node.op == "flatten") {
         const bool pad = node.op == "shortcut_pad";
         const int64_t stride = pad ? node.integer("stride", 1) : 1;
         const int64_t channels =
             pad ? x.channels + node.integer("pad_before", 0) + node.integer("pad_after", 0) : x.size();
-        NIBBLE_RETURN_IF_ERROR(add_value(artifact, node.outputs[0], channels,
-                                         pad ? (x.height + stride - 1) / stride : 1,
-                                         pad ? (x.width + stride - 1) / stride : 1));
-        step.target.value = find(node.outputs[0]);
-        const ActivationScheme& scheme = values[static_cast<size_t>(step.target.value)].scheme;
-        if (!(scheme == x.scheme)) {
-          return failure(StatusCode::failed_precondition, node.name, "the scheme of its input, ",
-                         to_string(x.scheme.scheme), " at ", x.scheme.scale,
-                         ", was required; found ", to_string(scheme.scheme), " at ", scheme.scale,
-                         "; this op moves codes and cannot rescale them");
-        }
+        NIBBLE_RETURN_IF_ERROR(move_codes(artifact, node, x, channels,
+                                          pad ? (x.height + stride - 1) / stride : 1,
+                                          pad ? (x.width + stride - 1) / stride : 1,
+                                          &step.target));
       } else {
         return failure(StatusCode::unsupported, node.name,
                        "an op with an integer form was required; found '", node.op,
@@ -325,8 +347,8 @@ struct IntegerPath::Implementation {
     if (step.conv) return run_layer(step, image, logits);
     const CodeValue& x = values[static_cast<size_t>(step.inputs[0])];
     const uint8_t* a = codes(step.inputs[0], image);
-    uint8_t* to = codes(step.target.value, image);
     const Target& t = step.target;
+    uint8_t* to = t.value < 0 ? nullptr : codes(t.value, image);
     const bool a_signed = x.is_signed();
     if (node.op == "add") {
       const CodeValue& other = values[static_cast<size_t>(step.inputs[1])];
@@ -349,7 +371,27 @@ struct IntegerPath::Implementation {
         for (int64_t i = 0; i < x.pixels(); ++i) sum += code_at(a, c * x.pixels() + i, a_signed);
         const float real =
             (static_cast<float>(sum) * x.scheme.scale) / static_cast<float>(x.pixels());
-        to[c] = static_cast<uint8_t>(quantize_real(real, t.scale, t.lowest, t.highest));
+        if (to == nullptr) {
+          logits[c] = real;
+        } else {
+          to[c] = static_cast<uint8_t>(quantize_real(real, t.scale, t.lowest, t.highest));
+        }
+      }
+    } else if (node.op == "concat") {
+      for (const int input : step.inputs) {
+        const CodeValue& part = values[static_cast<size_t>(input)];
+        const uint8_t* from = codes(input, image);
+        const bool is_signed = part.is_signed();
+        for (int64_t i = 0; i < part.size(); ++i) {
+          const float real = static_cast<float>(code_at(from, i, is_signed)) * part.scheme.scale;
+          *to++ = static_cast<uint8_t>(quantize_real(real, t.scale, t.lowest, t.highest));
+        }
+      }
+    } else if (node.op == "max_pool") {
+      if (a_signed) {
+        max_pool(step.pool, reinterpret_cast<const int8_t*>(a), reinterpret_cast<int8_t*>(to));
+      } else {
+        max_pool(step.pool, a, to);
       }
     } else if (node.op == "shortcut_pad") {
       shortcut_pad(a, x.channels, x.height, x.width, node.integer("stride", 1),
@@ -423,6 +465,10 @@ Status IntegerPath::run(std::span<const float> images, std::span<const int64_t> 
       parallel_for(now, [&](int64_t i) { net.run_step(step, i, logits.row(first + i)); });
       if (tap && step.target.value >= 0) net.tap_value(tap, step.target.value, now);
     }
+    if (!net.ends_with_softmax) continue;
+    parallel_for(now, [&](int64_t i) {
+      softmax(logits.row(first + i), net.classes, logits.row(first + i));
+    });
   }
   return ok_status();
 }

@@ -28,6 +28,7 @@ struct Step {
   std::vector<int> inputs;  // slots; -1: token ids
   int output = -1;
   int64_t features = 0;               // of the output: its size over batch (and sequence)
+  std::vector<int64_t> input_features;  // concat: the same of each input
   std::vector<int64_t> image_shape;   // of the first input, [channels, height, width]
   std::vector<int64_t> output_shape;  // without the batch
   LinearWeight table;                 // embedding

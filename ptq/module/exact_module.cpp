@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels/packing/packed_tensor.h"
+#include "kernels/program/moves_codes.h"
 #include "ptq/error.h"
 #include "ptq/module/program_module.h"
 
@@ -63,8 +64,14 @@ class ExactRun {
       const double pixels = static_cast<double>(x.codes.size(2) * x.codes.size(3));
       const Tensor total = x.codes.to(at::kDouble).sum({2, 3}).to(at::kFloat);
       finish(node, total.mul(x.scale).div(pixels));
-    } else if (node.op == "shortcut_pad" || node.op == "flatten") {
+    } else if (moves_codes(node)) {
       move_codes(node);
+    } else if (node.op == "concat") {
+      std::vector<Tensor> reals;
+      for (size_t i = 0; i < node.inputs.size(); ++i) reals.push_back(input(node, i).reals());
+      finish(node, at::cat(reals, 1));
+    } else if (node.op == "softmax" && &node == &program_.nodes.back() && logits_.defined()) {
+      logits_ = at::softmax(logits_, -1);
     } else {
       fail(StatusCode::unsupported,
            cat(node.name, ": an op with an integer form was required; found '", node.op,
@@ -116,6 +123,10 @@ class ExactRun {
     Tensor codes = x.codes;
     if (node.op == "flatten") {
       codes = codes.flatten(1);
+    } else if (node.op == "max_pool") {  // in double: padding is below every code there
+      codes = at::max_pool2d(codes.to(at::kDouble), node.integers("kernel", {1, 1}),
+                             node.integers("stride", {1, 1}), node.integers("padding", {0, 0}))
+                  .to(at::kInt);
     } else {
       const int64_t stride = node.integer("stride", 1);
       codes = at::constant_pad_nd(
@@ -145,8 +156,11 @@ class ExactRun {
       keep(relu, quantized(reals, scheme_of(relu)), scheme_of(relu).scale);
       return;
     }
-    if (value == program_.outputs[0].name &&
-        (node.op == "conv2d" || node.op == "linear")) {
+    const bool last = value == program_.outputs[0].name ||
+                      (readers.size() == 1 && readers[0] == &program_.nodes.back() &&
+                       readers[0]->op == "softmax");
+    if (last && (node.op == "conv2d" || node.op == "linear" ||
+                 node.op == "global_average_pool")) {
       logits_ = reals;
       return;
     }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <set>
 
+#include "kernels/program/moves_codes.h"
 #include "ptq/module/packed_linear.h"
 #include "ptq/module/torch_ops.h"
 
@@ -235,7 +236,7 @@ torch::Tensor ProgramModuleImpl::bias_of(const Node& node,
       break;
     }
     const Node* producer = program_.producer(value);
-    if (!producer || (producer->op != "flatten" && producer->op != "shortcut_pad")) break;
+    if (!producer || !moves_codes(*producer)) break;
     value = producer->inputs[0];
   }
   const std::string& weight = node.parameter("weight");

@@ -152,6 +152,16 @@ Tensor run_global_average_pool(const TorchOpCall& call) {
   return call.inputs[0].mean({2, 3});
 }
 
+Tensor run_max_pool(const TorchOpCall& call) {
+  const Node& node = call.node;
+  return at::max_pool2d(call.inputs[0], node.integers("kernel", {1, 1}),
+                        node.integers("stride", {1, 1}), node.integers("padding", {0, 0}));
+}
+
+Tensor run_concat(const TorchOpCall& call) { return at::cat(call.inputs, 1); }
+
+Tensor run_softmax(const TorchOpCall& call) { return at::softmax(call.inputs[0], -1); }
+
 Tensor run_flatten(const TorchOpCall& call) { return call.inputs[0].flatten(1); }
 
 Tensor run_mean_pool(const TorchOpCall& call) { return call.inputs[0].mean(-2); }

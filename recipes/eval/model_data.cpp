@@ -1,6 +1,11 @@
 #include "recipes/eval/model_data.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "kernels/base/parallel.h"
+#include "recipes/models/config_reader.h"
 
 namespace nibble {
 namespace {
@@ -66,6 +71,81 @@ Result<TextData> load_sentences_for(const Artifact& model,
   return load_sentences(path, tokenizer.get(), model.program.vocabulary, options);
 }
 
+namespace {
+
+void take_first(int64_t limit, ImageSet& images) {
+  if (limit <= 0 || limit >= images.count) return;
+  const int64_t size = images.channels * images.height * images.width;
+  images.count = limit;
+  images.pixels.resize(static_cast<size_t>(limit * size));
+  images.labels.resize(static_cast<size_t>(limit));
+  images.description += cat(", the first ", limit);
+}
+
+// Of a graph made elsewhere: images enlarged to its size (bilinear, centres aligned), and
+// their channels turned round where it wants blue first. Smaller ones are left alone.
+Status fit_images(const Artifact& model, const std::filesystem::path& directory,
+                  int64_t limit, ImageSet& images) {
+  constexpr int64_t kMostBytes = int64_t{1} << 31;
+  const std::vector<std::string>& shape = model.program.inputs.at(0).shape;
+  const auto wanted = [&](size_t i) {
+    return shape.size() == 4 ? std::atoll(shape[i].c_str()) : 0;
+  };
+  const int64_t height = wanted(2), width = wanted(3);
+  if (wanted(1) != images.channels || height < images.height || width < images.width) {
+    return ok_status();  // the caller says what does not fit
+  }
+  take_first(limit, images);
+  const bool blue_first =
+      ConfigReader(model.config_json).text("image_channels", "rgb") == "bgr";
+  if (height == images.height && width == images.width && !blue_first) return ok_status();
+  const int64_t size = images.channels * height * width;
+  if (images.count > kMostBytes / size) {
+    return error(StatusCode::resource_exhausted, "[data] ", directory.string(),
+                 ": at most ", kMostBytes / size, " images of ", height, " x ", width,
+                 " fit 2 GiB; found ", images.count, "; limit their number");
+  }
+  ImageSet fitted = images;
+  fitted.height = height, fitted.width = width;
+  fitted.pixels.resize(static_cast<size_t>(images.count * size));
+  const auto place = [](int64_t i, int64_t from, int64_t to) {
+    return std::max(0.0, (static_cast<double>(i) + 0.5) * static_cast<double>(from) /
+                                 static_cast<double>(to) -
+                             0.5);
+  };
+  parallel_for(images.count, [&](int64_t i) {
+    uint8_t* to = fitted.pixels.data() + i * size;
+    for (int64_t c = 0; c < images.channels; ++c) {
+      const int64_t source = blue_first ? images.channels - 1 - c : c;
+      const uint8_t* plane = images.pixels.data() +
+                             (i * images.channels + source) * images.height * images.width;
+      for (int64_t y = 0; y < height; ++y) {
+        const double v = place(y, images.height, height);
+        const auto y0 = static_cast<int64_t>(v);
+        const int64_t y1 = std::min(y0 + 1, images.height - 1);
+        for (int64_t x = 0; x < width; ++x) {
+          const double u = place(x, images.width, width);
+          const auto x0 = static_cast<int64_t>(u);
+          const int64_t x1 = std::min(x0 + 1, images.width - 1);
+          const double a = u - static_cast<double>(x0), b = v - static_cast<double>(y0);
+          const auto at = [&](int64_t row, int64_t column) {
+            return static_cast<double>(plane[row * images.width + column]);
+          };
+          const double pixel = (1 - b) * ((1 - a) * at(y0, x0) + a * at(y0, x1)) +
+                               b * ((1 - a) * at(y1, x0) + a * at(y1, x1));
+          *to++ = static_cast<uint8_t>(std::lround(pixel));
+        }
+      }
+    }
+  });
+  fitted.description += cat(", enlarged to ", height, " x ", width,
+                            blue_first ? ", blue first" : "");
+  images = std::move(fitted);
+  return ok_status();
+}
+
+}  // namespace
+
 Result<ImageSet> load_images_for(const Artifact& model,
                                  const std::filesystem::path& directory, Split split,
                                  int64_t limit) {
@@ -75,6 +155,9 @@ Result<ImageSet> load_images_for(const Artifact& model,
                  ", a language model; give text");
   }
   NIBBLE_ASSIGN_OR_RETURN(ImageSet images, load_images(directory, split));
+  if (model.program.architecture == "ONNX") {
+    NIBBLE_RETURN_IF_ERROR(fit_images(model, directory, limit, images));
+  }
   const std::vector<std::string> wanted = {std::to_string(images.channels),
                                            std::to_string(images.height),
                                            std::to_string(images.width)};
@@ -87,13 +170,7 @@ Result<ImageSet> load_images_for(const Artifact& model,
                  "; found ", wanted[0], " x ", wanted[1], " x ", wanted[2],
                  "; give the data set that the model was made for");
   }
-  if (limit > 0 && limit < images.count) {
-    const int64_t size = images.channels * images.height * images.width;
-    images.count = limit;
-    images.pixels.resize(static_cast<size_t>(limit * size));
-    images.labels.resize(static_cast<size_t>(limit));
-    images.description += cat(", the first ", limit);
-  }
+  take_first(limit, images);
   return images;
 }
 

@@ -4,8 +4,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "export/assemble.h"
+#include "export/onnx/import.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
 #include "kernels/base/sha256.h"
@@ -347,7 +349,57 @@ Result<Artifact> load_directory(const fs::path& path, const LoadOptions& options
   return artifact;
 }
 
+// preprocessor_config.json beside the model, as Hugging Face's image processors write it,
+// else what the graph's own metadata say: numbers between spaces.
+Status read_preprocessing(const fs::path& path, const std::map<std::string, std::string>& metadata,
+                          nlohmann::ordered_json& config) {
+  const fs::path file = path.parent_path() / "preprocessor_config.json";
+  if (is_there(file)) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(file));
+    const auto json = nlohmann::ordered_json::parse(text, nullptr, false);
+    if (!json.is_object()) {
+      return error(StatusCode::data_loss, "[models] ", file.string(),
+                   ": a JSON object was required; found another text");
+    }
+    for (const char* name : {"image_mean", "image_std"}) {
+      if (json.contains(name)) config[name] = json[name];
+    }
+    const auto flip = json.find("do_flip_channel_order");
+    if (flip != json.end() && flip->is_boolean() && flip->get<bool>()) {
+      config["image_channels"] = "bgr";
+    }
+    return ok_status();
+  }
+  for (const char* name : {"image_mean", "image_std"}) {
+    const auto found = metadata.find(name);
+    if (found == metadata.end()) continue;
+    std::istringstream numbers(found->second);
+    std::vector<float> values;
+    for (float value = 0; numbers >> value;) values.push_back(value);
+    config[name] = values;
+  }
+  return ok_status();
+}
+
+Result<Artifact> load_onnx(const fs::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(ImportedGraph graph, import_onnx(path));
+  Artifact artifact;
+  artifact.program = std::move(graph.program);
+  artifact.tensors = std::move(graph.tensors);
+  nlohmann::ordered_json config = {{"architectures", {"ONNX"}}};
+  NIBBLE_RETURN_IF_ERROR(read_preprocessing(path, graph.metadata, config));
+  artifact.config_json = config.dump(2) + "\n";
+  if (config.contains("image_mean") || config.contains("image_std")) {
+    NIBBLE_RETURN_IF_ERROR(set_image_statistics(artifact));
+  }
+  NIBBLE_RETURN_IF_ERROR(add_source(artifact, path));
+  artifact.provenance.tool_version = kToolVersion;
+  NIBBLE_RETURN_IF_ERROR(check_artifact(artifact));
+  return artifact;
+}
+
 Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
+  if (path.extension() == ".onnx") return load_onnx(path);
   NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
   Artifact artifact;
   if (is_gguf(file)) {
@@ -364,8 +416,8 @@ Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
   } else {
     return error(
         StatusCode::unsupported, "[models] ", path.string(),
-        ": a model is a Hugging Face directory, a nibble artifact, a GGUF, a llama2.c .bin "
-        "or a safetensors file; found none of these");
+        ": a model is a Hugging Face directory, a nibble artifact, a GGUF, a .onnx, a llama2.c "
+        ".bin or a safetensors file; found none of these");
   }
   NIBBLE_RETURN_IF_ERROR(add_source(artifact, path));
   NIBBLE_RETURN_IF_ERROR(complete(artifact, options, path));
@@ -382,6 +434,10 @@ Result<Artifact> load_model(const fs::path& path, const LoadOptions& options) {
   if (!is_folder(path)) return load_file(path, options);
   if (!is_there(path / "config.json") && is_there(path / "model.gguf"))
     return load_file(path / "model.gguf", options);
+  if (is_there(path / "model.onnx") && !is_artifact_directory(path) &&
+      !is_there(path / "model.safetensors")) {
+    return load_file(path / "model.onnx", options);
+  }
   if (!is_artifact_directory(path)) return load_directory(path, options);
   NIBBLE_ASSIGN_OR_RETURN(Artifact artifact, read_artifact(path));
   NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));

@@ -205,7 +205,7 @@ TEST_F(DamagedModel, OtherFiles) {
   EXPECT_EQ(
       message(path() / "notes.txt"),
       "unsupported: [models] notes.txt: a model is a Hugging Face directory, a nibble "
-      "artifact, a GGUF, a llama2.c .bin or a safetensors file; found none of these");
+      "artifact, a GGUF, a .onnx, a llama2.c .bin or a safetensors file; found none of these");
   EXPECT_EQ(message(path() / "absent"),
             "not_found: [models] absent: no such file or directory");
   write("config.json", "{\"architectures\": [");

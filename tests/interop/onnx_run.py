@@ -4,6 +4,7 @@ onnx_run.py check MODEL                     checker with full_check, strict shap
 onnx_run.py images MODEL INPUT SHAPE OUT    f32 file -> logits as f32 file
 onnx_run.py fused MODEL                     operators left after ONNX Runtime's optimizer,
                                             "19 QLinearConv" a line, sorted by name
+onnx_run.py each FILE INPUT SHAPE OUT       FILE is a .onnx; images of SHAPE go in one by one
 onnx_run.py tokens MODEL IDS STEPS OUT      prompt ids (comma separated), then STEPS greedy
                                             tokens through the cache, one at a time; OUT gets
                                             the logits of every position, IDS are printed
@@ -66,6 +67,17 @@ def images(path, source, shape, target):
     values = np.fromfile(source, np.float32).reshape([int(d) for d in shape.split(",")])
     model = session(path)
     model.run(None, {model.get_inputs()[0].name: values})[0].astype(np.float32).tofile(target)
+
+
+def each(path, source, shape, target):
+    shape = [int(d) for d in shape.split(",")]
+    values = np.fromfile(source, np.float32).reshape([-1, *shape])
+    model = session(path)
+    item = model.get_inputs()[0]
+    kind = np.float16 if "float16" in item.type else np.float32
+    rows = [model.run(None, {item.name: value[None].astype(kind)})[0].reshape(-1)
+            for value in values]
+    np.array(rows).astype(np.float32).tofile(target)
 
 
 class Decoder:
@@ -156,6 +168,8 @@ if __name__ == "__main__":
                 tokens(os.path.join(path, "model.onnx"), *rest)
     elif sys.argv[1] == "fused":
         fused(os.path.join(sys.argv[2], "model.onnx"))
+    elif sys.argv[1] == "each":
+        each(*sys.argv[2:6])
     elif sys.argv[1] == "padded":
         padded(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
     elif sys.argv[1] == "genai":

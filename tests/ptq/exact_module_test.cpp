@@ -12,6 +12,7 @@
 #include "recipes/data/images.h"
 #include "recipes/models/load_model.h"
 #include "recipes/recipe/recipe.h"
+#include "tests/kernels/joined_net.h"
 #include "tests/ptq/small_models.h"
 
 namespace nibble {
@@ -208,6 +209,35 @@ TEST(ExactModuleGolden, ResNet20InEightAndInFourBits) {
         calibrate(std::make_shared<const Artifact>(model), plan, data, nullptr), {});
     EXPECT_GT(expect_same_integers(artifact, images_of(test, 8)), 8 * 280000) << name;
   }
+}
+
+// Joins, pools and a softmax of floats at the end, as graphs read from ONNX have them.
+TEST(ExactModule, JoinsAndPoolsGiveTheSameIntegers) {
+  const Artifact artifact = sample::quantized_joined_net(6);
+  const torch::Tensor images = random({4, 2, 6, 6}, 3).mul(0.4);
+  std::map<std::string, torch::Tensor> exact;
+  const torch::Tensor y = run_exact(
+      artifact, images, [&](const std::string& value, const torch::Tensor& codes) {
+        exact[value] = codes.contiguous();
+      });
+  Executor executor = value_or_throw(
+      Executor::create(std::make_shared<const Artifact>(artifact), ExecutorOptions{}));
+  int64_t values = 0;
+  executor.set_tap([&](const TapValue& value) {
+    const torch::Tensor& expected = exact.at(value.name);
+    ASSERT_EQ(value.codes.size(), static_cast<size_t>(expected.numel())) << value.name;
+    const int32_t* codes = expected.const_data_ptr<int32_t>();
+    EXPECT_TRUE(std::equal(value.codes.begin(), value.codes.end(), codes)) << value.name;
+    ++values;
+  });
+  std::vector<float> ours(20);
+  const std::vector<int64_t> shape = {4, 2, 6, 6};
+  const torch::Tensor flat = images.contiguous();
+  throw_if_error(executor.forward_images(
+      {flat.const_data_ptr<float>(), static_cast<size_t>(flat.numel())}, shape,
+      MatrixView<float>(ours.data(), 4, 5)));
+  EXPECT_EQ(values, 5);
+  EXPECT_TRUE(at::allclose(at::tensor(ours).view({4, 5}), y, 1e-5, 1e-7));
 }
 
 }  // namespace

@@ -185,6 +185,28 @@ TEST_F(CliFormats, TargetsAreCheckedBeforeAnyWork) {
               HasSubstr("--tensor-parallel: needs --target"));
 }
 
+// A convolutional net's ONNX file is a model for the verbs.
+TEST_F(CliFormats, AnOnnxFileIsInspectedAndWrittenBack) {
+  const Artifact net = sample::residual_net(5);
+  ASSERT_TRUE(take(find_exporter("onnx"))->write(net, directory_ / "net", {}).ok());
+  Outcome outcome = run({"inspect", path("net/model.onnx"), "--json"});
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  EXPECT_THAT(outcome.out, HasSubstr("conv1"));
+  outcome = convert("net/model.onnx", "onnx", "again");
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  outcome = convert("net/model.onnx", "nibble", "artifact");
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  const Artifact back = take(load_model(directory_ / "artifact", {}));
+  EXPECT_EQ(back.image_mean, net.image_mean);
+  EXPECT_EQ(back.program.architecture, "ONNX");
+  // A decoder's graph is not one.
+  outcome = convert("float", "onnx", "decoder");
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  outcome = run({"inspect", path("decoder/model.onnx")});
+  EXPECT_EQ(outcome.code, 5);
+  EXPECT_THAT(outcome.error, HasSubstr("language models are read from their own checkpoints"));
+}
+
 TEST_F(CliFormats, OnnxTakesMatMulNBitsAndItsAccuracyLevel) {
   Outcome outcome = convert("w4", "onnx", "nbits",
                             {"--quant-format", "matmulnbits", "--accuracy-level", "4"});
