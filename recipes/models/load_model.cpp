@@ -361,8 +361,22 @@ Status read_preprocessing(const fs::path& path, const std::map<std::string, std:
       return error(StatusCode::data_loss, "[models] ", file.string(),
                    ": a JSON object was required; found another text");
     }
+    // Theirs: (pixel * factor - mean) / std; ours: (pixel / 255 - mean) / std.
+    const bool scaled = !json.contains("do_rescale") || json["do_rescale"] == true;
+    const auto factor = json.find("rescale_factor");
+    const double range = !scaled                                        ? 255
+                         : factor != json.end() && factor->is_number() ? 255 * factor->get<double>()
+                                                                        : 1;
     for (const char* name : {"image_mean", "image_std"}) {
-      if (json.contains(name)) config[name] = json[name];
+      if (!json.contains(name)) continue;
+      config[name] = nlohmann::ordered_json::array();
+      for (const auto& value : json[name]) {
+        if (!value.is_number() || !(range > 0)) {
+          return error(StatusCode::data_loss, "[models] ", file.string(), ": ", name,
+                       " must be numbers and rescale_factor above 0; found ", json.dump());
+        }
+        config[name].push_back(value.get<double>() / range);
+      }
     }
     const auto flip = json.find("do_flip_channel_order");
     if (flip != json.end() && flip->is_boolean() && flip->get<bool>()) {

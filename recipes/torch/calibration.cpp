@@ -28,8 +28,11 @@ CalibrationData calibration_data(const Artifact& model, const RunData& data,
   } else {
     calibration.images = image_batch(model, data.images, 0, split.sequences);
   }
-  calibration.description = cat(data.description, "; the first ", split.sequences,
-                                data.is_text() ? " sequences" : " images");
+  calibration.description = data.description;
+  if (data.count() > split.sequences) {
+    calibration.description += cat("; the first ", split.sequences,
+                                   data.is_text() ? " sequences" : " images");
+  }
   return calibration;
 }
 

@@ -72,7 +72,8 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   RunData data;
   if (!request.data.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(data, load_run_data(request, *model, request.data,
-                                                recipe.calibration_length, Split::train));
+                                                recipe.calibration_length, Split::train,
+                                                recipe.calibration_sequences));
   }
   const CalibrationSplit split = split_calibration(recipe, data, plan, report.notes);
   NIBBLE_ASSIGN_OR_RETURN(

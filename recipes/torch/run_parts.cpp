@@ -176,11 +176,12 @@ Result<Artifact> load_float_model(const PipelineRequest& request, const char* ve
 }
 
 Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
-                              const fs::path& path, int64_t length, Split split) {
+                              const fs::path& path, int64_t length, Split split,
+                              int64_t most_images) {
   RunData data;
   data.file = path;
   if (!model.program.is_language_model()) {
-    NIBBLE_ASSIGN_OR_RETURN(data.images, load_images_for(model, path, split, 0));
+    NIBBLE_ASSIGN_OR_RETURN(data.images, load_images_for(model, path, split, most_images));
     data.description = data.images.description;
     return data;
   }
@@ -209,16 +210,13 @@ Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& mo
         held.sequences.resize(static_cast<size_t>(most));
         held.description += cat(", the first ", most);
       }
-    } else if (const int64_t most = recipe.evaluation_images;
-               most > 0 && held.count() > most) {
-      held.images.count = most;
-      held.description += cat(", the first ", most);
     }
   };
   RunData held;
   if (!request.evaluation.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(
-        held, load_run_data(request, model, request.evaluation, length, Split::test));
+        held, load_run_data(request, model, request.evaluation, length, Split::test,
+                            recipe.evaluation_images));
     cut(held);
     return held;
   }
@@ -229,14 +227,13 @@ Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& mo
   if (!data.is_text()) {
     // A folder without test images is no error: the report says what is missing.
     Result<RunData> test =
-        load_run_data(request, model, request.data, length, Split::test);
+        load_run_data(request, model, request.data, length, Split::test,
+                      recipe.evaluation_images);
     if (!test.ok()) {
       held.description = "nothing: " + test.status().message();
       return held;
     }
-    held = std::move(test).value();
-    cut(held);
-    return held;
+    return test;
   }
   const int64_t spare = data.count() - used;
   const int64_t most =

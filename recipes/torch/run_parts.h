@@ -37,10 +37,11 @@ Status check_request(const PipelineRequest& request, const char* verb,
 Result<Artifact> load_float_model(const PipelineRequest& request, const char* verb,
                                   bool initialise);
 
-// request path -> sequences of at most `length` tokens, or the images of a split.
+// request path -> sequences of at most `length` tokens, or the images of a split, the first
+// most_images of them (0: all).
 Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
                               const std::filesystem::path& path, int64_t length,
-                              Split split);
+                              Split split, int64_t most_images);
 
 // Held-out data for the report: --evaluation, else the last sequences of `data` from
 // `used` on (taken out of it), else the test images beside the training images. Empty

@@ -138,7 +138,7 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
   const int64_t length = training_length(request.recipe, model);
   LoadedData split;
   NIBBLE_ASSIGN_OR_RETURN(
-      split.train, load_run_data(request, model, request.data, length, Split::train));
+      split.train, load_run_data(request, model, request.data, length, Split::train, 0));
   const int64_t count = split.train.count();
   int64_t spare = count / 20;
   if (request.recipe.evaluation_sequences > 0) {
