@@ -9,6 +9,7 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,11 @@ Status can_express(const Exporter& exporter, const Artifact& artifact,
 // Every quantized weight: each code, scale and offset of what was read equals the
 // artifact's; every float parameter: the same floats. data_loss names tensor, row,
 // column.
-Status check_decoded(const Artifact& artifact, const Decoded& decoded);
+// What was checked before is left out.
+Status check_decoded(const Artifact& artifact, const Decoded& decoded,
+                     const std::set<std::string>& checked = {});
+// The same of one quantized weight; q: memory to use.
+Status check_decoded_weight(const Artifact& artifact, const std::string& weight,
+                            const Decoded& decoded, CodedMatrix& q);
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 // Reads AWQ checkpoints in the GEMM layout: 4 bits, output 8c + j in the nibble where[j]
 // of word c, where = 0 4 1 5 2 6 3 7. Shares nothing with the writer.
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
@@ -21,6 +22,39 @@ constexpr int64_t kColumns = 64;
 uint8_t nibble_of(const Tensor& words, int64_t row_begin, int64_t n) {
   return static_cast<uint8_t>(word_at(words, row_begin + n / 8) >> (4 * kWhere[n % 8]) &
                               15);
+}
+
+// The codes of 16 words in each of 64 columns: words are read column by column and codes
+// written row by row, each in whole cache lines.
+constexpr int64_t kWords = 16;
+
+void read_tile(const Tensor& words, int64_t word, int64_t column, CodedMatrix& q) {
+  const int64_t width = q.rows / 8;
+  const int64_t count = std::min(kWords, width - word);
+  const int64_t columns = std::min(kColumns, q.cols - column);
+  uint8_t rows[8 * kWords][kColumns];
+  uint32_t lines[kWords][kColumns] = {};
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t w = 0; w < count; ++w)
+      lines[w][c] = word_at(words, (column + c) * width + word + w);
+  }
+  uint8_t planes[4][kColumns];  // the bytes of the words
+  for (int64_t w = 0; w < count; ++w) {
+    for (int plane = 0; plane < 4; ++plane) {
+      for (int64_t c = 0; c < kColumns; ++c)
+        planes[plane][c] = static_cast<uint8_t>(lines[w][c] >> (8 * plane));
+    }
+    for (int64_t j = 0; j < 8; ++j) {
+      const uint8_t* plane = planes[kWhere[j] / 2];
+      const int shift = kWhere[j] % 2 * 4;
+      uint8_t* row = rows[8 * w + j];
+      for (int64_t c = 0; c < kColumns; ++c)
+        row[c] = static_cast<uint8_t>(plane[c] >> shift & 15);
+    }
+  }
+  for (int64_t r = 0; r < 8 * count; ++r)
+    std::memcpy(q.codes.data() + (8 * word + r) * q.cols + column, rows[r],
+                static_cast<size_t>(columns));
 }
 
 Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t group,
@@ -53,16 +87,7 @@ Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t 
   CodedLevel s{shape.rows, shape.cols, {}, 0}, z{shape.rows, shape.cols, {}, 0};
   q.codes.resize(static_cast<size_t>(q.rows * q.cols));
   parallel_for((q.cols + kColumns - 1) / kColumns, [&](int64_t part) {
-    const int64_t end = std::min(q.cols, (part + 1) * kColumns);
-    for (int64_t w = 0; w < width; ++w) {
-      for (int64_t k = part * kColumns; k < end; ++k) {
-        const uint32_t word = word_at(words, k * width + w);
-        for (int64_t j = 0; j < 8; ++j) {
-          q.codes[static_cast<size_t>((8 * w + j) * q.cols + k)] =
-              static_cast<uint8_t>(word >> (4 * kWhere[j]) & 15);
-        }
-      }
-    }
+    for (int64_t w = 0; w < width; w += kWords) read_tile(words, w, part * kColumns, q);
   });
   for (int64_t n = 0; n < q.rows; ++n) {
     for (int64_t g = 0; g < shape.cols; ++g) {
@@ -77,7 +102,7 @@ Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t 
   return ok_status();
 }
 
-Result<Decoded> read_modules(HfCheckpoint checkpoint) {
+Result<Decoded> read_modules(HfCheckpoint checkpoint, const EachWeight& each) {
   const Json& config = checkpoint.quantization();
   const int64_t bits = config.value("bits", config.value("w_bit", int64_t{4}));
   const int64_t group =
@@ -93,9 +118,11 @@ Result<Decoded> read_modules(HfCheckpoint checkpoint) {
   }
   Decoded decoded;
   decoded.config_json = checkpoint.config_json();
-  for (const std::string& module : checkpoint.modules_with(".qweight")) {
-    NIBBLE_RETURN_IF_ERROR(read_module(checkpoint, module, group, decoded));
-  }
+  NIBBLE_RETURN_IF_ERROR(checkpoint.read_modules(
+      checkpoint.modules_with(".qweight"), each, decoded,
+      [&](const std::string& module, Decoded& one) {
+        return read_module(checkpoint, module, group, one);
+      }));
   decoded.floats = checkpoint.rest();
   return decoded;
 }
@@ -103,10 +130,14 @@ Result<Decoded> read_modules(HfCheckpoint checkpoint) {
 }  // namespace
 
 Result<Decoded> read_awq(const std::filesystem::path& directory) {
+  return read_awq(directory, {});
+}
+
+Result<Decoded> read_awq(const std::filesystem::path& directory, const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {
-    return read_modules(std::move(checkpoint));
+    return read_modules(std::move(checkpoint), each);
   } catch (const Json::exception& failure) {
     return error(
         StatusCode::data_loss, "[", kFormat, "] ", (directory / "config.json").string(),

@@ -9,6 +9,7 @@
 //
 // Symmetric codes have z = 8. All layers share one group size.
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
@@ -83,25 +84,47 @@ uint32_t word_of(const int (&values)[8]) {
   return word;
 }
 
+constexpr int64_t kRows = 128, kColumns = 64;  // of a tile: lines of words, lines of codes
+
+// The words of a tile: its codes come row by row, its words go column by column, each in
+// whole cache lines.
+void put_tile(const CodedMatrix& q, int64_t row, int64_t column, uint32_t* words) {
+  const int64_t rows = std::min(kRows, q.rows - row);
+  const int64_t columns = std::min(kColumns, q.cols - column);
+  const uint8_t lift = code_lift(q.scheme);
+  uint8_t codes[kRows][kColumns] = {};
+  for (int64_t r = 0; r < rows; ++r)
+    std::memcpy(codes[r], q.codes.data() + (row + r) * q.cols + column,
+                static_cast<size_t>(columns));
+  uint32_t lines[kColumns][kRows / 8];
+  uint8_t planes[4][kColumns];  // the bytes of the words of 8 rows
+  for (int64_t w = 0; w < rows / 8; ++w) {
+    for (int plane = 0; plane < 4; ++plane) {
+      const uint8_t* low = codes[8 * w + kOrder[2 * plane]];
+      const uint8_t* high = codes[8 * w + kOrder[2 * plane + 1]];
+      for (int64_t c = 0; c < kColumns; ++c) {
+        planes[plane][c] =
+            static_cast<uint8_t>(((low[c] + lift) & 15) | ((high[c] + lift) & 15) << 4);
+      }
+    }
+    for (int64_t c = 0; c < kColumns; ++c) {
+      lines[c][w] = planes[0][c] | static_cast<uint32_t>(planes[1][c]) << 8 |
+                    static_cast<uint32_t>(planes[2][c]) << 16 |
+                    static_cast<uint32_t>(planes[3][c]) << 24;
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c)
+    std::copy(lines[c], lines[c] + rows / 8, words + (column + c) * (q.rows / 8) + row / 8);
+}
+
 std::map<std::string, Tensor> tensors_of(const std::string& weight,
                                          const CodedMatrix& q) {
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes(static_cast<size_t>(k * (n / 8))), zeros;
-  int eight[8];
-  const uint8_t lift = code_lift(q.scheme);
-  // A cache line of columns at a time: rows are read along, words written along.
-  for (int64_t first = 0; first < k; first += 64) {
-    for (int64_t r = 0; r < n; r += 8) {
-      for (int64_t c = first; c < std::min(k, first + 64); ++c) {
-        uint32_t word = 0;
-        for (int i = 0; i < 8; ++i) {
-          const uint8_t code = q.codes[static_cast<size_t>((r + kOrder[i]) * k + c)];
-          word |= (static_cast<uint32_t>(code + lift) & 15) << (4 * i);
-        }
-        codes[static_cast<size_t>(c * (n / 8) + r / 8)] = word;
-      }
-    }
+  std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(k * (n / 8))), zeros;
+  for (int64_t r = 0; r < n && !q.codes.empty(); r += kRows) {
+    for (int64_t c = 0; c < k; c += kColumns) put_tile(q, r, c, codes.data());
   }
+  int eight[8];
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t r = 0; r < n; r += 8) {
       for (int64_t i = 0; i < 8; ++i) eight[i] = unsigned_zero(q, (r + i) * groups + g);

@@ -32,24 +32,26 @@ class BitsAndBytes {
  public:
   explicit BitsAndBytes(HfCheckpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
 
-  Result<Decoded> read() {
+  Result<Decoded> read(const EachWeight& each) {
     const Json& config = checkpoint_.quantization();
     const auto loads = [&config](const std::string& name) {
       return config.value(name, config.value("_" + name, false));
     };
     Decoded decoded;
     decoded.config_json = checkpoint_.config_json();
-    if (loads("load_in_8bit")) return read_int8(std::move(decoded));
+    if (loads("load_in_8bit")) return read_int8(std::move(decoded), each);
     if (!loads("load_in_4bit")) {
       return checkpoint_.unsupported("config.json",
                                      "checkpoints that are load_in_4bit or load_in_8bit are "
                                      "read; found neither; give the float checkpoint");
     }
     for (const char* type : {"nf4", "fp4"}) {
-      for (const std::string& weight :
-           checkpoint_.modules_with(std::string(kState) + type)) {
-        NIBBLE_ASSIGN_OR_RETURN(decoded.coded[weight], read_weight(weight, type));
-      }
+      NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
+          checkpoint_.modules_with(std::string(kState) + type), each, decoded,
+          [&](const std::string& weight, Decoded& one) -> Status {
+            NIBBLE_ASSIGN_OR_RETURN(one.coded[weight], read_weight(weight, type));
+            return ok_status();
+          }));
     }
     decoded.floats = checkpoint_.rest();
     return decoded;
@@ -63,10 +65,19 @@ class BitsAndBytes {
   }
 
   // LLM.int8: a row's scale is the 127th part of SCB.
-  Result<Decoded> read_int8(Decoded decoded) {
+  Result<Decoded> read_int8(Decoded decoded, const EachWeight& each) {
     decoded.ignored["llm_int8_threshold"] =
         "activations that LLM.int8 rounds at run time are floats here";
-    for (const std::string& module : checkpoint_.modules_with(".SCB")) {
+    NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
+        checkpoint_.modules_with(".SCB"), each, decoded,
+        [this](const std::string& module, Decoded& one) {
+          return read_int8_weight(module, one);
+        }));
+    decoded.floats = checkpoint_.rest();
+    return decoded;
+  }
+
+  Status read_int8_weight(const std::string& module, Decoded& decoded) {
       const std::string weight = module + ".weight";
       NIBBLE_ASSIGN_OR_RETURN(const Tensor codes,
                               checkpoint_.take(weight, {DType::i8}, {-1, -1}));
@@ -103,9 +114,7 @@ class BitsAndBytes {
       q.scales = {{q.rows, 1, std::move(scales), 0}};
       decoded.reciprocal_scales.insert(weight);
       decoded.coded[weight] = std::move(q);
-    }
-    decoded.floats = checkpoint_.rest();
-    return decoded;
+      return ok_status();
   }
 
   Result<CodedMatrix> read_weight(const std::string& weight, const std::string& type) {
@@ -131,10 +140,11 @@ class BitsAndBytes {
     NIBBLE_ASSIGN_OR_RETURN(const Tensor bytes,
                             checkpoint_.take(weight, {DType::u8}, {(count + 1) / 2, 1}));
     q.codes.resize(static_cast<size_t>(count));
+    const auto* pairs = reinterpret_cast<const uint8_t*>(bytes.bytes.data());
+    uint8_t* out = q.codes.data();
     for (int64_t i = 0; i < count / 2; ++i) {
-      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i]);
-      q.codes[static_cast<size_t>(2 * i)] = byte >> 4;
-      q.codes[static_cast<size_t>(2 * i + 1)] = byte & 15;
+      out[2 * i] = pairs[i] >> 4;
+      out[2 * i + 1] = pairs[i] & 15;
     }
     if (count % 2 == 1)
       q.codes.back() = static_cast<uint8_t>(bytes.bytes.data()[count / 2]) >> 4;
@@ -215,10 +225,14 @@ class BitsAndBytes {
 }  // namespace
 
 Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory) {
+  return read_bitsandbytes(directory, {});
+}
+
+Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory, const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {
-    return BitsAndBytes(std::move(checkpoint)).read();
+    return BitsAndBytes(std::move(checkpoint)).read(each);
   } catch (const Json::exception& failure) {
     return error(
         StatusCode::data_loss, "[", kFormat, "] ", directory.string(),

@@ -140,7 +140,7 @@ std::map<std::string, Tensor> int8_tensors(const std::string& weight, const Code
   std::vector<float> scb;
   for (const float scale : q.scales[0].values) scb.push_back(scb_of(scale));
   const std::string module = module_of(weight);
-  return {{weight, byte_tensor(DType::i8, {q.rows, q.cols}, q.codes)},
+  return {{weight, code_tensor(DType::i8, {q.rows, q.cols}, q)},
           {module + ".SCB", make_tensor({q.rows}, std::span<const float>(scb))},
           {module + ".weight_format", byte_tensor(DType::u8, {}, {0})}};
 }
@@ -148,16 +148,18 @@ std::map<std::string, Tensor> int8_tensors(const std::string& weight, const Code
 std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedMatrix& q,
                                          const std::string& dtype) {
   if (is_int8(q.scheme)) return int8_tensors(weight, q);
-  std::vector<uint8_t> bytes((q.codes.size() + 1) / 2, 0);
+  std::vector<uint8_t> bytes((q.codes.size() + 1) / 2);
+  const uint8_t* codes_of = q.codes.data();
+  uint8_t* pairs = bytes.data();
   for (size_t i = 0; i < q.codes.size() / 2; ++i)
-    bytes[i] = static_cast<uint8_t>(q.codes[2 * i] << 4 | q.codes[2 * i + 1]);
+    pairs[i] = static_cast<uint8_t>(codes_of[2 * i] << 4 | codes_of[2 * i + 1]);
   if (q.codes.size() % 2 == 1) bytes.back() = static_cast<uint8_t>(q.codes.back() << 4);
   const auto& table = q.scheme.code == Element::nf4 ? nf4_table() : fp4_table();
   const std::vector<float>& scales = q.scales[0].values;
   const auto count = static_cast<int64_t>(scales.size());
   const bool nested = q.scheme.scales.size() == 2;
   std::map<std::string, Tensor> tensors = {
-      {weight, byte_tensor(DType::u8, {static_cast<int64_t>((q.codes.size() + 1) / 2), 1}, std::move(bytes))},
+      {weight, byte_tensor(DType::u8, {(q.rows * q.cols + 1) / 2, 1}, std::move(bytes))},
       {weight + ".quant_map", make_tensor({16}, std::span<const float>(table))}};
   // Python's spelling, as the package writes it.
   std::string state =

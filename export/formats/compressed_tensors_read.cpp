@@ -44,7 +44,7 @@ class CompressedTensors {
   explicit CompressedTensors(HfCheckpoint checkpoint)
       : checkpoint_(std::move(checkpoint)) {}
 
-  Result<Decoded> read() {
+  Result<Decoded> read(const EachWeight& each) {
     NIBBLE_RETURN_IF_ERROR(read_config());
     Decoded decoded;
     decoded.config_json = checkpoint_.config_json();
@@ -53,10 +53,13 @@ class CompressedTensors {
       decoded.ignored["kv_cache_scheme"] = kCache;
     }
     decoded.keeps_permutations = true;
-    for (const std::string& module : checkpoint_.modules_with(".weight_scale")) {
-      NIBBLE_ASSIGN_OR_RETURN(const ConfigGroup* group, group_of(module));
-      NIBBLE_RETURN_IF_ERROR(read_module(module, *group, decoded));
-    }
+    NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
+        checkpoint_.modules_with(".weight_scale"), each, decoded,
+        [this](const std::string& module, Decoded& one) -> Status {
+          NIBBLE_ASSIGN_OR_RETURN(const ConfigGroup* group, group_of(module));
+          one.keeps_permutations = true;
+          return read_module(module, *group, one);
+        }));
     for (auto& [name, tensor] : checkpoint_.rest()) {
       const bool kv = name.ends_with(".k_scale") || name.ends_with(".v_scale") ||
                       name.ends_with(".q_scale");
@@ -251,10 +254,11 @@ class CompressedTensors {
                                  " codes are required; found ", shape_text(bytes.shape));
     }
     q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    const auto* pairs = reinterpret_cast<const uint8_t*>(bytes.bytes.data());
+    uint8_t* out = q.codes.data();
     for (size_t i = 0; i < bytes.bytes.size(); ++i) {
-      const auto byte = static_cast<uint8_t>(bytes.bytes.data()[i]);
-      q.codes[2 * i] = byte & 15;
-      q.codes[2 * i + 1] = byte >> 4;
+      out[2 * i] = pairs[i] & 15;
+      out[2 * i + 1] = pairs[i] >> 4;
     }
     NIBBLE_ASSIGN_OR_RETURN(
         const Tensor scales,
@@ -483,10 +487,14 @@ class CompressedTensors {
 }  // namespace
 
 Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory) {
+  return read_compressed_tensors(directory, {});
+}
+
+Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory, const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {
-    return CompressedTensors(std::move(checkpoint)).read();
+    return CompressedTensors(std::move(checkpoint)).read(each);
   } catch (const Json::exception& failure) {
     return error(
         StatusCode::data_loss, "[", kFormat, "] ", (directory / "config.json").string(),

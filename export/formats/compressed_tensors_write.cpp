@@ -235,11 +235,16 @@ class Converter {
     } else if (held.form == Form::integers) {
       const int middle = 1 << (element_info(q.scheme.code).bits - 1);
       const auto lift = static_cast<uint8_t>(code_lift(q.scheme) - middle);
-      std::vector<uint8_t> codes(q.codes.size());
-      for (size_t i = 0; i < codes.size(); ++i)
-        codes[i] = static_cast<uint8_t>(q.codes[i] + lift);
-      tensors[module + ".weight"] =
-          byte_tensor(DType::i8, {q.rows, q.cols}, std::move(codes));
+      if (lift == 0) {
+        tensors[module + ".weight"] = code_tensor(DType::i8, {q.rows, q.cols}, q);
+      } else {
+        std::vector<uint8_t> codes(q.codes.size());
+        const uint8_t* from = q.codes.data();
+        uint8_t* to = codes.data();
+        for (size_t i = 0; i < codes.size(); ++i) to[i] = static_cast<uint8_t>(from[i] + lift);
+        tensors[module + ".weight"] =
+            byte_tensor(DType::i8, {q.rows, q.cols}, std::move(codes));
+      }
       if (!held.weights["symmetric"].get<bool>()) {
         std::vector<uint8_t> zeros;
         for (int64_t i = 0; i < q.scales[0].rows * q.scales[0].cols; ++i) {
@@ -250,7 +255,7 @@ class Converter {
       }
     } else {
       tensors[module + ".weight"] =
-          byte_tensor(DType::f8_e4m3, {q.rows, q.cols}, q.codes);
+          code_tensor(DType::f8_e4m3, {q.rows, q.cols}, q);
     }
     add_input(module, artifact_.layers.at(weight), tensors);
     return tensors;
@@ -262,8 +267,10 @@ class Converter {
   static void pack_fp4(const std::string& module, const Held& held, const CodedMatrix& q,
                        std::map<std::string, Tensor>& tensors) {
     std::vector<uint8_t> bytes(q.codes.size() / 2), scales;
+    const uint8_t* codes = q.codes.data();
+    uint8_t* pairs = bytes.data();
     for (size_t i = 0; i < bytes.size(); ++i)
-      bytes[i] = static_cast<uint8_t>(q.codes[2 * i] | q.codes[2 * i + 1] << 4);
+      pairs[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
     tensors[module + ".weight_packed"] =
         byte_tensor(DType::u8, {q.rows, q.cols / 2}, std::move(bytes));
     const Element element = q.scheme.scales[0].element;
@@ -291,8 +298,8 @@ class Converter {
                    std::map<std::string, Tensor>& tensors) {
     const int bits = element_info(q.scheme.code).bits;
     const int64_t words = stream_words(q.cols, bits);
-    std::vector<uint32_t> codes(static_cast<size_t>(q.rows * words), 0);
-    for (int64_t r = 0; r < q.rows; ++r) {
+    std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(q.rows * words));
+    for (int64_t r = 0; r < q.rows && !q.codes.empty(); ++r) {
       WordStream row(codes.data() + r * words, 1, bits);
       row.put(q.codes.data() + r * q.cols, q.cols, code_lift(q.scheme));
     }

@@ -20,7 +20,7 @@ class Fp8 {
  public:
   explicit Fp8(HfCheckpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
 
-  Result<Decoded> read() {
+  Result<Decoded> read(const EachWeight& each) {
     const Json& config = checkpoint_.quantization();
     const std::string fmt = config.value("fmt", "e4m3");
     if (fmt != "e4m3") {
@@ -34,9 +34,11 @@ class Fp8 {
           "activations that a runtime would quantize dynamically are floats here";
     }
     for (const char* suffix : {".weight_scale_inv", ".weight_scale"}) {
-      for (const std::string& module : checkpoint_.modules_with(suffix)) {
-        NIBBLE_RETURN_IF_ERROR(read_module(module, suffix, decoded));
-      }
+      NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
+          checkpoint_.modules_with(suffix), each, decoded,
+          [&](const std::string& module, Decoded& one) {
+            return read_module(module, suffix, one);
+          }));
     }
     decoded.floats = checkpoint_.rest();
     return decoded;
@@ -120,10 +122,14 @@ class Fp8 {
 }  // namespace
 
 Result<Decoded> read_fp8(const std::filesystem::path& directory) {
+  return read_fp8(directory, {});
+}
+
+Result<Decoded> read_fp8(const std::filesystem::path& directory, const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {
-    return Fp8(std::move(checkpoint)).read();
+    return Fp8(std::move(checkpoint)).read(each);
   } catch (const Json::exception& failure) {
     return error(
         StatusCode::data_loss, "[", kFormat, "] ", (directory / "config.json").string(),

@@ -67,7 +67,7 @@ Result<Block> common_block(const Artifact& artifact) {
 Result<std::map<std::string, Tensor>> tensors_of(const std::string& weight,
                                                  const CodedMatrix& q) {
   return std::map<std::string, Tensor>{
-      {weight, byte_tensor(DType::f8_e4m3, {q.rows, q.cols}, q.codes)},
+      {weight, code_tensor(DType::f8_e4m3, {q.rows, q.cols}, q)},
       {weight + "_scale_inv",
        float_tensor(Element::f32, {q.scales[0].rows, q.scales[0].cols}, q.scales[0].values)}};
 }

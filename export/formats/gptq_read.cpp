@@ -48,19 +48,43 @@ uint32_t planar_code(const Tensor& words, int64_t first, int64_t stride, int64_t
   return code;
 }
 
+// Codes of 4 bits, rows [row, end): a cache line of words, which lie across the rows, is
+// spread to 16 of them at once.
+void read_tiles(const Tensor& words, int64_t row, int64_t end, CodedMatrix& q) {
+  constexpr int64_t kTile = 16, kColumns = 64;
+  uint32_t tile[kColumns / 8][kTile];
+  for (; row < end; row += kTile) {
+    const int64_t rows = std::min(kTile, end - row);
+    for (int64_t column = 0; column < q.cols; column += kColumns) {
+      const int64_t lines = std::min(kColumns, q.cols - column) / 8;
+      for (int64_t i = 0; i < lines; ++i) {
+        for (int64_t n = 0; n < rows; ++n)
+          tile[i][n] = word_at(words, (column / 8 + i) * q.rows + row + n);
+      }
+      for (int64_t n = 0; n < rows; ++n) {
+        uint8_t* codes = q.codes.data() + (row + n) * q.cols + column;
+        for (int64_t i = 0; i < lines; ++i) put_bytes(spread_4_bits(tile[i][n], 0), codes + 8 * i);
+      }
+    }
+  }
+}
+
 class Gptq {
  public:
   explicit Gptq(HfCheckpoint checkpoint) : checkpoint_(std::move(checkpoint)) {}
 
-  Result<Decoded> read() {
+  Result<Decoded> read(const EachWeight& each) {
     NIBBLE_RETURN_IF_ERROR(read_config());
     Decoded decoded;
     decoded.config_json = checkpoint_.config_json();
     decoded.keeps_permutations = true;
-    for (const std::string& module : checkpoint_.modules_with(".qweight")) {
-      NIBBLE_ASSIGN_OR_RETURN(const Setting setting, setting_of(module));
-      NIBBLE_RETURN_IF_ERROR(read_module(module, setting, decoded));
-    }
+    NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
+        checkpoint_.modules_with(".qweight"), each, decoded,
+        [this](const std::string& module, Decoded& one) -> Status {
+          NIBBLE_ASSIGN_OR_RETURN(const Setting setting, setting_of(module));
+          one.keeps_permutations = true;
+          return read_module(module, setting, one);
+        }));
     decoded.floats = checkpoint_.rest();
     return decoded;
   }
@@ -130,7 +154,12 @@ class Gptq {
                                  " bits are required; found ", shape_text(words.shape));
     }
     q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    const bool by_tiles = bits == 4 && !planes;
     parallel_for((q.rows + kRows - 1) / kRows, [&](int64_t part) {
+      if (by_tiles) {
+        read_tiles(words, part * kRows, std::min(q.rows, (part + 1) * kRows), q);
+        return;
+      }
       for (int64_t n = part * kRows; n < std::min(q.rows, (part + 1) * kRows); ++n) {
         uint8_t* row = q.codes.data() + n * q.cols;
         if (!planes) read_stream(words, n, q.rows, 0, bits, q.cols, 0, row);
@@ -226,10 +255,14 @@ class Gptq {
 }  // namespace
 
 Result<Decoded> read_gptq(const std::filesystem::path& directory) {
+  return read_gptq(directory, {});
+}
+
+Result<Decoded> read_gptq(const std::filesystem::path& directory, const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {
-    return Gptq(std::move(checkpoint)).read();
+    return Gptq(std::move(checkpoint)).read(each);
   } catch (const Json::exception& failure) {
     return error(
         StatusCode::data_loss, "[", kFormat, "] ", (directory / "config.json").string(),

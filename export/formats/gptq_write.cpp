@@ -8,6 +8,7 @@
 // Symmetric codes have z = 2^(b-1). Version 1 is what every loader reads; it cannot hold
 // a zero point of 0, which version 2 can. Layers that differ from the most common setting
 // are listed in "dynamic", float ones as well.
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <tuple>
@@ -81,7 +82,9 @@ Result<std::map<std::string, Setting>> all_settings(const Artifact& artifact) {
 // The first zero point of 0, which version 1 stores as -1; "" without one.
 Result<std::string> zero_of_zero(const Artifact& artifact) {
   for (const auto& [name, packed] : artifact.packed) {
-    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed));
+    if (packed.offsets.empty() && code_lift(packed.scheme) != 0) continue;
+    CodedMatrix q;
+    NIBBLE_RETURN_IF_ERROR(unpack_levels(packed, q));
     const CodedLevel& level = q.scales[0];
     for (int64_t i = 0; i < level.rows * level.cols; ++i) {
       if (unsigned_zero(q, i) == 0) {
@@ -152,14 +155,37 @@ std::string quantization_config(const Artifact& artifact,
   return config.dump(2);
 }
 
+// Codes of 4 bits in their own order: 16 rows side by side fill cache lines of words, which
+// lie across the rows.
+void put_tiles(const CodedMatrix& q, uint32_t* words) {
+  constexpr int64_t kRows = 16, kColumns = 64;
+  const uint8_t lift = code_lift(q.scheme);
+  uint32_t tile[kColumns / 8][kRows];
+  for (int64_t row = 0; row < q.rows; row += kRows) {
+    const int64_t rows = std::min(kRows, q.rows - row);
+    for (int64_t column = 0; column < q.cols; column += kColumns) {
+      const int64_t lines = std::min(kColumns, q.cols - column) / 8;
+      for (int64_t r = 0; r < rows; ++r) {
+        const uint8_t* codes = q.codes.data() + (row + r) * q.cols + column;
+        for (int64_t i = 0; i < lines; ++i) tile[i][r] = eight_of_4_bits(codes + 8 * i, lift);
+      }
+      for (int64_t i = 0; i < lines; ++i)
+        std::copy(tile[i], tile[i] + rows, words + (column / 8 + i) * q.rows + row);
+    }
+  }
+}
+
 std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedMatrix& q,
                                          const std::vector<int32_t>& order, int64_t group,
                                          int version) {
   const int bits = element_info(q.scheme.code).bits;
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes(static_cast<size_t>(stream_words(k, bits) * n), 0);
+  std::vector<uint32_t> codes(
+      q.codes.empty() ? 0 : static_cast<size_t>(stream_words(k, bits) * n));
   std::vector<uint8_t> column(order.size());
-  for (int64_t r = 0; r < n; ++r) {
+  const bool by_tiles = bits == 4 && order.empty();
+  if (by_tiles && !q.codes.empty()) put_tiles(q, codes.data());
+  for (int64_t r = 0; r < n && !by_tiles && !q.codes.empty(); ++r) {
     const uint8_t* row = q.codes.data() + r * k;
     for (size_t c = 0; c < order.size(); ++c) column[static_cast<size_t>(order[c])] = row[c];
     WordStream stream(codes.data() + r, n, bits);

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "export/huggingface/checkpoint.h"
 #include "kernels/base/status.h"
 #include "kernels/scheme/decoded.h"
 
@@ -13,5 +14,14 @@ namespace nibble {
   Result<Decoded> read_##name(const std::filesystem::path& directory);
 #include "export/exporters.inc"
 #undef NIBBLE_EXPORTER
+
+// The same of Hugging Face directories, weight by weight.
+Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory,
+                                        const EachWeight& each);
+Result<Decoded> read_gptq(const std::filesystem::path& directory, const EachWeight& each);
+Result<Decoded> read_awq(const std::filesystem::path& directory, const EachWeight& each);
+Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory,
+                                  const EachWeight& each);
+Result<Decoded> read_fp8(const std::filesystem::path& directory, const EachWeight& each);
 
 }  // namespace nibble

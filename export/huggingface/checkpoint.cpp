@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/parallel.h"
 
 namespace nibble {
 
@@ -68,7 +70,7 @@ Result<Tensor> HfCheckpoint::take(const std::string& name,
   }
   required += cat(" [", sizes, "]");
   const auto found = tensors_.find(name);
-  if (found == tensors_.end()) {
+  if (found == tensors_.end() || is_taken(name)) {
     return damaged(name, "must be there, ", required, "; found no such tensor");
   }
   const Tensor& tensor = found->second;
@@ -81,15 +83,60 @@ Result<Tensor> HfCheckpoint::take(const std::string& name,
     return damaged(name, "must be ", required, "; found ", dtype_name(tensor.dtype), " ",
                    shape_text(tensor.shape));
   }
-  Tensor result = tensor;
-  tensors_.erase(found);
-  return result;
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  taken_.insert(name);
+  return tensor;
 }
 
-uint32_t word_at(const Tensor& tensor, int64_t at) {
-  uint32_t word;
-  std::memcpy(&word, tensor.bytes.data() + 4 * at, sizeof(word));
-  return word;
+bool HfCheckpoint::is_taken(const std::string& name) const {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  return taken_.count(name) > 0;
+}
+
+std::map<std::string, Tensor> HfCheckpoint::rest() const {
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, tensor] : tensors_) {
+    if (!taken_.count(name)) tensors[name] = tensor;
+  }
+  return tensors;
+}
+
+Status HfCheckpoint::read_modules(
+    const std::vector<std::string>& modules, const EachWeight& each, Decoded& decoded,
+    const std::function<Status(const std::string& module, Decoded& one)>& body) {
+  struct Outcome {
+    Decoded one;
+    Status status;
+    std::exception_ptr thrown;  // parallel_for lets nothing through
+  };
+  std::vector<Outcome> outcomes(modules.size());
+  parallel_for(static_cast<int64_t>(modules.size()), [&](int64_t i) {
+    Outcome& outcome = outcomes[static_cast<size_t>(i)];
+    try {
+      outcome.status = body(modules[static_cast<size_t>(i)], outcome.one);
+    } catch (...) {
+      outcome.thrown = std::current_exception();
+      return;
+    }
+    if (!outcome.status.ok() || !each) return;
+    std::map<std::string, CodedMatrix>& coded = outcome.one.coded;
+    while (outcome.status.ok() && !coded.empty()) {
+      const std::string weight = coded.begin()->first;
+      outcome.status = each(weight, outcome.one);
+      coded.erase(weight);
+    }
+  });
+  for (Outcome& outcome : outcomes) {
+    if (outcome.thrown) std::rethrow_exception(outcome.thrown);
+    NIBBLE_RETURN_IF_ERROR(std::move(outcome.status));
+    decoded.coded.merge(outcome.one.coded);
+    decoded.floats.merge(outcome.one.floats);
+    decoded.inputs.merge(outcome.one.inputs);
+    decoded.permutations.merge(outcome.one.permutations);
+    decoded.reciprocal_scales.merge(outcome.one.reciprocal_scales);
+    decoded.ignored.merge(outcome.one.ignored);
+  }
+  return ok_status();
 }
 
 uint32_t stream_bits(const Tensor& words, int64_t first, int64_t stride, int64_t bit,
@@ -108,7 +155,10 @@ void read_stream(const Tensor& words, int64_t first, int64_t stride, int64_t bit
   if (32 % width == 0 && bit % 32 == 0) {
     const int each = 32 / width;
     const uint32_t mask = (uint32_t{1} << width) - 1;
-    for (int64_t at = first + bit / 32 * stride; i + each <= n; i += each, at += stride) {
+    int64_t at = first + bit / 32 * stride;
+    for (; width == 4 && i + each <= n; i += each, at += stride)
+      put_bytes(spread_4_bits(word_at(words, at), minus), codes + i);
+    for (; i + each <= n; i += each, at += stride) {
       const uint32_t word = word_at(words, at);
       for (int j = 0; j < each; ++j)
         codes[i + j] = static_cast<uint8_t>(((word >> (j * width)) & mask) - minus);

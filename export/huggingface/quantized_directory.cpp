@@ -1,6 +1,7 @@
 #include "export/huggingface/quantized_directory.h"
 
 #include <cstring>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "export/huggingface/rope_order.h"
@@ -24,12 +25,35 @@ Result<Json> config_of(const Artifact& artifact, const char* format) {
                "] config.json: must be one JSON object; found something else");
 }
 
+// Memory that one weight after the other uses: fresh pages cost more than what is written
+// to them.
+class SpareMatrices {
+ public:
+  CodedMatrix take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (spare_.empty()) return {};
+    CodedMatrix q = std::move(spare_.back());
+    spare_.pop_back();
+    return q;
+  }
+  void give(CodedMatrix q) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    spare_.push_back(std::move(q));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<CodedMatrix> spare_;
+};
+
 class DirectoryWriter {
  public:
   DirectoryWriter(const Artifact& artifact, const QuantizedFormat& format,
                   AtomicDirectory& files)
       : artifact_(artifact), format_(format), files_(files) {}
 
+  // Everything that a reader needs is there before the weights, which go each to its place,
+  // several at a time: only those that are at work are in memory.
   Status write(int64_t shard_bytes) {
     // A weight's tensors stay in one file; the artifact's own size of them decides, which
     // differs from the format's by little.
@@ -49,48 +73,95 @@ class DirectoryWriter {
         }
       }
     }
+    NIBBLE_RETURN_IF_ERROR(write_config());
     std::vector<Shard> shards = split_shards(sizes, shard_bytes);
+    std::vector<std::pair<std::string, size_t>> weights;  // and their files
+    for (size_t i = 0; i < shards.size(); ++i) {
+      for (const std::string& name : shards[i].tensors) weights.emplace_back(name, i);
+    }
+    std::vector<Result<Parts>> outlines(weights.size(), Result<Parts>(Parts()));
+    parallel_for(static_cast<int64_t>(weights.size()), [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      outlines[at] = outline_of(weights[at].first);
+    });
+    std::vector<std::map<std::string, StoredShape>> shapes(shards.size());
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (!outlines[i].ok()) return outlines[i].status();
+      for (const auto& [name, tensor] : *outlines[i])
+        shapes[weights[i].second][name] = {tensor.dtype, tensor.shape};
+    }
     std::map<std::string, int64_t> stored;
-    for (Shard& shard : shards) {
-      NIBBLE_RETURN_IF_ERROR(check_cancelled(format_.name));
-      NIBBLE_ASSIGN_OR_RETURN(const auto tensors, tensors_of(shard.tensors));
-      NIBBLE_RETURN_IF_ERROR(
-          write_safetensors(files_.staging() / shard.file, tensors, {{"format", "pt"}}));
-      shard.tensors.clear();
-      for (const auto& [name, tensor] : tensors) {
-        shard.tensors.push_back(name);
-        stored[name] = static_cast<int64_t>(tensor.bytes.size());
+    std::vector<Target> targets(shards.size());
+    for (size_t i = 0; i < shards.size(); ++i) {
+      Target& target = targets[i];
+      NIBBLE_ASSIGN_OR_RETURN(target.layout,
+                              layout_safetensors(shapes[i], {{"format", "pt"}}));
+      NIBBLE_ASSIGN_OR_RETURN(target.file,
+                              PlacedFile::open(files_.staging() / shards[i].file));
+      NIBBLE_RETURN_IF_ERROR(target.file.resize(target.layout.bytes));
+      NIBBLE_RETURN_IF_ERROR(target.file.write(target.layout.head, 0));
+      shards[i].tensors.clear();
+      for (const auto& [name, shape] : shapes[i]) {
+        shards[i].tensors.push_back(name);
+        stored[name] = static_cast<int64_t>(shape.bytes());
       }
+      target.shapes = std::move(shapes[i]);
     }
     const std::string index = shard_index(shards, stored);
     if (!index.empty()) NIBBLE_RETURN_IF_ERROR(files_.write(kShardIndex, index));
-    return write_config();
+    std::vector<Status> outcomes(weights.size());
+    SpareMatrices spare;
+    parallel_for(static_cast<int64_t>(weights.size()), [&](int64_t i) {
+      const auto& [name, file] = weights[static_cast<size_t>(i)];
+      outcomes[static_cast<size_t>(i)] = write_weight(name, targets[file], spare);
+    });
+    for (Status& outcome : outcomes) NIBBLE_RETURN_IF_ERROR(std::move(outcome));
+    return ok_status();
   }
 
  private:
-  Result<std::map<std::string, Tensor>> parts_of(const std::string& name) const {
+  using Parts = std::map<std::string, Tensor>;
+  struct Target {
+    PlacedFile file;
+    SafetensorsLayout layout;
+    std::map<std::string, StoredShape> shapes;
+  };
+
+  // The types and shapes of what a parameter becomes.
+  Result<Parts> outline_of(const std::string& name) const {
     const auto packed = artifact_.packed.find(name);
-    if (packed == artifact_.packed.end()) {
-      return std::map<std::string, Tensor>{{name, artifact_.tensors.at(name)}};
-    }
-    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
-    return format_.tensors_of(name, q);
+    if (packed == artifact_.packed.end()) return Parts{{name, artifact_.tensors.at(name)}};
+    CodedMatrix levels;
+    NIBBLE_RETURN_IF_ERROR(unpack_levels(packed->second, levels));
+    return format_.tensors_of(name, levels);
   }
 
-  Result<std::map<std::string, Tensor>> tensors_of(
-      const std::vector<std::string>& names) {
-    using Parts = std::map<std::string, Tensor>;
-    std::vector<Result<Parts>> made(names.size(), Result<Parts>(Parts()));
-    parallel_for(static_cast<int64_t>(names.size()), [&](int64_t i) {
-      const auto at = static_cast<size_t>(i);
-      made[at] = parts_of(names[at]);
-    });
-    Parts tensors;
-    for (Result<Parts>& parts : made) {
-      if (!parts.ok()) return parts.status();
-      tensors.merge(*parts);
+  Status write_weight(const std::string& name, const Target& target,
+                      SpareMatrices& spare) const {
+    NIBBLE_RETURN_IF_ERROR(check_cancelled(format_.name));
+    Parts parts;
+    CodedMatrix q = spare.take();
+    const auto packed = artifact_.packed.find(name);
+    if (packed == artifact_.packed.end()) {
+      parts[name] = artifact_.tensors.at(name);
+    } else {
+      NIBBLE_RETURN_IF_ERROR(unpack(packed->second, q));
+      NIBBLE_ASSIGN_OR_RETURN(parts, format_.tensors_of(name, q));
     }
-    return tensors;
+    for (const auto& [part, tensor] : parts) {
+      const auto shape = target.shapes.find(part);
+      if (shape == target.shapes.end() || shape->second.shape != tensor.shape ||
+          shape->second.dtype != tensor.dtype ||
+          shape->second.bytes() != tensor.bytes.size()) {
+        return error(StatusCode::internal, "[", format_.name, "] ", part,
+                     ": must be as it was announced; found ", dtype_name(tensor.dtype), " ",
+                     shape_text(tensor.shape), " in ", tensor.bytes.size(), " bytes");
+      }
+      NIBBLE_RETURN_IF_ERROR(
+          target.file.write(tensor.bytes, target.layout.offsets.at(part)));
+    }
+    spare.give(std::move(q));
+    return ok_status();
   }
 
   Status write_config() {
@@ -199,8 +270,21 @@ Status write_quantized_directory(const Artifact& artifact, const QuantizedFormat
                           AtomicDirectory::create(directory, options.overwrite));
   NIBBLE_RETURN_IF_ERROR(
       DirectoryWriter(artifact, format, files).write(options.shard_bytes));
-  NIBBLE_ASSIGN_OR_RETURN(const Decoded decoded, format.read(files.staging()));
-  NIBBLE_RETURN_IF_ERROR(check_decoded(artifact, decoded));
+  // Each weight is compared as it is decoded, while the disk is at what was written.
+  std::mutex mutex;
+  std::set<std::string> checked;
+  SpareMatrices spare;
+  const auto check = [&](const std::string& weight, Decoded& one) -> Status {
+    if (!artifact.packed.count(weight)) return ok_status();
+    CodedMatrix q = spare.take();
+    NIBBLE_RETURN_IF_ERROR(check_decoded_weight(artifact, weight, one, q));
+    spare.give(std::move(q));
+    const std::lock_guard<std::mutex> lock(mutex);
+    checked.insert(weight);
+    return ok_status();
+  };
+  NIBBLE_ASSIGN_OR_RETURN(const Decoded decoded, format.read(files.staging(), check));
+  NIBBLE_RETURN_IF_ERROR(check_decoded(artifact, decoded, checked));
   return files.commit();
 }
 
@@ -260,6 +344,12 @@ Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words) {
 
 Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes) {
   return {dtype, std::move(shape), bytes_of(std::move(bytes))};
+}
+
+Tensor code_tensor(DType dtype, std::vector<int64_t> shape, const CodedMatrix& q) {
+  return {dtype, std::move(shape),
+          Bytes(nullptr, reinterpret_cast<const std::byte*>(q.codes.data()),
+                q.codes.size())};
 }
 
 Tensor float_tensor(Element element, std::vector<int64_t> shape,

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "export/exporter.h"
+#include "export/huggingface/checkpoint.h"
 
 namespace nibble {
 
@@ -22,11 +23,12 @@ struct QuantizedFormat {
   const char* name;                                // of the exporter, for messages
   std::string quantization_config;                 // JSON text
   std::map<std::string, std::string> extra_files;  // name -> contents
-  // The tensors of one weight, by their names in the checkpoint. Called from several threads.
+  // The tensors of one weight, by their names in the checkpoint. Where q has no codes yet,
+  // those of codes have their types and shapes alone. May point into q. Called from several threads.
   std::function<Result<std::map<std::string, Tensor>>(const std::string& weight,
                                                       const CodedMatrix& q)>
       tensors_of;
-  Result<Decoded> (*read)(const std::filesystem::path& directory);
+  Result<Decoded> (*read)(const std::filesystem::path& directory, const EachWeight& each);
 };
 
 // What all of them need: an architecture of transformers; every quantized weight a linear
@@ -58,6 +60,8 @@ std::string model_dtype(const Artifact& artifact);
 // A tensor of 32-bit words or of bytes.
 Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words);
 Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes);
+// q's codes themselves, as long as they are there.
+Tensor code_tensor(DType dtype, std::vector<int64_t> shape, const CodedMatrix& q);
 // Values that the element holds exactly, in its dtype: f16, bf16 or f32.
 Tensor float_tensor(Element element, std::vector<int64_t> shape,
                     const std::vector<float>& values);

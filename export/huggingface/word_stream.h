@@ -7,10 +7,33 @@
 // Readers take them apart with code of their own (checkpoint.h).
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace nibble {
+
+// The low 4 bits of 8 bytes, the first in bits 0 to 3; nothing crosses from byte to byte.
+inline uint32_t four_bits_each(uint64_t bytes) {
+  uint64_t x = bytes & 0x0f0f0f0f0f0f0f0f;
+  x = (x | x >> 4) & 0x00ff00ff00ff00ff;
+  x = (x | x >> 8) & 0x0000ffff0000ffff;
+  return static_cast<uint32_t>(x | x >> 16);
+}
+
+inline uint64_t eight_bytes(const uint8_t* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, sizeof(word));
+  if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
+  return word;
+}
+
+// 8 codes with `lift` (0 to 15) added to each.
+inline uint32_t eight_of_4_bits(const uint8_t* codes, uint8_t lift) {
+  const uint64_t low = eight_bytes(codes) & 0x0f0f0f0f0f0f0f0f;
+  return four_bits_each(low + lift * uint64_t{0x0101010101010101});
+}
 
 class WordStream {
  public:
@@ -27,6 +50,8 @@ class WordStream {
       const int each = 32 / bits_;
       const uint8_t mask = static_cast<uint8_t>((1u << bits_) - 1);
       uint32_t* word = words_ + position_ / 32 * stride_;
+      for (; bits_ == 4 && i + each <= n; i += each, word += stride_, position_ += 32)
+        *word = eight_of_4_bits(codes + i, lift);
       for (; i + each <= n; i += each, word += stride_, position_ += 32) {
         uint32_t value = 0;
         for (int j = 0; j < each; ++j) {

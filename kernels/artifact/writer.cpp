@@ -4,9 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <optional>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "kernels/artifact/artifact_writer.h"
@@ -29,84 +29,13 @@ bool is_plain_name(const std::string& name) {
          name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
-Status system_error(const fs::path& path, const char* action) {
-  return error(StatusCode::io_error, "[artifact] ", path.string(), ": cannot ", action,
-               ": ", std::strerror(errno));
-}
-
-constexpr size_t kChunk = size_t{1} << 20;  // fits the caches, and few calls
-
-// A file that is written in places.
-class OpenFile {
- public:
-  OpenFile() = default;
-  OpenFile(OpenFile&& other) noexcept
-      : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
-  OpenFile& operator=(OpenFile&& other) noexcept {
-    std::swap(path_, other.path_);
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~OpenFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  static Result<OpenFile> open(const fs::path& path) {
-    OpenFile file;
-    file.path_ = path;
-    file.fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (file.fd_ < 0) return system_error(path, "open");
-    return file;
-  }
-  int fd() const { return fd_; }
-  // hash: what was written goes there as well, while it is in the cache. Several threads may
-  // write to places of their own.
-  Status write(const Bytes& bytes, uint64_t at, Sha256* hash = nullptr) const {
-    return for_each_piece(bytes, [&](const Bytes& piece) -> Status {
-      const uint64_t begin = at;
-      for (size_t done = 0; done < piece.size();) {
-        const size_t size = std::min(piece.size() - done, kChunk);
-        if (hash != nullptr) hash->update(piece.data() + done, size);
-        for (size_t end = done + size; done < end;) {
-          const ssize_t n =
-              ::pwrite(fd_, piece.data() + done, end - done, static_cast<off_t>(at));
-          if (n < 0 && errno == EINTR) continue;
-          if (n < 0) return system_error(path_, "write");
-          done += static_cast<size_t>(n);
-          at += static_cast<uint64_t>(n);
-        }
-      }
-      // The disk begins while the rest is computed; sync() waits for it.
-      ::sync_file_range(fd_, static_cast<off_t>(begin), static_cast<off_t>(at - begin),
-                        SYNC_FILE_RANGE_WRITE);
-      return ok_status();
-    });
-  }
-  Status write(std::string_view text, uint64_t at) const {
-    return write(Bytes(nullptr, reinterpret_cast<const std::byte*>(text.data()),
-                       text.size()),
-                 at);
-  }
-  Status resize(uint64_t bytes) {
-    return ::ftruncate(fd_, static_cast<off_t>(bytes)) == 0
-               ? ok_status()
-               : system_error(path_, "write");
-  }
-  Status sync() {  // EINVAL: a file system that has nothing to sync
-    return ::fdatasync(fd_) == 0 || errno == EINVAL ? ok_status()
-                                                    : system_error(path_, "sync");
-  }
-
- private:
-  fs::path path_;
-  int fd_ = -1;
-};
-
 // One file of weights.
 struct WeightFile {
   std::string name;
   SafetensorsLayout layout;
-  OpenFile file;
+  PlacedFile file;
   bool written = false;  // since the last sync
+  std::string sha256;    // of all of it, where that is known before it is read back
 };
 
 const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
@@ -118,6 +47,69 @@ const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
     default:
       return packed.codes;
   }
+}
+
+// The codes of a layer, one a byte, some rows at a time through one small buffer: each must
+// stand for a number.
+class CodePieces {
+ public:
+  explicit CodePieces(const PackedTensor& packed)
+      : packed_(packed),
+        step_(std::max<int64_t>(1, kPiece / packed.cols)),
+        codes_(static_cast<size_t>(std::min(step_, packed.rows) * packed.cols)) {}
+  // Empty: there are no more.
+  Result<std::span<const uint8_t>> next() {
+    const int64_t rows = std::min(step_, packed_.rows - row_);
+    NIBBLE_RETURN_IF_ERROR(unpack_rows(packed_, row_, rows, codes_.data()));
+    row_ += rows;
+    return std::span<const uint8_t>(codes_.data(), static_cast<size_t>(rows * packed_.cols));
+  }
+
+ private:
+  static constexpr int64_t kPiece = 128 << 10;  // two of them stay in a core's own cache
+  const PackedTensor& packed_;
+  int64_t step_, row_ = 0;
+  std::vector<uint8_t> codes_;
+};
+
+// Codes of 8 bits are stored as they are unpacked: their tensor's checksum is theirs.
+bool stores_codes(const PackedTensor& packed) {
+  return element_info(packed.scheme.code).bits == 8;
+}
+
+// Checks the codes of one or two layers, side by side (update_both), and gives their
+// checksums: "" where they are their tensor's. second may be null.
+Status hash_codes(const PackedTensor& first, const PackedTensor* second, std::string& a,
+                  std::string& b) {
+  CodePieces pieces(first);
+  std::optional<CodePieces> others;
+  if (second != nullptr) others.emplace(*second);
+  const bool hashes_a = !stores_codes(first);
+  const bool hashes_b = others && !stores_codes(*second);
+  Sha256 hash, other;
+  std::span<const uint8_t> codes, beside;
+  for (;;) {
+    if (codes.empty()) {
+      NIBBLE_ASSIGN_OR_RETURN(codes, pieces.next());
+    }
+    if (beside.empty() && others) {
+      NIBBLE_ASSIGN_OR_RETURN(beside, others->next());
+    }
+    if (codes.empty() && beside.empty()) break;
+    if (hashes_a && hashes_b && !codes.empty() && !beside.empty()) {
+      const size_t size = std::min(codes.size(), beside.size());
+      Sha256::update_both(hash, codes.data(), other, beside.data(), size);
+      codes = codes.subspan(size);
+      beside = beside.subspan(size);
+      continue;
+    }
+    if (hashes_a) hash.update(codes.data(), codes.size());
+    if (hashes_b) other.update(beside.data(), beside.size());
+    codes = beside = {};
+  }
+  if (hashes_a) a = hash.hex();
+  if (hashes_b) b = other.hex();
+  return ok_status();
 }
 
 }  // namespace
@@ -132,7 +124,7 @@ struct ArtifactWriter::Implementation {
   std::map<std::string, size_t> file_of;  // stored tensor -> index of files
   std::map<std::string, WeightShape> weights;
   std::map<std::string, JournalEntry> layers;  // that are written
-  OpenFile journal;
+  PlacedFile journal;
   uint64_t journal_bytes = 0;
   bool has_journal = false;
   std::string pending;  // the journal's lines of this block
@@ -179,7 +171,7 @@ struct ArtifactWriter::Implementation {
 
   Status open_files() {
     for (WeightFile& file : files) {
-      NIBBLE_ASSIGN_OR_RETURN(file.file, OpenFile::open(directory / file.name));
+      NIBBLE_ASSIGN_OR_RETURN(file.file, PlacedFile::open(directory / file.name));
       NIBBLE_RETURN_IF_ERROR(file.file.resize(file.layout.bytes));
       NIBBLE_RETURN_IF_ERROR(file.file.write(file.layout.head, 0));
     }
@@ -213,8 +205,7 @@ struct ArtifactWriter::Implementation {
     return true;
   }
 
-  // To its place, and its checksum; record() makes it known. Safe from several threads.
-  Result<std::string> put(const std::string& name, const Bytes& bytes) const {
+  Status check_place(const std::string& name, const Bytes& bytes) const {
     const auto found = stored.find(name);
     if (found == stored.end() || found->second.bytes() != bytes.size() ||
         sha256.count(name)) {
@@ -224,6 +215,23 @@ struct ArtifactWriter::Implementation {
                    : sha256.count(name)  ? "it written already"
                                          : "another size");
     }
+    return ok_status();
+  }
+
+  Status check_float(const std::string& name, const Tensor& tensor) const {
+    const auto found = stored.find(name);
+    if (found == stored.end() || (found->second.dtype == tensor.dtype &&
+                                  found->second.shape == tensor.shape)) {
+      return ok_status();
+    }
+    return error(StatusCode::invalid_argument, "[artifact] ", name,
+                 ": the outline's type and shape are required; found ",
+                 dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
+  }
+
+  // To its place, and its checksum; record() makes it known. Safe from several threads.
+  Result<std::string> put(const std::string& name, const Bytes& bytes) const {
+    NIBBLE_RETURN_IF_ERROR(check_place(name, bytes));
     const WeightFile& file = files[file_of.at(name)];
     Sha256 hash;
     NIBBLE_RETURN_IF_ERROR(file.file.write(bytes, file.layout.offsets.at(name), &hash));
@@ -235,9 +243,9 @@ struct ArtifactWriter::Implementation {
     files[file_of.at(name)].written = true;
   }
 
-  // A layer's parts to their places. Safe from several threads.
-  Result<JournalEntry> put_layer(const LayerScheme& scheme, const LedgerEntry& entry,
-                                 const PackedTensor& packed) const {
+  // Everything of a layer's line but its checksums.
+  Result<JournalEntry> describe_layer(const LayerScheme& scheme, const LedgerEntry& entry,
+                                      const PackedTensor& packed) const {
     const std::string& name = entry.tensor;
     const auto weight = weights.find(name);
     if (weight == weights.end() || !(weight->second.scheme == packed.scheme) ||
@@ -246,7 +254,8 @@ struct ArtifactWriter::Implementation {
                    ": a weight of the outline is required; found ",
                    to_string(packed.scheme), " ", shape_text(packed.shape));
     }
-    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix coded, unpack(packed));
+    CodedMatrix levels;
+    NIBBLE_RETURN_IF_ERROR(unpack_levels(packed, levels));
     JournalEntry line;
     line.weight = {.layer = scheme,
                    .shape = packed.shape,
@@ -254,15 +263,27 @@ struct ArtifactWriter::Implementation {
                    .cols = packed.cols,
                    .scale_shift = packed.scales[0].shift,
                    .offset_shift = packed.offsets.empty() ? 0 : packed.offsets[0].shift,
-                   .codes_sha256 = sha256_hex(
-                       {reinterpret_cast<const char*>(coded.codes.data()),
-                        coded.codes.size()})};
+                   .codes_sha256 = ""};
     line.ledger = entry;
+    return line;
+  }
+
+  static std::string codes_of(const JournalEntry& line) {
+    return line.ledger.tensor + ".codes";
+  }
+
+  // A layer's parts to their places. Safe from several threads.
+  Result<JournalEntry> put_layer(const LayerScheme& scheme, const LedgerEntry& entry,
+                                 const PackedTensor& packed) const {
+    NIBBLE_ASSIGN_OR_RETURN(JournalEntry line, describe_layer(scheme, entry, packed));
+    std::string none;
+    NIBBLE_RETURN_IF_ERROR(hash_codes(packed, nullptr, line.weight.codes_sha256, none));
     for (const StoredPart& part :
-         stored_parts(name, packed.scheme, packed.rows, packed.cols)) {
+         stored_parts(entry.tensor, packed.scheme, packed.rows, packed.cols)) {
       NIBBLE_ASSIGN_OR_RETURN(line.sha256[part.name],
                               put(part.name, part_bytes(packed, part)));
     }
+    if (stores_codes(packed)) line.weight.codes_sha256 = line.sha256.at(codes_of(line));
     return line;
   }
 
@@ -307,18 +328,12 @@ struct ArtifactWriter::Implementation {
   }
 
   // Is this what was written? Against what is still in memory, else by its checksum.
-  bool holds(const std::string& name, const Bytes& bytes) const {
+  Result<bool> holds(const WeightFile& file, const std::string& name,
+                     const Tensor& read) const {
     const auto source = in_memory.find(name);
-    if (source == in_memory.end()) return sha256_of(bytes) == sha256.at(name);
-    const Bytes& required = source->second;
-    size_t done = 0;
-    return required.size() == bytes.size() &&
-           for_each_piece(bytes, [&](const Bytes& piece) {
-             const bool equal =
-                 std::memcmp(required.data() + done, piece.data(), piece.size()) == 0;
-             done += piece.size();
-             return equal ? ok_status() : error(StatusCode::data_loss, "");
-           }).ok();
+    if (source == in_memory.end()) return sha256_of(read.bytes) == sha256.at(name);
+    if (source->second.size() != read.bytes.size()) return false;
+    return file.file.holds(source->second, file.layout.offsets.at(name));
   }
 
   // What counts is what the disk holds: every byte is read again and compared.
@@ -328,40 +343,135 @@ struct ArtifactWriter::Implementation {
     NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(path));
     NIBBLE_ASSIGN_OR_RETURN(const SafetensorsFile read, read_safetensors(path));
     const std::vector<std::string>& order = file.layout.order;
-    ManifestFile whole{static_cast<int64_t>(bytes.size()), ""};
-    std::vector<char> same(order.size(), 0);
-    // The file's own checksum beside those of its tensors.
+    ManifestFile whole{static_cast<int64_t>(bytes.size()), file.sha256};
+    std::vector<Result<bool>> same(order.size() + 1, Result<bool>(false));
+    // The file's own checksum, where nobody knows it yet, beside those of its tensors.
     parallel_for(static_cast<int64_t>(order.size()) + 1, [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
       if (i == 0) {
-        whole.sha256 = sha256_of(bytes);
+        if (whole.sha256.empty()) whole.sha256 = sha256_of(bytes);
+        const std::string& head = file.layout.head;
+        same[0] = bytes.size() == file.layout.bytes &&
+                  bytes.slice(0, head.size()).text() == head;
         return;
       }
-      const std::string& name = order[static_cast<size_t>(i - 1)];
-      const auto found = read.tensors.find(name);
-      same[static_cast<size_t>(i - 1)] =
-          found != read.tensors.end() && holds(name, found->second.bytes);
+      const auto found = read.tensors.find(order[at - 1]);
+      if (found != read.tensors.end()) same[at] = holds(file, order[at - 1], found->second);
     });
     manifest.files[file.name] = whole;
     NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
-    for (size_t i = 0; i < order.size(); ++i) {
-      const std::string& name = order[i];
-      if (!same[i]) {
-        return error(StatusCode::io_error, "[artifact] ", path.string(), ": tensor ", name,
+    for (size_t i = 0; i <= order.size(); ++i) {
+      const std::string name = i == 0 ? "the header" : cat("tensor ", order[i - 1]);
+      if (!same[i].ok()) return same[i].status();
+      if (!*same[i]) {
+        return error(StatusCode::io_error, "[artifact] ", path.string(), ": ", name,
                      ": must read back as it was written; found other bytes; is the disk "
                      "sound?");
       }
-      manifest.tensors[name] = {file.name, dtype_name(stored.at(name).dtype),
-                                stored.at(name).shape, sha256.at(name)};
+      if (i == 0) continue;
+      const std::string& tensor = order[i - 1];
+      manifest.tensors[tensor] = {file.name, dtype_name(stored.at(tensor).dtype),
+                                  stored.at(tensor).shape, sha256.at(tensor)};
     }
     return ok_status();
   }
 
+  // --- everything at once, from memory
+
+  // The checksum of a file and of each of its tensors, from the tensors in memory.
+  void hash_file(WeightFile& file, const std::map<std::string, std::string*>& into) const {
+    Sha256 whole;
+    whole.update(file.layout.head.data(), file.layout.head.size());
+    for (const std::string& name : file.layout.order) {
+      Sha256 own;
+      (void)for_each_piece(in_memory.at(name), [&](const Bytes& piece) -> Status {
+        constexpr size_t kChunk = size_t{16} << 10;  // twice from the nearest cache
+        for (size_t done = 0; done < piece.size(); done += kChunk) {
+          const std::byte* data = piece.data() + done;
+          Sha256::update_both(whole, data, own, data, std::min(kChunk, piece.size() - done));
+        }
+        return check_cancelled("artifact");
+      });
+      *into.at(name) = own.hex();
+    }
+    file.sha256 = whole.hex();
+  }
+
+  Status put_all(const Artifact& artifact) {
+    std::map<std::string, std::string> hashes;
+    for (const auto& [name, tensor] : artifact.tensors) {
+      NIBBLE_RETURN_IF_ERROR(check_float(name, tensor));
+      NIBBLE_RETURN_IF_ERROR(check_place(name, tensor.bytes));
+      in_memory[name] = tensor.bytes;
+    }
+    std::vector<const PackedTensor*> packed;
+    std::vector<JournalEntry> lines;
+    for (const auto& [name, tensor] : artifact.packed) {
+      LedgerEntry entry;
+      entry.tensor = name;
+      NIBBLE_ASSIGN_OR_RETURN(JournalEntry line,
+                              describe_layer(artifact.layers.at(name), entry, tensor));
+      for (const StoredPart& part :
+           stored_parts(name, tensor.scheme, tensor.rows, tensor.cols)) {
+        in_memory[part.name] = part_bytes(tensor, part);
+        NIBBLE_RETURN_IF_ERROR(check_place(part.name, in_memory[part.name]));
+        line.sha256[part.name] = "";
+      }
+      packed.push_back(&tensor);
+      lines.push_back(std::move(line));
+    }
+    // Writing first, so that the disk works while checksums are computed; then the files'
+    // checksums, each one sequence; then the codes', two layers a time.
+    std::vector<std::pair<const WeightFile*, const std::string*>> writes;
+    std::map<std::string, std::string*> into;
+    for (const WeightFile& file : files) {
+      for (const std::string& name : file.layout.order) {
+        if (!in_memory.count(name)) return missing(name);
+        writes.emplace_back(&file, &name);
+        into[name] = &hashes[name];
+      }
+    }
+    const size_t first_code = writes.size() + files.size();
+    const size_t jobs = first_code + (packed.size() + 1) / 2;
+    std::vector<Status> outcomes(jobs);
+    parallel_for(static_cast<int64_t>(jobs), [&](int64_t job) {
+      const auto at = static_cast<size_t>(job);
+      outcomes[at] = check_cancelled("artifact");
+      if (!outcomes[at].ok()) return;
+      if (at < writes.size()) {
+        const auto& [file, name] = writes[at];
+        outcomes[at] =
+            file->file.write(in_memory.at(*name), file->layout.offsets.at(*name));
+      } else if (at < first_code) {
+        hash_file(files[at - writes.size()], into);
+      } else {
+        const size_t i = 2 * (at - first_code);
+        const bool two = i + 1 < packed.size();
+        std::string none;
+        outcomes[at] = hash_codes(*packed[i], two ? packed[i + 1] : nullptr,
+                                  lines[i].weight.codes_sha256,
+                                  two ? lines[i + 1].weight.codes_sha256 : none);
+      }
+    });
+    for (Status& outcome : outcomes) NIBBLE_RETURN_IF_ERROR(std::move(outcome));
+    for (const auto& [name, tensor] : artifact.tensors) record(name, hashes.at(name));
+    for (JournalEntry& line : lines) {
+      for (auto& [part, hash] : line.sha256) hash = hashes.at(part);
+      if (line.weight.codes_sha256.empty())
+        line.weight.codes_sha256 = hashes.at(codes_of(line));
+      NIBBLE_RETURN_IF_ERROR(record_layer(std::move(line)));
+    }
+    return ok_status();
+  }
+
+  static Status missing(const std::string& name) {
+    return error(StatusCode::failed_precondition, "[artifact] ", name,
+                 ": every tensor of the outline is required; found this one missing");
+  }
+
   Status check_complete() const {
     for (const auto& [name, shape] : stored) {
-      if (!sha256.count(name)) {
-        return error(StatusCode::failed_precondition, "[artifact] ", name,
-                     ": every tensor of the outline is required; found this one missing");
-      }
+      if (!sha256.count(name)) return missing(name);
     }
     return ok_status();
   }
@@ -400,8 +510,8 @@ Result<ArtifactWriter> ArtifactWriter::resume(const fs::path& work,
     return error(StatusCode::io_error, "[artifact] ", mine.directory.string(),
                  ": the directory could not be made: ", failed.message());
   }
-  NIBBLE_ASSIGN_OR_RETURN(mine.journal, OpenFile::open(journal));
-  if (::flock(mine.journal.fd(), LOCK_EX | LOCK_NB) != 0) {
+  NIBBLE_ASSIGN_OR_RETURN(mine.journal, PlacedFile::open(journal));
+  if (::flock(mine.journal.descriptor(), LOCK_EX | LOCK_NB) != 0) {
     return error(StatusCode::failed_precondition, "[artifact] ", work.string(),
                  ": one process at a time may write there; found another at work; wait "
                  "for it, or choose another output");
@@ -443,43 +553,12 @@ Status ArtifactWriter::add(const LayerScheme& scheme, const LedgerEntry& entry,
 }
 
 Status ArtifactWriter::add_all(const Artifact& artifact) {
-  Implementation& mine = *implementation_;
-  for (const auto& [name, tensor] : artifact.tensors) {
-    NIBBLE_RETURN_IF_ERROR(add_float(name, tensor));
-    mine.in_memory[name] = tensor.bytes;
-  }
-  std::vector<const std::pair<const std::string, PackedTensor>*> packed;
-  for (const auto& one : artifact.packed) packed.push_back(&one);
-  std::vector<Result<JournalEntry>> lines(packed.size(), Result<JournalEntry>(JournalEntry()));
-  // A layer a thread: one computes checksums while another writes.
-  parallel_for(static_cast<int64_t>(packed.size()), [&](int64_t i) {
-    const auto at = static_cast<size_t>(i);
-    const Status go_on = check_cancelled("artifact");
-    LedgerEntry entry;
-    entry.tensor = packed[at]->first;
-    lines[at] = go_on.ok() ? mine.put_layer(artifact.layers.at(entry.tensor), entry,
-                                            packed[at]->second)
-                           : Result<JournalEntry>(go_on);
-  });
-  for (size_t i = 0; i < lines.size(); ++i) {
-    if (!lines[i].ok()) return lines[i].status();
-    const auto& [name, tensor] = *packed[i];
-    for (const StoredPart& part : stored_parts(name, tensor.scheme, tensor.rows, tensor.cols))
-      mine.in_memory[part.name] = part_bytes(tensor, part);
-    NIBBLE_RETURN_IF_ERROR(mine.record_layer(std::move(*lines[i])));
-  }
-  return ok_status();
+  return implementation_->put_all(artifact);
 }
 
 Status ArtifactWriter::add_float(const std::string& name, const Tensor& tensor) {
   Implementation& mine = *implementation_;
-  const auto found = mine.stored.find(name);
-  if (found != mine.stored.end() && (found->second.dtype != tensor.dtype ||
-                                     found->second.shape != tensor.shape)) {
-    return error(StatusCode::invalid_argument, "[artifact] ", name,
-                 ": the outline's type and shape are required; found ",
-                 dtype_name(tensor.dtype), " ", shape_text(tensor.shape));
-  }
+  NIBBLE_RETURN_IF_ERROR(mine.check_float(name, tensor));
   NIBBLE_ASSIGN_OR_RETURN(std::string hash, mine.put(name, tensor.bytes));
   mine.record(name, std::move(hash));
   return ok_status();
@@ -546,12 +625,12 @@ Status ArtifactWriter::finish(const Artifact& artifact,
   Implementation& mine = *implementation_;
   NIBBLE_RETURN_IF_ERROR(mine.check_complete());
   NIBBLE_RETURN_IF_ERROR(end_block());
-  NIBBLE_RETURN_IF_ERROR(mine.sync());
   std::map<std::string, int64_t> sizes;
   for (const auto& [name, shape] : mine.stored)
     sizes[name] = static_cast<int64_t>(shape.bytes());
   for (const WeightFile& file : mine.files)
     NIBBLE_RETURN_IF_ERROR(mine.read_back(file));
+  NIBBLE_RETURN_IF_ERROR(mine.sync());  // the disk was at it meanwhile
   const std::string index = shard_index(mine.shards, sizes);
   if (!index.empty()) NIBBLE_RETURN_IF_ERROR(mine.write_listed(kShardIndex, index));
   NIBBLE_RETURN_IF_ERROR(mine.write_listed(

@@ -171,6 +171,85 @@ std::string sha256_of(const Bytes& bytes) {
   return hash.hex();
 }
 
+Result<PlacedFile> PlacedFile::open(const fs::path& path) {
+  PlacedFile file;
+  file.path_ = path;
+  file.descriptor_ = open_retry(path, O_RDWR | O_CREAT, 0644);
+  if (file.descriptor_ < 0) return os_error(path, "open", errno);
+  return file;
+}
+
+PlacedFile::PlacedFile(PlacedFile&& other) noexcept { *this = std::move(other); }
+
+PlacedFile& PlacedFile::operator=(PlacedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(descriptor_, other.descriptor_);
+  return *this;
+}
+
+PlacedFile::~PlacedFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+Status PlacedFile::write(const Bytes& bytes, uint64_t at, Sha256* hash) const {
+  constexpr size_t kChunk = size_t{1} << 20;  // fits the caches, and few calls
+  return for_each_piece(bytes, [&](const Bytes& piece) -> Status {
+    const uint64_t begin = at;
+    for (size_t done = 0; done < piece.size();) {
+      const size_t size = std::min(piece.size() - done, kChunk);
+      if (hash != nullptr) hash->update(piece.data() + done, size);
+      for (const size_t end = done + size; done < end;) {
+        const ssize_t n = ::pwrite(descriptor_, piece.data() + done, end - done,
+                                   static_cast<off_t>(at));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return os_error(path_, "write", errno);
+        done += static_cast<size_t>(n);
+        at += static_cast<uint64_t>(n);
+      }
+    }
+    // A hint: sync() is what waits and reports.
+    (void)::sync_file_range(descriptor_, static_cast<off_t>(begin),
+                            static_cast<off_t>(at - begin), SYNC_FILE_RANGE_WRITE);
+    return ok_status();
+  });
+}
+
+Status PlacedFile::write(std::string_view text, uint64_t at) const {
+  return write(
+      Bytes(nullptr, reinterpret_cast<const std::byte*>(text.data()), text.size()), at);
+}
+
+Result<bool> PlacedFile::holds(const Bytes& bytes, uint64_t at) const {
+  constexpr size_t kChunk = size_t{64} << 10;  // stays in the nearest caches
+  const std::unique_ptr<std::byte[]> found(new std::byte[kChunk]);
+  bool same = true;
+  NIBBLE_RETURN_IF_ERROR(for_each_piece(bytes, [&](const Bytes& piece) -> Status {
+    for (size_t done = 0; same && done < piece.size();) {
+      const size_t size = std::min(piece.size() - done, kChunk);
+      const ssize_t n = ::pread(descriptor_, found.get(), size, static_cast<off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return os_error(path_, "read back", errno);
+      same = n > 0 && std::memcmp(found.get(), piece.data() + done,
+                                  static_cast<size_t>(n)) == 0;
+      done += static_cast<size_t>(n);
+      at += static_cast<uint64_t>(n);
+    }
+    return ok_status();
+  }));
+  return same;
+}
+
+Status PlacedFile::resize(uint64_t bytes) {
+  return ::ftruncate(descriptor_, static_cast<off_t>(bytes)) == 0
+             ? ok_status()
+             : os_error(path_, "write", errno);
+}
+
+Status PlacedFile::sync() {  // EINVAL: a file system that has nothing to sync
+  return ::fdatasync(descriptor_) == 0 || errno == EINVAL ? ok_status()
+                                                          : os_error(path_, "sync", errno);
+}
+
 Status write_file_atomically(const fs::path& path, std::string_view contents) {
   const fs::path partial = partial_name(path);
   Status status = write_and_sync(partial, contents);

@@ -27,6 +27,29 @@ Status for_each_piece(const Bytes& bytes, const std::function<Status(const Bytes
 // sha256_hex of the bytes, read so.
 std::string sha256_of(const Bytes& bytes);
 
+// A file that is written in places, by several threads at once where the places are their
+// own. The disk begins with what was written while the rest is computed.
+class PlacedFile {
+ public:
+  PlacedFile() = default;
+  static Result<PlacedFile> open(const std::filesystem::path& path);
+  PlacedFile(PlacedFile&& other) noexcept;
+  PlacedFile& operator=(PlacedFile&& other) noexcept;
+  ~PlacedFile();
+  int descriptor() const { return descriptor_; }
+  // hash: what was written goes there as well, while it is in the cache.
+  Status write(const Bytes& bytes, uint64_t at, Sha256* hash = nullptr) const;
+  Status write(std::string_view text, uint64_t at) const;
+  // Reads as many bytes there: are they these?
+  Result<bool> holds(const Bytes& bytes, uint64_t at) const;
+  Status resize(uint64_t bytes);
+  Status sync();
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
 // Writes to `path + ".partial-<pid>"`, syncs and renames over path. On failure the
 // temporary file is removed and path is as it was.
 Status write_file_atomically(const std::filesystem::path& path,

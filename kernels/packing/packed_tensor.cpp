@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "kernels/scheme/element_codec.h"
 #include "kernels/scheme/level_runs.h"
@@ -71,14 +72,23 @@ struct CodeBytes {
       valid[code] =
           !std::isnan(value_of(scheme.code, byte)) && !(narrow && byte == unused_lowest);
     }
+    for (uint32_t stored = 0; stored < 1u << bits; ++stored) {
+      if (!valid[byte_of(stored)]) invalid.push_back(byte_of(stored));
+    }
   }
 
-  // Does every pattern of `bits` bits stand for a number?
-  bool all_valid() const {
-    for (uint32_t stored = 0; stored < 1u << bits; ++stored) {
-      if (!valid[byte_of(stored)]) return false;
+  // Do all of a row's unpacked codes stand for numbers?
+  bool are_valid(const uint8_t* row, int64_t n) const {
+    if (invalid.empty()) return true;
+    uint8_t bad = 0;
+    if (invalid.size() <= 2) {  // e4m3's two NaN, the unused code of a narrow scheme
+      const uint8_t first = invalid.front(), last = invalid.back();
+      for (int64_t c = 0; c < n; ++c)
+        bad |= static_cast<uint8_t>((row[c] == first) | (row[c] == last));
+    } else {
+      for (int64_t c = 0; c < n; ++c) bad |= static_cast<uint8_t>(!valid[row[c]]);
     }
-    return true;
+    return bad == 0;
   }
 
   uint8_t byte_of(uint32_t stored) const {
@@ -91,6 +101,7 @@ struct CodeBytes {
   bool is_signed, narrow;
   uint8_t unused_lowest;
   bool valid[256];
+  std::vector<uint8_t> invalid;  // of the patterns of `bits` bits
 };
 
 // A row of n codes, one a byte; returns the unused bits of the last byte. Codes of 8 and 4
@@ -162,6 +173,21 @@ Result<PackedLevel> pack_level(const ScaleLevel& level, const CodedLevel& values
   return packed;
 }
 
+// What most scales are; false: another element.
+bool read_floats(Element element, int64_t n, const std::byte* in, float* out) {
+  if (element == Element::f32) {
+    std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+    return true;
+  }
+  if (element != Element::f16 && element != Element::bf16) return false;
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, in + 2 * i, sizeof(bits));
+    out[i] = element == Element::f16 ? float_from_f16(bits) : float_from_bf16(bits);
+  }
+  return true;
+}
+
 Result<CodedLevel> unpack_level(const ScaleLevel& level, const PackedLevel& packed,
                                 int64_t rows, int64_t cols, const std::string& place) {
   const LevelShape shape = level_shape(level.block, rows, cols);
@@ -174,11 +200,13 @@ Result<CodedLevel> unpack_level(const ScaleLevel& level, const PackedLevel& pack
   values.values.resize(static_cast<size_t>(shape.rows * shape.cols));
   for (int64_t r = 0; r < shape.rows; ++r) {
     float* row = values.values.data() + r * shape.cols;
+    const std::byte* stored_row = packed.values.data() + r * row_bytes;
     const uint64_t padding =
-        read_bits(bits, shape.cols, packed.values.data() + r * row_bytes,
-                  [&](int64_t c, uint32_t stored) {
-                    row[c] = value_of_bits(level.element, stored);
-                  });
+        read_floats(level.element, shape.cols, stored_row, row)
+            ? 0
+            : read_bits(bits, shape.cols, stored_row, [&](int64_t c, uint32_t stored) {
+                row[c] = value_of_bits(level.element, stored);
+              });
     if (padding != 0) {
       return error(StatusCode::data_loss, place, ": padding bits after row ", r,
                    " must be zero; found others; the data is damaged");
@@ -215,6 +243,28 @@ Status check_level_sizes(const PackedTensor& packed,
                                      : ": this level has no shift; found ",
                    values[k].shift);
     }
+  }
+  return ok_status();
+}
+
+Status unpack_rows(const PackedTensor& packed, const CodeBytes& code, int64_t first,
+                   int64_t rows, uint8_t* codes) {
+  const int64_t row_bytes = packed_row_bytes(packed.scheme.code, packed.cols);
+  for (int64_t r = first; r < first + rows; ++r) {
+    uint8_t* row = codes + (r - first) * packed.cols;
+    const uint64_t padding =
+        unpack_row(code, packed.cols, packed.codes.data() + r * row_bytes, row);
+    if (padding != 0) {
+      return error(StatusCode::data_loss, where(packed), ": padding bits after row ", r,
+                   " must be zero; found others; the data is damaged");
+    }
+    if (code.are_valid(row, packed.cols)) continue;
+    const auto bad =
+        std::find_if(row, row + packed.cols, [&](uint8_t b) { return !code.valid[b]; });
+    return error(StatusCode::data_loss, where(packed), ": row ", r, ", column ", bad - row,
+                 ": a code of ", element_info(packed.scheme.code).text,
+                 " is needed; found byte ", static_cast<int>(*bad),
+                 ", which stands for no number; the data is damaged");
   }
   return ok_status();
 }
@@ -339,44 +389,39 @@ Result<PackedTensor> pack(const CodedMatrix& q, std::vector<int64_t> shape) {
 }
 
 Result<CodedMatrix> unpack(const PackedTensor& packed) {
-  NIBBLE_RETURN_IF_ERROR(check_packed(packed));
   CodedMatrix q;
-  q.scheme = packed.scheme;
-  q.rows = packed.rows;
-  q.cols = packed.cols;
+  NIBBLE_RETURN_IF_ERROR(unpack(packed, q));
+  return q;
+}
+
+Status unpack(const PackedTensor& packed, CodedMatrix& q) {
+  NIBBLE_RETURN_IF_ERROR(unpack_levels(packed, q));
   q.codes.resize(static_cast<size_t>(q.rows * q.cols));
   const CodeBytes code(q.scheme);
-  const bool any_is_valid = code.all_valid();
-  const int64_t row_bytes = packed_row_bytes(q.scheme.code, q.cols);
   const int64_t step = rows_a_part(q.cols);
   const int64_t parts = (q.rows + step - 1) / step;
   std::vector<Status> outcomes(static_cast<size_t>(parts));
   parallel_for(parts, [&](int64_t part) {
-    for (int64_t r = part * step; r < std::min(q.rows, (part + 1) * step); ++r) {
-      uint8_t* row = q.codes.data() + r * q.cols;
-      const uint64_t padding =
-          unpack_row(code, q.cols, packed.codes.data() + r * row_bytes, row);
-      bool valid = true;
-      for (int64_t c = 0; !any_is_valid && c < q.cols; ++c) valid &= code.valid[row[c]];
-      if (valid && padding == 0) continue;
-      Status& outcome = outcomes[static_cast<size_t>(part)];
-      if (padding != 0) {
-        outcome = error(StatusCode::data_loss, where(packed), ": padding bits after row ",
-                        r, " must be zero; found others; the data is damaged");
-      } else {
-        const auto bad =
-            std::find_if(row, row + q.cols, [&](uint8_t b) { return !code.valid[b]; });
-        outcome = error(StatusCode::data_loss, where(packed), ": row ", r, ", column ",
-                        bad - row, ": a code of ", element_info(q.scheme.code).text,
-                        " is needed; found byte ", static_cast<int>(*bad),
-                        ", which stands for no number; the data is damaged");
-      }
-      return;
-    }
+    const int64_t first = part * step;
+    outcomes[static_cast<size_t>(part)] =
+        unpack_rows(packed, code, first, std::min(step, q.rows - first),
+                    q.codes.data() + first * q.cols);
   });
-  for (Status& outcome : outcomes) {
-    if (!outcome.ok()) return std::move(outcome);
-  }
+  for (Status& outcome : outcomes) NIBBLE_RETURN_IF_ERROR(std::move(outcome));
+  return ok_status();
+}
+
+Status unpack_rows(const PackedTensor& packed, int64_t first, int64_t rows, uint8_t* codes) {
+  return unpack_rows(packed, CodeBytes(packed.scheme), first, rows, codes);
+}
+
+Status unpack_levels(const PackedTensor& packed, CodedMatrix& q) {
+  NIBBLE_RETURN_IF_ERROR(check_packed(packed));
+  q.scheme = packed.scheme;
+  q.rows = packed.rows;
+  q.cols = packed.cols;
+  q.scales.clear();
+  q.offsets.clear();
   for (size_t k = 0; k < packed.scales.size(); ++k) {
     NIBBLE_ASSIGN_OR_RETURN(CodedLevel level,
                             unpack_level(q.scheme.scales[k], packed.scales[k], q.rows,
@@ -389,7 +434,7 @@ Result<CodedMatrix> unpack(const PackedTensor& packed) {
                                        q.cols, level_place(where(packed), "offset", k)));
     q.offsets.push_back(std::move(level));
   }
-  return q;
+  return ok_status();
 }
 
 Status check_packed(const PackedTensor& packed) {

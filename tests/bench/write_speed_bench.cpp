@@ -7,8 +7,10 @@
 // For each format in turns, ROUNDS times: the export (everything it does: packing,
 // checksums, reading back and comparing, syncing, the rename), then the same files by
 // write() of 16 MiB and fsync. Prints the medians, and the ratio plain / export: 1 is as
-// fast as the disk takes it.
+// fast as the disk takes it. CPU seconds say what it costs beside other work.
 #include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -157,6 +159,16 @@ void write_plainly(const Plain& plain, const fs::path& directory) {
   }
 }
 
+// Of this process and all its threads, user and system.
+double cpu_seconds() {
+  rusage used;
+  ::getrusage(RUSAGE_SELF, &used);
+  const auto in_seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
+  return in_seconds(used.ru_utime) + in_seconds(used.ru_stime);
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -180,8 +192,8 @@ int main(int count, char** arguments) {
                       {"gptq", "int4/g128@f16"},
                       {"awq", "uint4/g128@f16+z/g128@uint4"},
                       {"bitsandbytes", "nf4/f64@f32"}};
-  std::printf("%-20s %-30s %8s %10s %10s %7s\n", "format", "scheme", "MB", "export s",
-              "plain s", "ratio");
+  std::printf("%-20s %-30s %8s %10s %10s %10s %7s\n", "format", "scheme", "MB",
+              "export s", "its CPU s", "plain s", "ratio");
   for (const Row& row : rows) {
     if (*only != 0 && std::string_view(only) != row.format) continue;
     const Exporter* exporter = take(find_exporter(row.format));
@@ -189,20 +201,22 @@ int main(int count, char** arguments) {
     const fs::path directory = folder / cat("nibble_write_speed_", ::getpid());
     const auto plainly = fs::path(directory.string() + "_plain");
     Plain plain;
-    std::vector<double> exported, written;
+    std::vector<double> exported, written, computed;
     for (int round = 0; round < rounds; ++round) {
+      const double before = cpu_seconds();
       exported.push_back(seconds([&] {
         const Status status = exporter->write(artifact, directory, {});
         if (!status.ok()) take(Result<int>(status));
       }));
+      computed.push_back(cpu_seconds() - before);
       if (round == 0) plain = contents(directory);
       fs::remove_all(directory);
       written.push_back(seconds([&] { write_plainly(plain, plainly); }));
       fs::remove_all(plainly);
     }
-    std::printf("%-20s %-30s %8.0f %10.2f %10.2f %7.2f\n", row.format, row.scheme,
-                static_cast<double>(plain.bytes) / 1e6, median(exported), median(written),
-                median(written) / median(exported));
+    std::printf("%-20s %-30s %8.0f %10.2f %10.2f %10.2f %7.2f\n", row.format, row.scheme,
+                static_cast<double>(plain.bytes) / 1e6, median(exported), median(computed),
+                median(written), median(written) / median(exported));
     std::fflush(stdout);
   }
   return 0;

@@ -263,7 +263,7 @@ TEST(ArtifactFiles, AFileThatCannotGrowLeavesNothing) {
   signal(SIGXFSZ, old_handler);
   EXPECT_EQ(status.code(), StatusCode::io_error);
   EXPECT_THAT(status.message(),
-              HasSubstr("model.safetensors: cannot write: File too large"));
+              HasSubstr("model.safetensors: cannot write; File too large"));
   EXPECT_TRUE(fs::is_empty(directory.path()));
 }
 

@@ -269,5 +269,58 @@ TEST(Sha256, KnownDigests) {  // FIPS 180-4, appendix examples
             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
 
+// The CPU's instructions and OpenSSL, at every length about a block's end, in pieces that
+// begin anywhere, and two hashes side by side.
+TEST(Sha256, EveryWayGivesTheSameDigest) {
+  std::string text;
+  for (int i = 0; i < 1000; ++i) text += static_cast<char>(i * 131 + i / 7);
+  const auto plain = [](std::string_view bytes) {
+    Sha256 hash(/*by_cpu=*/false);
+    hash.update(bytes.data(), bytes.size());
+    return hash.hex();
+  };
+  EXPECT_EQ(plain("abc"), sha256_hex("abc"));
+  for (size_t size = 0; size <= 300; ++size) {
+    const std::string_view bytes = std::string_view(text).substr(0, size);
+    EXPECT_EQ(sha256_hex(bytes), plain(bytes)) << size;
+    Sha256 pieces;
+    for (size_t at = 0; at < size; at += 37)
+      pieces.update(bytes.data() + at, std::min<size_t>(37, size - at));
+    EXPECT_EQ(pieces.hex(), plain(bytes)) << size;
+    // The first begins `before` bytes earlier: their blocks end at different places.
+    for (const size_t before : {0, 1, 63, 64, 100}) {
+      Sha256 a, b;
+      a.update(text.data(), before);
+      Sha256::update_both(a, text.data() + before, b, bytes.data(), size);
+      Sha256::update_both(a, text.data() + before + size, b, text.data() + size, 150);
+      EXPECT_EQ(a.hex(), plain(std::string_view(text).substr(0, before + size + 150)));
+      EXPECT_EQ(b.hex(), plain(std::string_view(text).substr(0, size + 150)));
+    }
+  }
+  Sha256 a(false), b;
+  Sha256::update_both(a, text.data(), b, text.data() + 1, 500);
+  EXPECT_EQ(a.hex(), plain(std::string_view(text).substr(0, 500)));
+  EXPECT_EQ(b.hex(), plain(std::string_view(text).substr(1, 500)));
+}
+
+TEST(PlacedFile, HoldsWhatWasWrittenInPlaces) {
+  const fs::path path = fs::temp_directory_path() / cat("nibble_placed_", ::getpid());
+  Result<PlacedFile> file = PlacedFile::open(path);
+  ASSERT_TRUE(file.ok()) << file.status().message();
+  ASSERT_TRUE(file->resize(300'000).ok());
+  const std::string long_text(200'000, 'x');
+  EXPECT_TRUE(file->write("end", 299'997).ok());
+  EXPECT_TRUE(file->write(long_text, 10).ok());
+  EXPECT_TRUE(file->sync().ok());
+  const auto bytes = [](const std::string& text) {
+    return Bytes::copy_of(text.data(), text.size());
+  };
+  EXPECT_TRUE(*file->holds(bytes(long_text), 10));
+  EXPECT_TRUE(*file->holds(bytes("end"), 299'997));
+  EXPECT_FALSE(*file->holds(bytes(long_text), 11));
+  EXPECT_FALSE(*file->holds(bytes("ends"), 299'997));  // beyond the file
+  fs::remove(path);
+}
+
 }  // namespace
 }  // namespace nibble
