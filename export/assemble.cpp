@@ -11,7 +11,7 @@ namespace nibble {
 namespace {
 
 constexpr const char* kQuantMethods[] = {"compressed-tensors", "gptq", "awq",
-                                         "bitsandbytes", "fp8"};
+                                         "bitsandbytes",       "fp8",  "modelopt"};
 
 std::set<std::string> parameters_of(const Program& program) {
   std::set<std::string> names;

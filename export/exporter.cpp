@@ -226,9 +226,10 @@ Result<const Exporter*> find_exporter(std::string_view name) {
 namespace {
 
 Status missing(const std::string& tensor) {
-  return error(StatusCode::data_loss, "[export] ", tensor,
-               ": every parameter of the program must be in the written files; read back none "
-               "of this name");
+  return error(
+      StatusCode::data_loss, "[export] ", tensor,
+      ": every parameter of the program must be in the written files; read back none "
+      "of this name");
 }
 
 }  // namespace
@@ -237,7 +238,8 @@ Status check_decoded_weight(const Artifact& artifact, const std::string& name,
                             const Decoded& decoded, CodedMatrix& q) {
   const auto packed = artifact.packed.find(name);
   const auto read = decoded.coded.find(name);
-  if (packed == artifact.packed.end() || read == decoded.coded.end()) return missing(name);
+  if (packed == artifact.packed.end() || read == decoded.coded.end())
+    return missing(name);
   NIBBLE_RETURN_IF_ERROR(unpack(packed->second, q));
   std::vector<int32_t> order, order_read;
   if (const auto found = decoded.permutations.find(name);

@@ -118,11 +118,11 @@ Result<Decoded> read_modules(HfCheckpoint checkpoint, const EachWeight& each) {
   }
   Decoded decoded;
   decoded.config_json = checkpoint.config_json();
-  NIBBLE_RETURN_IF_ERROR(checkpoint.read_modules(
-      checkpoint.modules_with(".qweight"), each, decoded,
-      [&](const std::string& module, Decoded& one) {
-        return read_module(checkpoint, module, group, one);
-      }));
+  NIBBLE_RETURN_IF_ERROR(
+      checkpoint.read_modules(checkpoint.modules_with(".qweight"), each, decoded,
+                              [&](const std::string& module, Decoded& one) {
+                                return read_module(checkpoint, module, group, one);
+                              }));
   decoded.floats = checkpoint.rest();
   return decoded;
 }

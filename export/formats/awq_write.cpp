@@ -84,7 +84,8 @@ uint32_t word_of(const int (&values)[8]) {
   return word;
 }
 
-constexpr int64_t kRows = 128, kColumns = 64;  // of a tile: lines of words, lines of codes
+constexpr int64_t kRows = 128,
+                  kColumns = 64;  // of a tile: lines of words, lines of codes
 
 // The words of a tile: its codes come row by row, its words go column by column, each in
 // whole cache lines.
@@ -114,13 +115,15 @@ void put_tile(const CodedMatrix& q, int64_t row, int64_t column, uint32_t* words
     }
   }
   for (int64_t c = 0; c < columns; ++c)
-    std::copy(lines[c], lines[c] + rows / 8, words + (column + c) * (q.rows / 8) + row / 8);
+    std::copy(lines[c], lines[c] + rows / 8,
+              words + (column + c) * (q.rows / 8) + row / 8);
 }
 
 std::map<std::string, Tensor> tensors_of(const std::string& weight,
                                          const CodedMatrix& q) {
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(k * (n / 8))), zeros;
+  std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(k * (n / 8))),
+      zeros;
   for (int64_t r = 0; r < n && !q.codes.empty(); r += kRows) {
     for (int64_t c = 0; c < k; c += kColumns) put_tile(q, r, c, codes.data());
   }

@@ -68,53 +68,53 @@ class BitsAndBytes {
   Result<Decoded> read_int8(Decoded decoded, const EachWeight& each) {
     decoded.ignored["llm_int8_threshold"] =
         "activations that LLM.int8 rounds at run time are floats here";
-    NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
-        checkpoint_.modules_with(".SCB"), each, decoded,
-        [this](const std::string& module, Decoded& one) {
-          return read_int8_weight(module, one);
-        }));
+    NIBBLE_RETURN_IF_ERROR(
+        checkpoint_.read_modules(checkpoint_.modules_with(".SCB"), each, decoded,
+                                 [this](const std::string& module, Decoded& one) {
+                                   return read_int8_weight(module, one);
+                                 }));
     decoded.floats = checkpoint_.rest();
     return decoded;
   }
 
   Status read_int8_weight(const std::string& module, Decoded& decoded) {
-      const std::string weight = module + ".weight";
-      NIBBLE_ASSIGN_OR_RETURN(const Tensor codes,
-                              checkpoint_.take(weight, {DType::i8}, {-1, -1}));
-      CodedMatrix q;
-      q.rows = codes.shape[0];
-      q.cols = codes.shape[1];
-      if (q.rows < 1 || q.cols < 1) {
-        return checkpoint_.damaged(weight, "must hold codes; found ",
-                                   shape_text(codes.shape));
+    const std::string weight = module + ".weight";
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor codes,
+                            checkpoint_.take(weight, {DType::i8}, {-1, -1}));
+    CodedMatrix q;
+    q.rows = codes.shape[0];
+    q.cols = codes.shape[1];
+    if (q.rows < 1 || q.cols < 1) {
+      return checkpoint_.damaged(weight, "must hold codes; found ",
+                                 shape_text(codes.shape));
+    }
+    const auto* bytes = reinterpret_cast<const uint8_t*>(codes.bytes.data());
+    q.codes.assign(bytes, bytes + codes.bytes.size());
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<float> scales,
+                            take_floats(module + ".SCB", q.rows));
+    for (int64_t r = 0; r < q.rows; ++r) {
+      float& scale = scales[static_cast<size_t>(r)];
+      scale /= 127;
+      if (scale != 0) continue;
+      // A row of zeros.
+      scale = 1;
+      std::fill_n(q.codes.begin() + r * q.cols, q.cols, uint8_t{0});
+    }
+    const std::string format = module + ".weight_format";
+    if (checkpoint_.has(format)) {
+      NIBBLE_ASSIGN_OR_RETURN(const Tensor layout,
+                              checkpoint_.take(format, {DType::u8}, {}));
+      if (layout.bytes.data()[0] != std::byte{0}) {
+        return checkpoint_.unsupported(format, "row-major weights (0) are read; found ",
+                                       static_cast<int>(layout.bytes.data()[0]));
       }
-      const auto* bytes = reinterpret_cast<const uint8_t*>(codes.bytes.data());
-      q.codes.assign(bytes, bytes + codes.bytes.size());
-      NIBBLE_ASSIGN_OR_RETURN(std::vector<float> scales,
-                              take_floats(module + ".SCB", q.rows));
-      for (int64_t r = 0; r < q.rows; ++r) {
-        float& scale = scales[static_cast<size_t>(r)];
-        scale /= 127;
-        if (scale != 0) continue;
-        // A row of zeros.
-        scale = 1;
-        std::fill_n(q.codes.begin() + r * q.cols, q.cols, uint8_t{0});
-      }
-      const std::string format = module + ".weight_format";
-      if (checkpoint_.has(format)) {
-        NIBBLE_ASSIGN_OR_RETURN(const Tensor layout,
-                                checkpoint_.take(format, {DType::u8}, {}));
-        if (layout.bytes.data()[0] != std::byte{0}) {
-          return checkpoint_.unsupported(format, "row-major weights (0) are read; found ",
-                                         static_cast<int>(layout.bytes.data()[0]));
-        }
-      }
-      q.scheme.code = Element::int8;
-      q.scheme.scales = {{{Block::Kind::row, 1, 1}, Element::f32, false}};
-      q.scales = {{q.rows, 1, std::move(scales), 0}};
-      decoded.reciprocal_scales.insert(weight);
-      decoded.coded[weight] = std::move(q);
-      return ok_status();
+    }
+    q.scheme.code = Element::int8;
+    q.scheme.scales = {{{Block::Kind::row, 1, 1}, Element::f32, false}};
+    q.scales = {{q.rows, 1, std::move(scales), 0}};
+    decoded.reciprocal_scales.insert(weight);
+    decoded.coded[weight] = std::move(q);
+    return ok_status();
   }
 
   Result<CodedMatrix> read_weight(const std::string& weight, const std::string& type) {
@@ -228,7 +228,8 @@ Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory) {
   return read_bitsandbytes(directory, {});
 }
 
-Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory, const EachWeight& each) {
+Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory,
+                                  const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {

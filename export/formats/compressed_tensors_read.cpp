@@ -490,7 +490,8 @@ Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory) 
   return read_compressed_tensors(directory, {});
 }
 
-Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory, const EachWeight& each) {
+Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory,
+                                        const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {

@@ -241,7 +241,8 @@ class Converter {
         std::vector<uint8_t> codes(q.codes.size());
         const uint8_t* from = q.codes.data();
         uint8_t* to = codes.data();
-        for (size_t i = 0; i < codes.size(); ++i) to[i] = static_cast<uint8_t>(from[i] + lift);
+        for (size_t i = 0; i < codes.size(); ++i)
+          to[i] = static_cast<uint8_t>(from[i] + lift);
         tensors[module + ".weight"] =
             byte_tensor(DType::i8, {q.rows, q.cols}, std::move(codes));
       }
@@ -254,8 +255,7 @@ class Converter {
             byte_tensor(DType::i8, level_shape_of(held, q.scales[0]), zeros);
       }
     } else {
-      tensors[module + ".weight"] =
-          code_tensor(DType::f8_e4m3, {q.rows, q.cols}, q);
+      tensors[module + ".weight"] = code_tensor(DType::f8_e4m3, {q.rows, q.cols}, q);
     }
     add_input(module, artifact_.layers.at(weight), tensors);
     return tensors;
@@ -298,7 +298,8 @@ class Converter {
                    std::map<std::string, Tensor>& tensors) {
     const int bits = element_info(q.scheme.code).bits;
     const int64_t words = stream_words(q.cols, bits);
-    std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(q.rows * words));
+    std::vector<uint32_t> codes(q.codes.empty() ? 0
+                                                : static_cast<size_t>(q.rows * words));
     for (int64_t r = 0; r < q.rows && !q.codes.empty(); ++r) {
       WordStream row(codes.data() + r * words, 1, bits);
       row.put(q.codes.data() + r * q.cols, q.cols, code_lift(q.scheme));

@@ -34,11 +34,11 @@ class Fp8 {
           "activations that a runtime would quantize dynamically are floats here";
     }
     for (const char* suffix : {".weight_scale_inv", ".weight_scale"}) {
-      NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
-          checkpoint_.modules_with(suffix), each, decoded,
-          [&](const std::string& module, Decoded& one) {
-            return read_module(module, suffix, one);
-          }));
+      NIBBLE_RETURN_IF_ERROR(
+          checkpoint_.read_modules(checkpoint_.modules_with(suffix), each, decoded,
+                                   [&](const std::string& module, Decoded& one) {
+                                     return read_module(module, suffix, one);
+                                   }));
     }
     decoded.floats = checkpoint_.rest();
     return decoded;

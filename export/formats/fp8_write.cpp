@@ -69,7 +69,8 @@ Result<std::map<std::string, Tensor>> tensors_of(const std::string& weight,
   return std::map<std::string, Tensor>{
       {weight, code_tensor(DType::f8_e4m3, {q.rows, q.cols}, q)},
       {weight + "_scale_inv",
-       float_tensor(Element::f32, {q.scales[0].rows, q.scales[0].cols}, q.scales[0].values)}};
+       float_tensor(Element::f32, {q.scales[0].rows, q.scales[0].cols},
+                    q.scales[0].values)}};
 }
 
 }  // namespace

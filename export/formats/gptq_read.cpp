@@ -63,7 +63,8 @@ void read_tiles(const Tensor& words, int64_t row, int64_t end, CodedMatrix& q) {
       }
       for (int64_t n = 0; n < rows; ++n) {
         uint8_t* codes = q.codes.data() + (row + n) * q.cols + column;
-        for (int64_t i = 0; i < lines; ++i) put_bytes(spread_4_bits(tile[i][n], 0), codes + 8 * i);
+        for (int64_t i = 0; i < lines; ++i)
+          put_bytes(spread_4_bits(tile[i][n], 0), codes + 8 * i);
       }
     }
   }
@@ -258,7 +259,8 @@ Result<Decoded> read_gptq(const std::filesystem::path& directory) {
   return read_gptq(directory, {});
 }
 
-Result<Decoded> read_gptq(const std::filesystem::path& directory, const EachWeight& each) {
+Result<Decoded> read_gptq(const std::filesystem::path& directory,
+                          const EachWeight& each) {
   NIBBLE_ASSIGN_OR_RETURN(HfCheckpoint checkpoint,
                           HfCheckpoint::open(directory, kFormat));
   try {

@@ -155,8 +155,8 @@ std::string quantization_config(const Artifact& artifact,
   return config.dump(2);
 }
 
-// Codes of 4 bits in their own order: 16 rows side by side fill cache lines of words, which
-// lie across the rows.
+// Codes of 4 bits in their own order: 16 rows side by side fill cache lines of words,
+// which lie across the rows.
 void put_tiles(const CodedMatrix& q, uint32_t* words) {
   constexpr int64_t kRows = 16, kColumns = 64;
   const uint8_t lift = code_lift(q.scheme);
@@ -167,7 +167,8 @@ void put_tiles(const CodedMatrix& q, uint32_t* words) {
       const int64_t lines = std::min(kColumns, q.cols - column) / 8;
       for (int64_t r = 0; r < rows; ++r) {
         const uint8_t* codes = q.codes.data() + (row + r) * q.cols + column;
-        for (int64_t i = 0; i < lines; ++i) tile[i][r] = eight_of_4_bits(codes + 8 * i, lift);
+        for (int64_t i = 0; i < lines; ++i)
+          tile[i][r] = eight_of_4_bits(codes + 8 * i, lift);
       }
       for (int64_t i = 0; i < lines; ++i)
         std::copy(tile[i], tile[i] + rows, words + (column / 8 + i) * q.rows + row);

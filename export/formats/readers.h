@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include "export/huggingface/checkpoint.h"
+#include "export/huggingface/each_weight.h"
 #include "kernels/base/status.h"
 #include "kernels/scheme/decoded.h"
 
@@ -23,5 +23,7 @@ Result<Decoded> read_awq(const std::filesystem::path& directory, const EachWeigh
 Result<Decoded> read_bitsandbytes(const std::filesystem::path& directory,
                                   const EachWeight& each);
 Result<Decoded> read_fp8(const std::filesystem::path& directory, const EachWeight& each);
+Result<Decoded> read_modelopt(const std::filesystem::path& directory,
+                              const EachWeight& each);
 
 }  // namespace nibble

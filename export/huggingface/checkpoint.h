@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "export/huggingface/each_weight.h"
 #include "kernels/base/tensor.h"
 #include "kernels/scheme/decoded.h"
 
@@ -27,10 +28,6 @@ namespace nibble {
 // Of a block's sides: far beyond any tensor, and sums and products of two stay in 64
 // bits.
 inline constexpr int64_t kMostBlock = int64_t{1} << 30;
-
-// Takes each weight as soon as it is decoded, so that they are never all in memory: what it
-// takes out of one.coded nobody else gets. Called from several threads.
-using EachWeight = std::function<Status(const std::string& weight, Decoded& one)>;
 
 class HfCheckpoint {
  public:
@@ -46,16 +43,16 @@ class HfCheckpoint {
   std::vector<std::string> modules_with(const std::string& suffix) const;
   bool has(const std::string& name) const { return tensors_.count(name) > 0; }
 
-  // Takes a tensor of one of these types and of this shape; -1 stands for any size. Each can
-  // be taken once. Safe from several threads.
+  // Takes a tensor of one of these types and of this shape; -1 stands for any size. Each
+  // can be taken once. Safe from several threads.
   Result<Tensor> take(const std::string& name, std::initializer_list<DType> dtypes,
                       const std::vector<int64_t>& shape);
   // What nobody took.
   std::map<std::string, Tensor> rest() const;
 
-  // body decodes one of the modules, several at a time; what it found goes to `each`, where
-  // there is one, and else to decoded. Gives the first module's failure, and throws what
-  // body threw.
+  // body decodes one of the modules, several at a time; what it found goes to `each`,
+  // where there is one, and else to decoded. Gives the first module's failure, and throws
+  // what body threw.
   Status read_modules(
       const std::vector<std::string>& modules, const EachWeight& each, Decoded& decoded,
       const std::function<Status(const std::string& module, Decoded& one)>& body);
@@ -95,7 +92,8 @@ inline uint64_t spread_4_bits(uint32_t word, uint8_t minus) {
   x = (x | x << 16) & 0x0000ffff0000ffff;
   x = (x | x << 8) & 0x00ff00ff00ff00ff;
   x = (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
-  // Every byte has its upper bit set before, so that taking away borrows from no neighbour.
+  // Every byte has its upper bit set before, so that taking away borrows from no
+  // neighbour.
   constexpr uint64_t kUpper = 0x8080808080808080;
   return ((x | kUpper) - minus * uint64_t{0x0101010101010101}) ^ kUpper;
 }

@@ -52,8 +52,8 @@ class DirectoryWriter {
                   AtomicDirectory& files)
       : artifact_(artifact), format_(format), files_(files) {}
 
-  // Everything that a reader needs is there before the weights, which go each to its place,
-  // several at a time: only those that are at work are in memory.
+  // Everything that a reader needs is there before the weights, which go each to its
+  // place, several at a time: only those that are at work are in memory.
   Status write(int64_t shard_bytes) {
     // A weight's tensors stay in one file; the artifact's own size of them decides, which
     // differs from the format's by little.
@@ -130,7 +130,8 @@ class DirectoryWriter {
   // The types and shapes of what a parameter becomes.
   Result<Parts> outline_of(const std::string& name) const {
     const auto packed = artifact_.packed.find(name);
-    if (packed == artifact_.packed.end()) return Parts{{name, artifact_.tensors.at(name)}};
+    if (packed == artifact_.packed.end())
+      return Parts{{name, artifact_.tensors.at(name)}};
     CodedMatrix levels;
     NIBBLE_RETURN_IF_ERROR(unpack_levels(packed->second, levels));
     return format_.tensors_of(name, levels);
@@ -154,8 +155,9 @@ class DirectoryWriter {
           shape->second.dtype != tensor.dtype ||
           shape->second.bytes() != tensor.bytes.size()) {
         return error(StatusCode::internal, "[", format_.name, "] ", part,
-                     ": must be as it was announced; found ", dtype_name(tensor.dtype), " ",
-                     shape_text(tensor.shape), " in ", tensor.bytes.size(), " bytes");
+                     ": must be as it was announced; found ", dtype_name(tensor.dtype),
+                     " ", shape_text(tensor.shape), " in ", tensor.bytes.size(),
+                     " bytes");
       }
       NIBBLE_RETURN_IF_ERROR(
           target.file.write(tensor.bytes, target.layout.offsets.at(part)));
@@ -347,9 +349,9 @@ Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t>
 }
 
 Tensor code_tensor(DType dtype, std::vector<int64_t> shape, const CodedMatrix& q) {
-  return {dtype, std::move(shape),
-          Bytes(nullptr, reinterpret_cast<const std::byte*>(q.codes.data()),
-                q.codes.size())};
+  return {
+      dtype, std::move(shape),
+      Bytes(nullptr, reinterpret_cast<const std::byte*>(q.codes.data()), q.codes.size())};
 }
 
 Tensor float_tensor(Element element, std::vector<int64_t> shape,

@@ -15,7 +15,7 @@
 #include <string>
 
 #include "export/exporter.h"
-#include "export/huggingface/checkpoint.h"
+#include "export/huggingface/each_weight.h"
 
 namespace nibble {
 
@@ -23,8 +23,9 @@ struct QuantizedFormat {
   const char* name;                                // of the exporter, for messages
   std::string quantization_config;                 // JSON text
   std::map<std::string, std::string> extra_files;  // name -> contents
-  // The tensors of one weight, by their names in the checkpoint. Where q has no codes yet,
-  // those of codes have their types and shapes alone. May point into q. Called from several threads.
+  // The tensors of one weight, by their names in the checkpoint. Where q has no codes
+  // yet, those of codes have their types and shapes alone. May point into q. Called from
+  // several threads.
   std::function<Result<std::map<std::string, Tensor>>(const std::string& weight,
                                                       const CodedMatrix& q)>
       tensors_of;

@@ -49,8 +49,8 @@ const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
   }
 }
 
-// The codes of a layer, one a byte, some rows at a time through one small buffer: each must
-// stand for a number.
+// The codes of a layer, one a byte, some rows at a time through one small buffer: each
+// must stand for a number.
 class CodePieces {
  public:
   explicit CodePieces(const PackedTensor& packed)
@@ -62,7 +62,8 @@ class CodePieces {
     const int64_t rows = std::min(step_, packed_.rows - row_);
     NIBBLE_RETURN_IF_ERROR(unpack_rows(packed_, row_, rows, codes_.data()));
     row_ += rows;
-    return std::span<const uint8_t>(codes_.data(), static_cast<size_t>(rows * packed_.cols));
+    return std::span<const uint8_t>(codes_.data(),
+                                    static_cast<size_t>(rows * packed_.cols));
   }
 
  private:
@@ -220,8 +221,8 @@ struct ArtifactWriter::Implementation {
 
   Status check_float(const std::string& name, const Tensor& tensor) const {
     const auto found = stored.find(name);
-    if (found == stored.end() || (found->second.dtype == tensor.dtype &&
-                                  found->second.shape == tensor.shape)) {
+    if (found == stored.end() ||
+        (found->second.dtype == tensor.dtype && found->second.shape == tensor.shape)) {
       return ok_status();
     }
     return error(StatusCode::invalid_argument, "[artifact] ", name,
@@ -356,7 +357,8 @@ struct ArtifactWriter::Implementation {
         return;
       }
       const auto found = read.tensors.find(order[at - 1]);
-      if (found != read.tensors.end()) same[at] = holds(file, order[at - 1], found->second);
+      if (found != read.tensors.end())
+        same[at] = holds(file, order[at - 1], found->second);
     });
     manifest.files[file.name] = whole;
     NIBBLE_RETURN_IF_ERROR(check_cancelled("artifact"));
@@ -379,7 +381,8 @@ struct ArtifactWriter::Implementation {
   // --- everything at once, from memory
 
   // The checksum of a file and of each of its tensors, from the tensors in memory.
-  void hash_file(WeightFile& file, const std::map<std::string, std::string*>& into) const {
+  void hash_file(WeightFile& file,
+                 const std::map<std::string, std::string*>& into) const {
     Sha256 whole;
     whole.update(file.layout.head.data(), file.layout.head.size());
     for (const std::string& name : file.layout.order) {
@@ -388,7 +391,8 @@ struct ArtifactWriter::Implementation {
         constexpr size_t kChunk = size_t{16} << 10;  // twice from the nearest cache
         for (size_t done = 0; done < piece.size(); done += kChunk) {
           const std::byte* data = piece.data() + done;
-          Sha256::update_both(whole, data, own, data, std::min(kChunk, piece.size() - done));
+          Sha256::update_both(whole, data, own, data,
+                              std::min(kChunk, piece.size() - done));
         }
         return check_cancelled("artifact");
       });

@@ -229,8 +229,8 @@ Result<bool> PlacedFile::holds(const Bytes& bytes, uint64_t at) const {
       const ssize_t n = ::pread(descriptor_, found.get(), size, static_cast<off_t>(at));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return os_error(path_, "read back", errno);
-      same = n > 0 && std::memcmp(found.get(), piece.data() + done,
-                                  static_cast<size_t>(n)) == 0;
+      same = n > 0 &&
+             std::memcmp(found.get(), piece.data() + done, static_cast<size_t>(n)) == 0;
       done += static_cast<size_t>(n);
       at += static_cast<uint64_t>(n);
     }
@@ -246,8 +246,9 @@ Status PlacedFile::resize(uint64_t bytes) {
 }
 
 Status PlacedFile::sync() {  // EINVAL: a file system that has nothing to sync
-  return ::fdatasync(descriptor_) == 0 || errno == EINVAL ? ok_status()
-                                                          : os_error(path_, "sync", errno);
+  return ::fdatasync(descriptor_) == 0 || errno == EINVAL
+             ? ok_status()
+             : os_error(path_, "sync", errno);
 }
 
 Status write_file_atomically(const fs::path& path, std::string_view contents) {

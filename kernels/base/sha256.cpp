@@ -77,8 +77,8 @@ NIBBLE_SHA inline void store_states(const Lanes<N>& lanes, uint32_t* const (&sta
 
 // Section 6.2.2 for N hashes, four of the 64 rounds at a time.
 template <int N>
-NIBBLE_SHA void sha_blocks(uint32_t* const (&states)[N], const std::byte* const (&data)[N],
-                           size_t blocks) {
+NIBBLE_SHA void sha_blocks(uint32_t* const (&states)[N],
+                           const std::byte* const (&data)[N], size_t blocks) {
   const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
   Lanes<N> now;
   load_states(now, states);
@@ -102,8 +102,8 @@ NIBBLE_SHA void sha_blocks(uint32_t* const (&states)[N], const std::byte* const 
         }
         const __m128i sum = _mm_add_epi32(w, constants);
         now.cdgh[i] = _mm_sha256rnds2_epu32(now.cdgh[i], now.abef[i], sum);
-        now.abef[i] = _mm_sha256rnds2_epu32(now.abef[i], now.cdgh[i],
-                                            _mm_shuffle_epi32(sum, 0x0e));
+        now.abef[i] =
+            _mm_sha256rnds2_epu32(now.abef[i], now.cdgh[i], _mm_shuffle_epi32(sum, 0x0e));
       }
     }
     for (int i = 0; i < N; ++i) {

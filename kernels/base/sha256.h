@@ -4,8 +4,8 @@
 // "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad". A Sha256 object is
 // used by one thread.
 //
-// A CPU's SHA instructions wait for each other within one hash: update_both takes two hashes
-// through them side by side, in little more time than one.
+// A CPU's SHA instructions wait for each other within one hash: update_both takes two
+// hashes through them side by side, in little more time than one.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,8 @@ std::string sha256_hex(std::string_view bytes);
 // The same over bytes that arrive in pieces.
 class Sha256 {
  public:
-  // by_cpu: with the SHA instructions of this CPU where it has them; else, and without them,
-  // OpenSSL computes.
+  // by_cpu: with the SHA instructions of this CPU where it has them; else, and without
+  // them, OpenSSL computes.
   explicit Sha256(bool by_cpu = true);
   ~Sha256();
   Sha256(const Sha256&) = delete;
@@ -37,8 +37,8 @@ class Sha256 {
 
   void* context_ = nullptr;  // EVP_MD_CTX of OpenSSL; null: what follows
   uint32_t state_[8];
-  std::byte rest_[64];     // of a block that is not full
-  uint64_t total_ = 0;     // bytes so far
+  std::byte rest_[64];  // of a block that is not full
+  uint64_t total_ = 0;  // bytes so far
 };
 
 }  // namespace nibble

@@ -261,8 +261,8 @@ Status unpack_rows(const PackedTensor& packed, const CodeBytes& code, int64_t fi
     if (code.are_valid(row, packed.cols)) continue;
     const auto bad =
         std::find_if(row, row + packed.cols, [&](uint8_t b) { return !code.valid[b]; });
-    return error(StatusCode::data_loss, where(packed), ": row ", r, ", column ", bad - row,
-                 ": a code of ", element_info(packed.scheme.code).text,
+    return error(StatusCode::data_loss, where(packed), ": row ", r, ", column ",
+                 bad - row, ": a code of ", element_info(packed.scheme.code).text,
                  " is needed; found byte ", static_cast<int>(*bad),
                  ", which stands for no number; the data is damaged");
   }
@@ -411,7 +411,8 @@ Status unpack(const PackedTensor& packed, CodedMatrix& q) {
   return ok_status();
 }
 
-Status unpack_rows(const PackedTensor& packed, int64_t first, int64_t rows, uint8_t* codes) {
+Status unpack_rows(const PackedTensor& packed, int64_t first, int64_t rows,
+                   uint8_t* codes) {
   return unpack_rows(packed, CodeBytes(packed.scheme), first, rows, codes);
 }
 

@@ -46,11 +46,13 @@ int64_t packed_level_bytes(const ScaleLevel& level, int64_t rows, int64_t cols);
 
 Result<PackedTensor> pack(const CodedMatrix& q, std::vector<int64_t> shape);
 Result<CodedMatrix> unpack(const PackedTensor& packed);
-// The same into a matrix that is there, whose memory is used again; and without its codes.
+// The same into a matrix that is there, whose memory is used again; and without its
+// codes.
 Status unpack(const PackedTensor& packed, CodedMatrix& q);
 Status unpack_levels(const PackedTensor& packed, CodedMatrix& q);
 // unpack's codes of the rows [first, first + rows), of a tensor whose sizes are sound.
-Status unpack_rows(const PackedTensor& packed, int64_t first, int64_t rows, uint8_t* codes);
+Status unpack_rows(const PackedTensor& packed, int64_t first, int64_t rows,
+                   uint8_t* codes);
 // Checks every size against scheme, rows and cols: call it on anything read from a file.
 Status check_packed(const PackedTensor& packed);
 

@@ -50,10 +50,11 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       "gguf: quantize by ggml's rule to Q4_0, Q8_0, Q4_K, Q6_K ... what no block type "
       "holds exactly and the float layers of blocks; with a pattern, the layers it "
       "matches (may be repeated)");
-  line.integer("shard-bytes",
-               "hf, compressed-tensors, gptq, awq, bitsandbytes, fp8: weights beyond this go "
-               "to several files with an index",
-               kShardBytes, 1);
+  line.integer(
+      "shard-bytes",
+      "hf, compressed-tensors, gptq, awq, bitsandbytes, fp8, modelopt: weights beyond "
+      "this go to several files with an index",
+      kShardBytes, 1);
   line.flag("float-embeddings",
             "the same formats but hf: quantized embeddings become the floats they stand for");
   line.integer("gptq-version",

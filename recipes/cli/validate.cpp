@@ -219,13 +219,19 @@ Status run_validate_verb(const std::vector<std::string>& arguments) {
       "validate ARTIFACT [--reference MODEL]",
       "Reads an artifact back with a decoder of its own, compares every code and "
       "scale, runs its layers on\nevery kernel of this machine; with a reference, "
-      "compares the outputs. Exit code 7 when a check fails.\n\nA directory that export wrote "
-      "(compressed-tensors, gptq, awq, bitsandbytes, fp8) is read and checked likewise, and\nwhat "
-      "its format does not let be proven is said. With the artifact as --reference, every code "
-      "and scale\nis held against the artifact's.\n\n--attestation re-checks proof.json: the "
-      "checksums of files, codes and scales, the outputs on a fixed\ninput, that the figures "
-      "follow from their values a sequence; with the data (--text, --dataset) and the\nfloat "
-      "model (--reference) the figures themselves. Checksums are no signature: compare the "
+      "compares the outputs. Exit code 7 when a check fails.\n\nA directory that export "
+      "wrote "
+      "(compressed-tensors, gptq, awq, bitsandbytes, fp8,\n"
+      "modelopt) is read and checked likewise, and what its format does not let be "
+      "proven is "
+      "said. With the\nartifact as --reference, every code and scale is held against the "
+      "artifact's.\n\n--attestation re-checks proof.json: the "
+      "checksums of files, codes and scales, the outputs on a fixed\ninput, that the "
+      "figures "
+      "follow from their values a sequence; with the data (--text, --dataset) and "
+      "the\nfloat "
+      "model (--reference) the figures themselves. Checksums are no signature: compare "
+      "the "
       "SHA-256 of\nproof.json with one from a place that you trust.");
   line.positional("ARTIFACT");
   line.text("reference", "MODEL",

@@ -215,8 +215,8 @@ int main(int count, char** arguments) {
       fs::remove_all(plainly);
     }
     std::printf("%-20s %-30s %8.0f %10.2f %10.2f %10.2f %7.2f\n", row.format, row.scheme,
-                static_cast<double>(plain.bytes) / 1e6, median(exported), median(computed),
-                median(written), median(written) / median(exported));
+                static_cast<double>(plain.bytes) / 1e6, median(exported),
+                median(computed), median(written), median(written) / median(exported));
     std::fflush(stdout);
   }
   return 0;

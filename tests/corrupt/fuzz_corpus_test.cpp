@@ -123,6 +123,11 @@ Seeds seeds_of(const std::string& reader) {
             {"wide", exported("fp8", model("e4m3/b8x32@f32", 1))},
             {"bf16", exported("fp8", model("e4m3/b16x16@bf16", 16))}};
   }
+  if (reader == "modelopt") {
+    return {{"fp8", exported("modelopt", model("e4m3/t@f32", 1, "e4m3/t@f32"))},
+            {"square", exported("modelopt", model("e4m3/t@f32", 16, "e4m3/t@f32"))},
+            {"nvfp4", exported("modelopt", model("e2m1/g16@e4m3/t@f32", 16))}};
+  }
   if (reader == "nibble") {
     return {{"int4", exported("nibble", model("int4/g16@f16", 1))},
             {"q4_k", exported("nibble",

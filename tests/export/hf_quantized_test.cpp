@@ -88,6 +88,15 @@ TEST_F(HfQuantized, GptqRoundTrips) {
       "gptq", {.schemes = schemes, .multiple = 32, .permuted = true, .share = 40});
 }
 
+// Rows and columns that fill no tile of 16 x 64, 4 bits.
+TEST_F(HfQuantized, OddSizesRoundTrip) {
+  sample::expect_round_trips(
+      "gptq",
+      {.schemes = {"int4/r@f16", "uint4/g8@f16+z/g8@uint4"}, .multiple = 8, .share = 20});
+  sample::expect_round_trips(
+      "gptq", {.schemes = {"int4/g8@f16"}, .multiple = 8, .permuted = true, .share = 10});
+}
+
 TEST_F(HfQuantized, AwqRoundTrips) {
   sample::expect_round_trips("awq",
                              {.schemes = {"int4/g16@f16", "uint4/g16@f16+z/g16@uint4"},

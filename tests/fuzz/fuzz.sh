@@ -28,7 +28,7 @@ flags=(-std=c++20 -I. -O1 -g1 -ffp-contract=off -fsanitize=address,undefined,fuz
 sources=(kernels/base/*.cpp kernels/scheme/*.cpp kernels/packing/*.cpp kernels/artifact/*.cpp
   kernels/tokenizer/*.cpp kernels/program/*.cpp kernels/ops/rope/*.cpp export/ggml/*.cpp
   export/gguf/*.cpp export/huggingface/checkpoint.cpp export/formats/gguf_metadata.cpp
-  export/formats/{nibble,compressed_tensors,gptq,awq,bitsandbytes,fp8}_read.cpp)
+  export/formats/{nibble,compressed_tensors,gptq,awq,bitsandbytes,fp8,modelopt}_read.cpp)
 # load_model and gguf reach for the writers; the fuzzed readers do not.
 for source in recipes/models/*.cpp; do
   [[ $source == */load_model.cpp || $source == */gguf.cpp ]] || sources+=("$source")

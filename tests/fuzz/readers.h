@@ -1,13 +1,14 @@
-// The whole way of somebody's bytes through each reader: what fuzz.sh gives to libFuzzer, and
-// what replays the corpora (corrupt/fuzz_corpus_test.cpp).
+// The whole way of somebody's bytes through each reader: what fuzz.sh gives to libFuzzer,
+// and what replays the corpora (corrupt/fuzz_corpus_test.cpp).
 //
-// An input is one file, or several one after the other: a part's size in 4 bytes, little-endian
-// and at most what is left, then the part; the last part is what remains.
+// An input is one file, or several one after the other: a part's size in 4 bytes,
+// little-endian and at most what is left, then the part; the last part is what remains.
 //
 //   gguf            the file
 //   safetensors     model.safetensors.index.json (may be empty), the shard
-//   compressed_tensors, gptq, awq, bitsandbytes, fp8    config.json, model.safetensors
-//   nibble          manifest.json, config.json, model.safetensors; checksums are made right, so
+//   compressed_tensors, gptq, awq, bitsandbytes, fp8, modelopt    config.json,
+//   model.safetensors nibble          manifest.json, config.json, model.safetensors;
+//   checksums are made right, so
 //                   that what lies behind them is reached
 //   config          config.json, by every architecture
 //   tokenizer       a byte for the kind, the file, and of vocab.json merges.txt after it
@@ -211,6 +212,7 @@ inline const std::vector<Reader>& readers() {
       {"awq", quantized_directory<read_awq>},
       {"bitsandbytes", quantized_directory<read_bitsandbytes>},
       {"fp8", quantized_directory<read_fp8>},
+      {"modelopt", quantized_directory<read_modelopt>},
       {"nibble", nibble},
       {"config", config},
       {"tokenizer", tokenizer}};

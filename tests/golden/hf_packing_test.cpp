@@ -3,6 +3,7 @@
 // readers find those codes in the tools' own bytes. The data lie beside the checkout.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
@@ -325,6 +326,70 @@ TEST_F(HfPacking, BitsandbytesPlainAndNested) {
       EXPECT_EQ(own.scales[0].values, theirs);
     }
   }
+}
+
+// int8_fp8.safetensors: make_int8_fp8.py. Our codes are theirs, our bytes are theirs, and
+// what is read means what they say it means.
+class Int8Fp8 : public HfPacking {
+ protected:
+  void SetUp() override {
+    tensors_ = take(read_safetensors(fs::path(NIBBLE_SOURCE_DIR) /
+                                     "tests/golden/int8_fp8.safetensors"))
+                   .tensors;
+    directory_ = sample::fresh_directory("golden");
+  }
+  // What the levels make of weight is codes; what they stand for is values, within
+  // `allowed` floats.
+  void expect_golden(CodedMatrix& q, const std::string& key, float allowed) {
+    const std::vector<float> weight = floats(key + ".weight");
+    const MatrixView<const float> view(weight.data(), q.rows, q.cols);
+    ASSERT_TRUE(quantize(view, q).ok());
+    EXPECT_EQ(q.codes, bytes(key + ".codes"));
+    const std::vector<float> required = floats(key + ".values");
+    std::vector<float> found(required.size());
+    ASSERT_TRUE(dequantize(q, MatrixView<float>(found.data(), q.rows, q.cols)).ok());
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_NEAR(found[i], required[i], allowed * std::abs(required[i])) << i;
+  }
+};
+
+TEST_F(Int8Fp8, LlmInt8OfBitsandbytes) {
+  const std::vector<float> scb = floats("int8.SCB");
+  CodedMatrix q;
+  q.scheme = take(parse_scheme("int8/r@f32"));
+  q.rows = tensor("int8.codes").shape[0];
+  q.cols = tensor("int8.codes").shape[1];
+  q.scales = {{q.rows, 1, {}, 0}};
+  // A row of zeros has scale 0 there and 1 here.
+  for (const float absmax : scb)
+    q.scales[0].values.push_back(absmax > 0 ? absmax / 127 : 1);
+  expect_golden(q, "int8", 3e-7f);  // they multiply by the constant 1 / 127
+  const auto stored = written("bitsandbytes", q);
+  expect_same(stored.at("fc.weight"), "int8.codes");
+  const std::vector<float> ours = take(to_float(stored.at("fc.SCB")));
+  for (size_t r = 0; r < scb.size(); ++r) {
+    if (scb[r] > 0) EXPECT_FLOAT_EQ(ours[r], scb[r]) << r;
+  }
+  EXPECT_EQ(read_with("bitsandbytes", stored,
+                      {{"fc.weight", "int8.codes"}, {"fc.SCB", "int8.SCB"}}),
+            q);
+}
+
+TEST_F(Int8Fp8, BlockFp8OfTorch) {
+  const std::vector<float> weight = floats("fp8.weight");
+  const int64_t rows = tensor("fp8.weight").shape[0],
+                cols = tensor("fp8.weight").shape[1];
+  const MatrixView<const float> view(weight.data(), rows, cols);
+  CodedMatrix q = take(choose_scales(view, take(parse_scheme("e4m3/b16x32@f32")), {}));
+  EXPECT_EQ(q.scales[0].values, floats("fp8.weight_scale_inv"));
+  expect_golden(q, "fp8", 0);
+  const auto stored = written("fp8", q);
+  expect_same(stored.at("fc.weight"), "fp8.codes");
+  expect_same(stored.at("fc.weight_scale_inv"), "fp8.weight_scale_inv");
+  EXPECT_EQ(read_with("fp8", stored,
+                      {{"fc.weight", "fp8.codes"},
+                       {"fc.weight_scale_inv", "fp8.weight_scale_inv"}}),
+            q);
 }
 
 }  // namespace

@@ -164,7 +164,7 @@ TEST_F(CliFormats, AnotherToolsMethodIsRefusedByName) {
     EXPECT_EQ(
         last_line(outcome, directory_),
         "nibble: [models] config.json: quant_method must be one of compressed-tensors, "
-        "gptq, awq, bitsandbytes, fp8; found `hqq`; give the float checkpoint");
+        "gptq, awq, bitsandbytes, fp8, modelopt; found `hqq`; give the float checkpoint");
   }
 }
 
