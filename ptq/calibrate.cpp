@@ -9,6 +9,7 @@
 #include "kernels/program/layers.h"
 #include "kernels/program/moves_codes.h"
 #include "ptq/allocate.h"
+#include "ptq/calibration/bias_correction.h"
 #include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sensitivity.h"
@@ -621,6 +622,7 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   LayerSolver solver(result, progress);
   solver.solve_without_inputs();
   if (solves_with_inputs) solver.solve_with_inputs(data);
+  if (plan.bias_correction > 0) correct_biases(result, to_torch(data.images));
   for (const auto& [tensor, note] : notes) {
     std::string& text = result.accounts[tensor].note;
     text = text.empty() ? note : cat(note, "; ", text);

@@ -232,6 +232,10 @@ const LayerPlan* Plan::find(const std::string& tensor) const {
 
 Status check_plan(const Plan& plan, const Program& program) {
   NIBBLE_RETURN_IF_ERROR(check_options(plan));
+  if (plan.bias_correction > 0 && plan.activations.empty()) {
+    return refuse("bias_correction: static activations are required, as w8a8-static has; "
+                  "found none; leave it out");
+  }
   std::set<std::string> planned;
   const std::vector<Layer> layers = layers_of(program);
   std::map<std::string, const Layer*> by_name;

@@ -59,6 +59,8 @@ struct Plan {
   // Values that get an activation scheme (static: scale found by calibration), by name.
   std::map<std::string, ActivationScheme> activations;
   std::string observer = "minmax";  // a row of observers.inc: minmax, mse
+  // Images whose mean error is taken out of the biases (calibration/bias_correction.h).
+  int64_t bias_correction = 0;
   // Edits of the float model before anything is solved, in this order: rows of
   // ptq/methods/transforms.inc ("awq", "smoothquant").
   std::vector<std::string> transforms;

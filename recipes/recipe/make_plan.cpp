@@ -252,6 +252,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   }
   Plan plan;
   plan.observer = recipe.observer;
+  plan.bias_correction = recipe.bias_correction;
   plan.gptq = recipe.gptq;
   plan.autoround = recipe.autoround;
   if (recipe.is_mixed()) {

@@ -65,6 +65,7 @@ struct Recipe {
   std::string signed_activation = kSignedActivation,
               unsigned_activation = kUnsignedActivation;
   std::string observer = "minmax";
+  int64_t bias_correction = 0;  // images; 0: none
   int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
   int64_t minimum_tokens_per_expert = Plan::kFewTokens;
 

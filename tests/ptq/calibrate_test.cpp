@@ -7,7 +7,9 @@
 #include <cmath>
 
 #include "kernels/base/parallel.h"
+#include "kernels/packing/packed_tensor.h"
 #include "ptq/error.h"
+#include "ptq/module/exact_module.h"
 #include "tests/ptq/calibration_cases.h"
 #include "tests/ptq/small_models.h"
 
@@ -227,6 +229,65 @@ TEST(CalibrateActivations, TheMseObserverCutsTheRange) {
     cut += activation.scale < minmax.activations.at(value).scale;
   }
   EXPECT_GT(cut, 0);
+}
+
+// --- bias correction
+
+TEST(CorrectBiases, TheMeanOfEveryLogitIsTheFloatNetsOnTheImagesThatItSaw) {
+  CnnCase c = cnn_case();
+  for (LayerPlan& layer : c.plan.layers) {
+    layer.scheme.weight = parse_scheme("int3/r@f32").value();
+  }
+  c.plan.layers[1].scheme.input =
+      ActivationScheme{.scheme = parse_scheme("uint4/t@f32").value()};
+  const CalibrationData data = images(40, 3);
+  const Calibrated plain = calibrate(c.model, c.plan, data, {});
+  c.plan.bias_correction = 24;
+  const Calibrated corrected = calibrate(c.model, c.plan, data, {});
+
+  const at::NoGradGuard no_gradients;
+  const at::Tensor seen = to_torch(data.images).narrow(0, 0, 24);
+  ProgramModule module(*c.model);
+  module->eval();
+  const at::Tensor mean = module->forward(seen).mean(0);
+  const auto distance = [&](const Calibrated& calibrated) {
+    return run_exact(freeze(calibrated, {}), seen, {}).mean(0).sub(mean).abs().max()
+        .item<float>();
+  };
+  // A bias is an integer of its layer's scales: half of that remains.
+  EXPECT_LT(distance(corrected), 0.002f);
+  EXPECT_GT(distance(plain), 0.02f);
+}
+
+TEST(CorrectBiases, MovesBiasesAloneAndTheLedgerSaysSo) {
+  CnnCase c = cnn_case();
+  const Calibrated plain = calibrate(c.model, c.plan, images(40, 3), {});
+  c.plan.bias_correction = 8;
+  const Artifact frozen = freeze(calibrate(c.model, c.plan, images(40, 3), {}), {});
+  const Artifact before = freeze(plain, {});
+  for (const auto& [name, packed] : before.packed) {
+    EXPECT_EQ(unpack(frozen.packed.at(name))->codes, unpack(packed)->codes) << name;
+  }
+  int moved = 0;
+  for (const LedgerEntry& entry : frozen.ledger.entries) {
+    const bool noted =
+        entry.note == "corrected by its layer's mean error over 8 images";
+    if (frozen.tensors.count(entry.tensor) == 0 || entry.method == "folded") continue;
+    EXPECT_EQ(noted, *to_float(frozen.tensors.at(entry.tensor)) !=
+                         *to_float(before.tensors.at(entry.tensor)))
+        << entry.tensor;
+    moved += noted;
+  }
+  EXPECT_EQ(moved, static_cast<int>(c.plan.layers.size()));
+}
+
+TEST(CorrectBiases, IsForStaticActivations) {
+  CnnCase c = cnn_case();
+  c.plan.activations.clear();
+  c.plan.bias_correction = 8;
+  EXPECT_EQ(failure_of(*c.model, c.plan, images(40, 3), StatusCode::invalid_argument),
+            "[plan] bias_correction: static activations are required, as w8a8-static has; "
+            "found none; leave it out");
 }
 
 TEST(CalibrateActivations, NeedDataAndFiniteValues) {

@@ -1,0 +1,159 @@
+#include "ptq/calibration/bias_correction.h"
+
+#include <ATen/ATen.h>
+
+#include "ptq/error.h"
+#include "ptq/module/program_module.h"
+#include "ptq/module/torch_ops.h"
+
+namespace nibble {
+namespace {
+
+using torch::Tensor;
+using Values = std::map<std::string, Tensor>;
+
+class Correction {
+ public:
+  explicit Correction(Calibrated& calibrated)
+      : calibrated_(calibrated),
+        model_(std::make_shared<Artifact>(*calibrated.model)),
+        program_(model_->program) {
+    for (size_t i = 0; i < program_.nodes.size(); ++i) {
+      for (const std::string& input : program_.nodes[i].inputs) last_reader_[input] = i;
+    }
+  }
+
+  void run(const Tensor& images) {
+    images_ = images.size(0);
+    const std::string& input = program_.inputs[0].name;
+    float_values_[input] = images;
+    values_[input] = rounded(input, images);
+    for (size_t i = 0; i < program_.nodes.size(); ++i) {
+      run_node(program_.nodes[i]);
+      for (const std::string& name : program_.nodes[i].inputs) {
+        if (last_reader_.at(name) != i) continue;
+        float_values_.erase(name);
+        values_.erase(name);
+      }
+    }
+    calibrated_.model = model_;
+  }
+
+ private:
+  void run_node(const Node& node) {
+    const TorchOp* op = find_torch_op(node.op);
+    if (op == nullptr) {
+      throw Error(error(StatusCode::unsupported, "[bias_correction] ", node.name,
+                        ": an op that LibTorch runs was required; found ", node.op));
+    }
+    std::map<std::string, Tensor> parameters, quantized;
+    for (const auto& [role, name] : node.parameters) {
+      parameters[role] = to_torch(calibrated_.model->tensors.at(name));
+      quantized[role] = weight(name, parameters[role]);
+    }
+    const std::string& value = node.outputs[0];
+    const Tensor x = own_input(node);
+    const Tensor y = op->run({.node = node, .inputs = inputs(node, float_values_),
+                              .parameters = parameters});
+    std::vector<Tensor> read = inputs(node, values_);
+    read[0] = x;
+    const bool layer = node.op == "conv2d" || node.op == "linear";
+    const bool corrects = layer && !node.parameter("bias").empty();
+    if (corrects) quantized.erase("bias");
+    Tensor z = op->run({.node = node, .inputs = read, .parameters = quantized});
+    if (corrects) z = z + corrected(node, y, z);
+    float_values_[value] = y;
+    values_[value] = rounded(value, z);
+  }
+
+  // The bias that makes z, the products alone, as large in the mean as y; as the integers
+  // hold it.
+  Tensor corrected(const Node& node, const Tensor& y, const Tensor& z) {
+    std::vector<int64_t> axes;
+    const int64_t channel = y.dim() == 4 ? 1 : y.dim() - 1;
+    for (int64_t d = 0; d < y.dim(); ++d) {
+      if (d != channel) axes.push_back(d);
+    }
+    Tensor bias = (y.to(at::kDouble) - z.to(at::kDouble)).mean(axes);
+    const std::string& name = node.parameter("bias");
+    model_->tensors[name] = from_torch(bias.to(at::kFloat));
+    calibrated_.accounts[name].note =
+        cat("corrected by its layer's mean error over ", images_, " images");
+    if (const Tensor step = bias_step(node); step.defined()) {
+      bias = bias.div(step).round().mul(step);
+    }
+    bias = bias.to(at::kFloat);
+    return y.dim() == 4 ? bias.view({1, -1, 1, 1}) : bias;
+  }
+
+  // s_x s_w of each channel (kernels/runtime/integer_node.h); undefined: no integer path.
+  Tensor bias_step(const Node& node) const {
+    const auto own = calibrated_.layer_inputs.find(node.name);
+    const auto value = calibrated_.activations.find(node.inputs[0]);
+    const auto codes = calibrated_.weights.find(node.parameter("weight"));
+    const bool reads_codes =
+        own != calibrated_.layer_inputs.end() || value != calibrated_.activations.end();
+    if (!reads_codes || codes == calibrated_.weights.end()) return {};
+    const CodedMatrix& q = codes->second;
+    const auto count = static_cast<int64_t>(q.scales.empty() ? 0 : q.scales[0].values.size());
+    if (q.scales.size() != 1 || (count != 1 && count != q.rows)) return {};
+    const float scale =
+        own != calibrated_.layer_inputs.end() ? own->second.scale : value->second.scale;
+    return at::tensor(q.scales[0].values, at::kFloat).mul(scale).to(at::kDouble);
+  }
+
+  Tensor weight(const std::string& name, const Tensor& as_float) const {
+    const LayerPlan* layer = calibrated_.plan.find(name);
+    if (layer == nullptr || layer->method == "float") return as_float;
+    const auto codes = calibrated_.weights.find(name);
+    if (codes == calibrated_.weights.end()) {
+      throw Error(error(StatusCode::failed_precondition, "[bias_correction] ", name,
+                        ": codes were required; found none; solve the layers first"));
+    }
+    const CodedMatrix& q = codes->second;
+    Tensor made = at::empty({q.rows, q.cols}, at::kFloat);
+    throw_if_error(dequantize(q, MatrixView<float>(made.data_ptr<float>(), q.rows, q.cols)));
+    return made.view(as_float.sizes());
+  }
+
+  Tensor own_input(const Node& node) const {
+    const Tensor& x = values_.at(node.inputs[0]);
+    const auto own = calibrated_.layer_inputs.find(node.name);
+    return own == calibrated_.layer_inputs.end() ? x : through_codes(own->second, x);
+  }
+
+  Tensor rounded(const std::string& value, const Tensor& x) const {
+    const auto found = calibrated_.activations.find(value);
+    return found == calibrated_.activations.end() ? x : through_codes(found->second, x);
+  }
+
+  static Tensor through_codes(const ActivationScheme& scheme, const Tensor& x) {
+    return x.div(scheme.scale)
+        .round()
+        .clamp(code_lowest(scheme.scheme), code_highest(scheme.scheme))
+        .mul(scheme.scale);
+  }
+
+  static std::vector<Tensor> inputs(const Node& node, const Values& values) {
+    std::vector<Tensor> found;
+    for (const std::string& name : node.inputs) found.push_back(values.at(name));
+    return found;
+  }
+
+  Calibrated& calibrated_;
+  std::shared_ptr<Artifact> model_;
+  const Program& program_;
+  std::map<std::string, size_t> last_reader_;
+  Values float_values_, values_;
+  int64_t images_ = 0;
+};
+
+}  // namespace
+
+void correct_biases(Calibrated& calibrated, const torch::Tensor& images) {
+  const at::NoGradGuard no_gradients;
+  const int64_t count = std::min(calibrated.plan.bias_correction, images.size(0));
+  Correction(calibrated).run(images.narrow(0, 0, count));
+}
+
+}  // namespace nibble

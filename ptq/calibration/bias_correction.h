@@ -1,0 +1,26 @@
+// Takes the mean error of each channel out of the biases of a net with static activations:
+//
+//   b[c] += mean over images and positions of (y[c] - y~[c])
+//
+// y is a layer's output in the float net, y~ in the net as it is quantized, and corrected,
+// up to it: weights of their codes, values, layers' inputs and biases rounded to theirs (Nagel et
+// al., arXiv 1906.04721, sec. 4.2, from data; in the order of the program). Rounding a
+// weight moves a channel's mean by as much as its inputs' means, which after a ReLU are
+// far from 0.
+//
+//   images  f32 [n, c, h, w], preprocessed; the first plan.bias_correction of them
+//
+// calibrated.model becomes a copy with f32 biases; their accounts say what was done.
+// A layer without a bias gets none. Throws nibble::Error: failed_precondition (a quantized
+// layer has no codes yet). Deterministic: one thread.
+#pragma once
+
+#include <torch/types.h>
+
+#include "ptq/calibrate.h"
+
+namespace nibble {
+
+void correct_biases(Calibrated& calibrated, const torch::Tensor& images);
+
+}  // namespace nibble
