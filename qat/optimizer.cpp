@@ -18,10 +18,11 @@ struct Groups {
 template <class Options>
 Groups grouped(const NamedTensors& parameters, const TrainOptions& options,
                const Options& base) {
-  std::vector<torch::Tensor> matrices, others, scales;
+  std::vector<torch::Tensor> matrices, others, scales, clips;
   for (const auto& [name, value] : parameters) {
     if (name.find("_quantizers.") != std::string::npos) {
-      scales.push_back(value);
+      const bool clip = name.size() > 6 && name.substr(name.size() - 6) == ".alpha";
+      (clip ? clips : scales).push_back(value);
     } else {
       (value.dim() >= 2 ? matrices : others).push_back(value);
     }
@@ -36,10 +37,11 @@ Groups grouped(const NamedTensors& parameters, const TrainOptions& options,
   };
   add(matrices, options.weight_decay, 1.0);
   add(others, 0.0, 1.0);
-  add(scales, 0.0,
-      options.scale_learning_rate > 0
-          ? options.scale_learning_rate / options.learning_rate
-          : 1.0);
+  const double own_rate = options.scale_learning_rate > 0
+                              ? options.scale_learning_rate / options.learning_rate
+                              : 1.0;
+  add(scales, 0.0, own_rate);
+  add(clips, options.weight_decay, own_rate);  // PACT, sec. 3: a has the weights' L2
   return result;
 }
 

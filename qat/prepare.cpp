@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "kernels/program/moves_codes.h"
+#include "kernels/scheme/kv_scheme.h"
 #include "ptq/error.h"
 
 namespace nibble {
@@ -14,9 +15,15 @@ bool only_moves_codes(const Program& program, const std::string& value) {
   return node != nullptr && moves_codes(*node);
 }
 
-FakeQuantize activation_quantizer(const ActivationScheme& scheme, bool learn) {
+FakeQuantize activation_quantizer(const ActivationScheme& scheme,
+                                  const QatOptions& options) {
   FakeQuantize quantizer(scheme);
-  if (learn && !scheme.dynamic) quantizer->learn_scale();
+  if (scheme.dynamic) return quantizer;
+  if (options.learn_activation_clip) {
+    quantizer->learn_clip();
+  } else if (options.learn_activation_scale) {
+    quantizer->learn_scale();
+  }
   return quantizer;
 }
 
@@ -68,6 +75,27 @@ bool has_integer_zeros(const QuantScheme& scheme) {
          element_info(scheme.offsets[0].element).kind == ElementKind::integer;
 }
 
+bool has_plain_minima(const QuantScheme& scheme) {
+  return scheme.offset == OffsetKind::minimum && !scheme.offsets[0].shifted &&
+         element_info(scheme.offsets[0].element).kind != ElementKind::table;
+}
+
+// What attention reads of keys and values: each position's, as the cache stores them.
+void quantize_caches(ProgramModule module, const std::string& kv) {
+  for (const Node& node : module->program().nodes) {
+    if (node.op != "attention") continue;
+    const int64_t heads = node.integer("heads", 0);
+    const KvScheme scheme = value_or_throw(parse_kv_scheme(
+        kv, node.integer("kv_heads", heads), node.integer("head_dim", 0)));
+    const auto place = [&](const std::string& value, const QuantScheme& stored) {
+      if (stored.is_float()) return;
+      module->quantize_value(value, FakeQuantize(ActivationScheme{stored, true, 0, 0}));
+    };
+    place(node.inputs[1], scheme.keys);
+    place(node.inputs[2], scheme.values);
+  }
+}
+
 void choose_trained(ProgramModule module, Trained trained) {
   if (trained == Trained::all) return;
   for (auto& item : module->named_parameters()) {
@@ -100,6 +128,8 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
       quantizer->learn_scale();
       if (options.learn_zero_point && has_integer_zeros(layer.scheme.weight))
         quantizer->learn_zero_point();
+      if (options.learn_zero_point && has_plain_minima(layer.scheme.weight))
+        quantizer->learn_minimum();
     }
     module->set_parameter(layer.tensor,
                           start_of(module->parameter(layer.tensor), codes->second));
@@ -107,12 +137,10 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
   }
   for (const auto& [value, scheme] : calibrated.activations) {
     if (only_moves_codes(program, value)) continue;
-    module->quantize_value(value,
-                           activation_quantizer(scheme, options.learn_activation_scale));
+    module->quantize_value(value, activation_quantizer(scheme, options));
   }
   for (const auto& [node, scheme] : calibrated.layer_inputs) {
-    module->quantize_input(node,
-                           activation_quantizer(scheme, options.learn_activation_scale));
+    module->quantize_input(node, activation_quantizer(scheme, options));
   }
   // With every value in integers the artifact runs the integer path, whose biases are
   // whole multiples of s_x * s_w: coarse for 4-bit codes, so training has to see it.
@@ -125,6 +153,7 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
       }
     }
   }
+  quantize_caches(module, options.kv);
   choose_trained(module, options.trained);
   return module;
 }
@@ -154,7 +183,8 @@ Calibrated finish(ProgramModule module, const Calibrated& before) {
     result.weights[name] = std::move(coded);
   }
   for (const auto& [value, quantizer] : module->value_quantizers()) {
-    result.activations[value] = quantizer->activation();
+    if (before.activations.count(value))  // else a cache's: the states hold its scheme
+      result.activations[value] = quantizer->activation();
   }
   for (const Node& node : module->program().nodes) {  // in order, so chains follow
     const auto output = result.activations.find(node.outputs[0]);

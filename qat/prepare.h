@@ -24,6 +24,8 @@
 // FakeQuantize throws. Allocates a copy of the parameters.
 #pragma once
 
+#include <string>
+
 #include "ptq/calibrate.h"
 #include "ptq/module/program_module.h"
 
@@ -39,9 +41,12 @@ enum class Trained : uint8_t {
 
 struct QatOptions {
   bool learn_weight_scale = true;      // LSQ on weights
-  bool learn_zero_point = true;        // LSQ+ on weights that have integer zero points
+  bool learn_zero_point = true;        // LSQ+ on weights with zero points or minima
   bool learn_activation_scale = true;  // LSQ on static activations
+  bool learn_activation_clip = false;  // PACT on them instead
   Trained trained = Trained::all;
+  std::string kv = "f32";  // keys and values of attention as a cache of this scheme
+                           // (kernels/scheme/kv_scheme.h) holds them; straight through
 };
 
 ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options);

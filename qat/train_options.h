@@ -22,7 +22,8 @@ struct TrainOptions {
   double final_learning_rate = 0.0;  // fraction of learning_rate at the end of the cosine
   double clip_norm = 1.0;            // 0: none
   double label_smoothing = 0;        // images
-  std::string precision = "f32";     // f32 | bf16: operands of linear layers' products
+  std::string precision = "f32";     // f32 | bf16: operands of products
+  bool recompute = false;            // blocks run again in the backward pass: less memory
   double average = 0;                // decay of the weights' moving average; 0: none
   uint64_t seed = 1;
   int64_t checkpoint_every = 0;  // steps; 0: only at the end

@@ -51,6 +51,9 @@ void check(const TrainOptions& options, const TrainingData& data) {
   require(options.log_every > 0, "log_every", options.log_every, "1 or more");
   require(options.label_smoothing >= 0 && options.label_smoothing < 1, "label_smoothing",
           options.label_smoothing, "a number in [0, 1)");
+  require(!options.recompute || options.distill_hidden == 0, "recompute",
+          "distill.hidden above 0",
+          "distill.hidden 0, since it needs the blocks' outputs,");
   require(data.batches_per_epoch > 0, "data", data.batches_per_epoch,
           "at least one batch an epoch");
 }
@@ -77,6 +80,7 @@ class Run {
     trained_ = optimizer_.parameters();
     const bool bf16 = options.precision == "bf16";
     module_->set_bf16_products(bf16);
+    module_->set_recompute(options.recompute);
     if (hooks.teacher) ProgramModule(hooks.teacher)->set_bf16_products(bf16);
     state_.module = module;
     state_.optimizer = optimizer_.optimizer.get();
@@ -251,6 +255,7 @@ class Run {
       assign(trained_, state_.average);
     }
     module_->set_bf16_products(false);
+    module_->set_recompute(false);
     module_->eval();
     return {.history = state_.history,
             .evaluations = state_.evaluations,

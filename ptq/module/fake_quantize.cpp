@@ -4,10 +4,13 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <utility>
 
+#include "kernels/scheme/kv_scheme.h"
 #include "ptq/error.h"
+#include "ptq/module/fake_quantize_any.h"
 #include "ptq/module/fake_quantize_kernel.h"
 
 namespace nibble {
@@ -90,65 +93,43 @@ class GridFunction : public torch::autograd::Function<GridFunction> {
   }
 };
 
-// Every other scheme, element by element through kernels/scheme.
-//   range  [2]: the smallest and largest number that a code stands for
+struct LevelsHolder : torch::CustomClassHolder {
+  LevelsHolder(CodedMatrix l, double g) : levels(std::move(l)), gradient_scale(g) {}
+  CodedMatrix levels;
+  double gradient_scale;
+};
+
+// Every other scheme.
 class AnyFunction : public torch::autograd::Function<AnyFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x_any, const Tensor& scale,
-                        CodedMatrix levels, double lowest, double highest,
-                        double gradient_scale) {
+                        const Tensor& minimum, c10::intrusive_ptr<LevelsHolder> holder) {
     const Tensor x = x_any.contiguous();
     Tensor y = at::empty_like(x);
-    const int64_t rows = levels.rows, cols = levels.cols;
-    throw_if_error(quantize({x.const_data_ptr<float>(), rows, cols}, levels));
-    throw_if_error(dequantize(levels, {y.mutable_data_ptr<float>(), rows, cols}));
-    auto tensor_of = [&](const std::vector<float>& values) {
-      return at::tensor(values, at::kFloat).view(x.sizes());
-    };
-    const Tensor s = tensor_of(expanded_scales(levels));
-    const Tensor offset = tensor_of(expanded_offsets(levels));
-    const bool shifted_zero = levels.scheme.offset == OffsetKind::zero_point;
-    // u and v relative to the offset, so that y = s * v (+ m) for every kind.
-    const Tensor u = shifted_zero ? x / s : (x - offset) / s;
-    const Tensor v = shifted_zero ? y / s : (y - offset) / s;
-    const Tensor low = shifted_zero ? lowest - offset : at::full_like(x, lowest);
-    const Tensor high = shifted_zero ? highest - offset : at::full_like(x, highest);
-    const Tensor inside = (u >= low).logical_and_(u <= high);
-    tensor_list saved = {inside};
-    if (scale.numel() > 0) {
-      const ScaleLevel& level = levels.scheme.scales[0];
-      Tensor index = at::empty({rows * cols}, at::kLong);
-      int64_t* at = index.mutable_data_ptr<int64_t>();
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < cols; ++c) {
-          at[r * cols + c] = level_index(level.block, rows, cols, r, c);
-        }
-      }
-      // ds / dlevel0 is the product of the outer levels, s / level0.
-      const Tensor level0 = at::tensor(levels.scales[0].values, at::kFloat);
-      const Tensor outer = s / level0.index_select(0, index).view(x.sizes());
-      saved.push_back(at::where(inside, v - u, v) * outer * gradient_scale);
-      saved.push_back(index);
-    }
-    ctx->save_for_backward(saved);
+    any_forward(holder->levels, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
+    ctx->save_for_backward({x});
+    ctx->saved_data["levels"] = torch::IValue::make_capsule(holder);
     ctx->saved_data["values"] = scale.numel();
+    ctx->saved_data["minima"] = minimum.numel();
     return y;
   }
 
   static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
-    const auto saved = ctx->get_saved_variables();
+    const Tensor x = ctx->get_saved_variables()[0];
     const Tensor dy = gradients[0].contiguous();
-    const int64_t values = ctx->saved_data["values"].toInt();
-    Tensor ds;
-    if (values > 0) {
-      const Tensor parts = (dy * saved[1]).contiguous();
-      std::vector<double> sums(values, 0.0);
-      const float* part = parts.const_data_ptr<float>();
-      const int64_t* index = saved[2].const_data_ptr<int64_t>();
-      for (int64_t i = 0; i < parts.numel(); ++i) sums[index[i]] += part[i];
-      ds = at::tensor(sums, at::kDouble).to(at::kFloat);
-    }
-    return {dy * saved[0], ds, Tensor(), Tensor(), Tensor(), Tensor()};
+    auto holder = c10::static_intrusive_pointer_cast<LevelsHolder>(
+        ctx->saved_data["levels"].toCapsule());
+    Tensor dx = at::empty_like(x);
+    std::vector<double> scale(ctx->saved_data["values"].toInt()),
+        minimum(ctx->saved_data["minima"].toInt());
+    any_backward(holder->levels, x.const_data_ptr<float>(), dy.const_data_ptr<float>(),
+                 dx.mutable_data_ptr<float>(), scale.empty() ? nullptr : &scale,
+                 minimum.empty() ? nullptr : &minimum);
+    const auto gradient = [&](const std::vector<double>& sums) {
+      if (sums.empty()) return Tensor();
+      return at::tensor(sums, at::kDouble).mul_(holder->gradient_scale).to(at::kFloat);
+    };
+    return {dx, gradient(scale), gradient(minimum), Tensor()};
   }
 };
 
@@ -173,13 +154,11 @@ float smallest_scale(const ScaleLevel& level) {
   }
 }
 
-std::pair<float, float> range_of(const QuantScheme& scheme) {
+// The largest number that a code stands for: LSQ's Qp.
+double largest_of(const QuantScheme& scheme) {
   const ElementInfo& info = element_info(scheme.code);
-  if (info.kind == ElementKind::integer) {
-    return {static_cast<float>(code_lowest(scheme)),
-            static_cast<float>(code_highest(scheme))};
-  }
-  return {info.lowest, info.highest};
+  return info.kind == ElementKind::integer ? code_highest(scheme)
+                                           : static_cast<double>(info.highest);
 }
 
 CodedLevel level_of_one(float value) {
@@ -233,7 +212,9 @@ void FakeQuantizeImpl::set_levels(const CodedMatrix& levels) {
   levels_.codes.clear();
   if (scale_.defined()) {
     torch::NoGradGuard no_grad;
-    scale_.copy_(at::tensor(levels_.scales[0].values, at::kFloat));
+    scale_.copy_(at::tensor(levels_.scales[0].values, at::kFloat) * scale_unit_);
+    if (zero_.defined())
+      zero_.copy_(at::tensor(levels_.offsets[0].values, at::kFloat) * zero_unit_);
   }
 }
 
@@ -273,6 +254,20 @@ void FakeQuantizeImpl::learn_scale() {
   scale_ = register_parameter("scale", start);
 }
 
+void FakeQuantizeImpl::learn_clip() {
+  if (scale_.defined()) return;
+  if (!is_activation_ || activation_.dynamic || levels_.scales.empty()) {
+    fail(StatusCode::failed_precondition,
+         cat("learn_clip: a static activation with a scale to begin from was required; ",
+             to_string(scheme_), " is none; learn its scale"));
+  }
+  learns_clip_ = true;
+  scale_unit_ = static_cast<float>(largest_of(scheme_));
+  const Tensor start = at::tensor(levels_.scales[0].values, at::kFloat) * scale_unit_;
+  floor_ = (start / 256).clamp_min(smallest_scale(scheme_.scales[0]) * scale_unit_);
+  scale_ = register_parameter("alpha", start);
+}
+
 void FakeQuantizeImpl::learn_zero_point() {
   if (zero_.defined()) return;
   const std::vector<ScaleLevel>& offsets = scheme_.offsets;
@@ -297,13 +292,46 @@ void FakeQuantizeImpl::learn_zero_point() {
       "zero", at::tensor(levels_.offsets[0].values, at::kFloat) * zero_unit_);
 }
 
+void FakeQuantizeImpl::learn_minimum() {
+  if (zero_.defined()) return;
+  const std::vector<ScaleLevel>& offsets = scheme_.offsets;
+  if (scheme_.offset != OffsetKind::minimum || offsets[0].shifted ||
+      element_info(offsets[0].element).kind == ElementKind::table) {
+    fail(StatusCode::unsupported,
+         cat("learn_minimum: minima of integers or floats were required; found '",
+             to_string(scheme_), "'; train it with fixed offsets"));
+  }
+  if (!scale_.defined()) {
+    fail(StatusCode::failed_precondition,
+         cat("learn_minimum: a learned scale was required; ", to_string(scheme_),
+             " has none yet; call set_levels and learn_scale first"));
+  }
+  // In the unit of the weights: the mean size of what multiplies them.
+  const size_t levels = levels_.offsets.size();
+  zero_unit_ = levels == 1 ? 1.0f : 0.0f;
+  for (size_t k = 1; k < levels; ++k) {
+    const float size =
+        at::tensor(levels_.offsets[k].values, at::kFloat).abs().mean().item<float>();
+    zero_unit_ = k == 1 ? size : zero_unit_ * size;
+  }
+  if (!(zero_unit_ > 0)) zero_unit_ = 1;  // every minimum is 0
+  zero_ = register_parameter(
+      "minimum", at::tensor(levels_.offsets[0].values, at::kFloat) * zero_unit_);
+}
+
 void FakeQuantizeImpl::keep_positive() {
   if (!scale_.defined()) return;
   torch::NoGradGuard no_grad;
   at::maximum_out(scale_, scale_, floor_);
   if (!zero_.defined()) return;
   const ElementInfo& element = element_info(scheme_.offsets[0].element);
-  zero_.clamp_(element.lowest * zero_unit_, element.highest * zero_unit_);
+  zero_.clamp_(std::max(element.lowest * zero_unit_, -FLT_MAX),
+               std::min(element.highest * zero_unit_, FLT_MAX));
+}
+
+bool FakeQuantizeImpl::cuts_below_zero() const {
+  return enabled_ && is_activation_ && !activation_.dynamic &&
+         activation_.zero_point == 0 && code_lowest(scheme_) == 0;
 }
 
 CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
@@ -329,7 +357,7 @@ CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
     const float* learned = scale_.const_data_ptr<float>();
     std::vector<float>& values = levels.scales[0].values;
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = round_to_element(scheme_.scales[0].element, learned[i]);
+      values[i] = round_to_element(scheme_.scales[0].element, learned[i] / scale_unit_);
     }
   }
   if (zero_.defined()) {
@@ -344,16 +372,24 @@ CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
 
 Tensor FakeQuantizeImpl::forward(const Tensor& x) {
   if (!enabled_ || x.numel() == 0) return x;
+  // Of a cache whose positions share scales, the newest, partial block stays float.
+  if (is_activation_ && activation_.dynamic && x.dim() == 3) {
+    const int64_t shared = kv_block_positions(scheme_), length = x.size(1);
+    if (length % shared != 0) {
+      const int64_t whole = length / shared * shared;
+      return at::cat({forward(x.slice(1, 0, whole)), x.slice(1, whole)}, 1);
+    }
+  }
   const bool per_tensor = is_activation_ && !activation_.dynamic;
   int64_t cols = x.numel();
   if (!per_tensor) cols = is_activation_ ? x.size(-1) : x.numel() / x.size(0);
   const int64_t rows = x.numel() / cols;
-  const auto [lowest, highest] = range_of(scheme_);
   const double parts = static_cast<double>(is_activation_     ? x.size(0)
                                            : scale_.defined() ? scale_.numel()
                                                               : 1);
   const double governed = static_cast<double>(x.numel()) / parts;
-  const float gradient_scale = static_cast<float>(1.0 / std::sqrt(governed * highest));
+  const float gradient_scale =
+      static_cast<float>(1.0 / std::sqrt(governed * largest_of(scheme_)));
 
   Tensor input = x;
   CodedMatrix levels;
@@ -365,17 +401,25 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
   }
   // Autograd nodes take no undefined tensors: no learned scale is a scale of no values.
   const Tensor none = at::empty({0}, at::kFloat);
-  const Tensor learned = scale_.defined() ? scale_ : none;
+  const Tensor learned = !scale_.defined() ? none
+                         : learns_clip_    ? scale_ / scale_unit_
+                                           : scale_;
   ScaleGrid grid;
   if (make_grid(levels, per_tensor ? activation_.zero_point : 0, &grid)) {
-    grid.gradient_scale = gradient_scale;
+    grid.gradient_scale = learns_clip_ ? 1.0f : gradient_scale;
+    grid.rounding_error = !learns_clip_;
     // dz is of codes, zero_ in zero_unit_s of them.
     const Tensor zero = zero_.defined() ? zero_ / zero_unit_ : none;
     return GridFunction::apply(input, learned, zero,
                                c10::make_intrusive<GridHolder>(std::move(grid)));
   }
-  return AnyFunction::apply(input, learned, std::move(levels), lowest, highest,
-                            gradient_scale);
+  // Likewise minima.
+  const Tensor minimum = zero_.defined() && levels.scheme.offset == OffsetKind::minimum
+                             ? zero_ / zero_unit_
+                             : none;
+  return AnyFunction::apply(
+      input, learned, minimum,
+      c10::make_intrusive<LevelsHolder>(std::move(levels), gradient_scale));
 }
 
 CodedMatrix FakeQuantizeImpl::levels(const Tensor& weight) const {

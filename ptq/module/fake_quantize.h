@@ -7,7 +7,11 @@
 //   LSQ                ds = g * sum of dy * (v - u inside the range, v outside it),
 //                      g = 1 / sqrt(n * Qp)
 //                      (Esser et al., arXiv 1902.08153, eq. 3 and sec. 2.2)
-//   LSQ+               dz = -g * s * sum of dy outside the range
+//   PACT               da = sum of dy * v / Qp outside the range, a = s * Qp the learned
+//   clip
+//                      (Choi et al., arXiv 1805.06085, eq. 3)
+//   LSQ+               dz = -g * s * sum of dy outside the range, dm = g * sum of the
+//   same
 //                      (Bhalgat et al., arXiv 2004.09576, eq. 8, b = -s z)
 //
 //   x   any shape, read as [rows, cols]: weights [shape[0], rest]; activations [tokens,
@@ -20,13 +24,15 @@
 // forward and coded() round it to the level's element, the rounding being
 // straight-through). Zero points are fixed or learned (learn_zero_point: the parameter
 // "zero", [level 0 values], is z times a fixed unit, the mean scale at the start, so that
-// it moves at the pace of the scales; rounded to the codes of its element); minima are
-// never learned. A static activation: `scale` is fixed or learned, per tensor.
+// it moves at the pace of the scales; rounded to the codes of its element), or minima
+// (learn_minimum: "minimum" in the same way). A static activation: `scale` is fixed or
+// learned, per tensor, or its clip is ("alpha").
 //
 // Throws nibble::Error: invalid_argument (a float scheme, levels of another scheme or
 // shape), out_of_range (a scale is not finite and positive), failed_precondition (no
 // scale yet), unsupported (learn_scale where level 0 is a table type or shifted,
-// learn_zero_point where there is no single level of zero points). Results do not depend
+// learn_zero_point where there is no single level of zero points, learn_minimum where
+// there are no minima of integers or floats). Results do not depend
 // on the thread count. One thread at a time while it trains.
 #pragma once
 
@@ -52,14 +58,18 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void set_levels(const CodedMatrix& levels);  // codes ignored
   void set_scale(float scale);                 // per-tensor
   void learn_scale();                          // LSQ; a scale must be set
+  void learn_clip();  // PACT, instead of learn_scale: a static activation's
   bool learns_scale() const { return scale_.defined(); }
   void learn_zero_point();  // LSQ+; after learn_scale
+  void learn_minimum();     // the same where the scheme has minima
   bool learns_zero_point() const { return zero_.defined(); }
   // A learned scale stays above 1/256 of where it began (all values clipped, a gradient
   // still brings it back) and what its element can say; the trainer calls this every
   // step.
   void keep_positive();
   void set_enabled(bool enabled) { enabled_ = enabled; }
+  // A static activation whose codes begin at 0: y is that of max(x, 0).
+  bool cuts_below_zero() const;
 
   // The codes and levels that ship for this weight: equal to what forward simulated.
   CodedMatrix coded(const torch::Tensor& weight) const;
@@ -77,9 +87,11 @@ class FakeQuantizeImpl : public torch::nn::Module {
   bool enabled_ = true;
   CodedMatrix levels_;   // set_levels, set_scale; rows 0: none
   torch::Tensor floor_;  // learned: [level 0 values], the least that each may be
-  torch::Tensor scale_;  // learned: [level 0 values]
-  torch::Tensor zero_;   // learned: [level 0 zero points] * zero_unit_
+  torch::Tensor scale_;  // learned: [level 0 values] * scale_unit_
+  torch::Tensor zero_;   // learned: [level 0 zero points or minima] * zero_unit_
   float zero_unit_ = 1;
+  float scale_unit_ = 1;  // Qp where the clip is learned
+  bool learns_clip_ = false;
 };
 TORCH_MODULE(FakeQuantize);
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "ptq/module/wide.h"
+
 namespace nibble {
 namespace {
 
@@ -14,57 +16,81 @@ constexpr float kRound = 12582912.0f;
 
 constexpr int64_t kRun = 4096;     // values summed in float before a double takes over
 constexpr int64_t kGrain = 32768;  // values worth a task
-constexpr int kLanes = 8;
 
-inline float clamped(float u, float low, float high) {
-  u = u < low ? low : u;  // NaN stays NaN
-  return u > high ? high : u;
-}
-
+// The last stretch of a run is padded with zeros, which add nothing.
+NIBBLE_EVERY_WIDTH
 void forward_run(const float* x, float* y, int64_t n, float s, float low, float high) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float v = (clamped(x[i] / s, low, high) + kRound) - kRound;
-    y[i] = s * v;
-  }
-}
-
-void backward_run(const float* x, const float* dy, float* dx, int64_t n, float s,
-                  float low, float high) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float u = x[i] / s;
-    dx[i] = clamped(u, low, high) == u ? dy[i] : 0.0f;
-  }
-}
-
-float sum_of(const float (&lanes)[kLanes]) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-CellGradient backward_run_scale(const float* x, const float* dy, float* dx, int64_t n,
-                                float s, float low, float high) {
-  CellGradient total;
-  for (int64_t begin = 0; begin < n; begin += kRun) {
-    const int64_t end = std::min(n, begin + kRun);
-    float lanes[kLanes] = {}, outside[kLanes] = {};
-    auto one = [&](int64_t i, float& lane, float& out) {
-      const float u = x[i] / s;
-      const float inside_u = clamped(u, low, high);
-      const float v = (inside_u + kRound) - kRound;
-      const float d = dy[i];
-      dx[i] = inside_u == u ? d : 0.0f;
-      lane += d * (inside_u == u ? v - u : v);
-      out += inside_u == u ? 0.0f : d;
-    };
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) one(i + l, lanes[l], outside[l]);
+  const int64_t whole = n / kWide * kWide;
+  const Wide lows = Wide{} + low, highs = Wide{} + high;
+  float padded[kWide] = {};
+  for (int64_t i = 0; i < n; i += kWide) {
+    const float* from = x + i;
+    if (i == whole) {
+      for (int64_t l = 0; l < n - i; ++l) padded[l] = x[i + l];
+      from = padded;
     }
-    for (int l = 0; i < end; ++i, ++l) one(i, lanes[l], outside[l]);
-    total.scale += static_cast<double>(sum_of(lanes));
-    total.zero -= static_cast<double>(s) * static_cast<double>(sum_of(outside));
+    Wide u;
+    __builtin_memcpy(&u, from, sizeof u);
+    u = u / s;
+    u = u < lows ? lows : u;  // NaN stays NaN
+    u = u > highs ? highs : u;
+    u = s * ((u + kRound) - kRound);
+    if (i == whole) {
+      __builtin_memcpy(padded, &u, sizeof u);
+      for (int64_t l = 0; l < n - i; ++l) y[i + l] = padded[l];
+    } else {
+      __builtin_memcpy(y + i, &u, sizeof u);
+    }
   }
-  return total;
+}
+
+// inner: 1, or 0 where rounding errors give the scale nothing. total: nullptr where
+// neither the scale nor the zero point learns.
+NIBBLE_EVERY_WIDTH
+void backward_run(const float* x, const float* dy, float* dx, int64_t n, float s,
+                  float low, float high, float inner, CellGradient* total) {
+  const int64_t whole = n / kWide * kWide;
+  const Wide none = {};
+  const Wide lows = none + low, highs = none + high;
+  float padded[2][kWide] = {};
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = begin + kRun < n ? begin + kRun : n;
+    Wide scale = none, outside = none;
+    for (int64_t i = begin; i < end; i += kWide) {
+      const float *from = x + i, *by = dy + i;
+      if (i == whole) {
+        for (int64_t l = 0; l < n - i; ++l) {
+          padded[0][l] = x[i + l];
+          padded[1][l] = dy[i + l];
+        }
+        from = padded[0];
+        by = padded[1];
+      }
+      Wide u, d;
+      __builtin_memcpy(&u, from, sizeof u);
+      __builtin_memcpy(&d, by, sizeof d);
+      u = u / s;
+      Wide v = u < lows ? lows : u;
+      v = v > highs ? highs : v;
+      const WideBits inside = v == u;
+      const Wide passed = inside ? d : none;
+      v = (v + kRound) - kRound;
+      scale += d * (inside ? inner * (v - u) : v);
+      outside += inside ? none : d;
+      if (i == whole) {
+        __builtin_memcpy(padded[0], &passed, sizeof passed);
+        for (int64_t l = 0; l < n - i; ++l) dx[i + l] = padded[0][l];
+      } else {
+        __builtin_memcpy(dx + i, &passed, sizeof passed);
+      }
+    }
+    if (total == nullptr) continue;
+    float lanes[kWide];
+    __builtin_memcpy(lanes, &scale, sizeof lanes);
+    total->scale += static_cast<double>(sum_of_lanes(lanes));
+    __builtin_memcpy(lanes, &outside, sizeof lanes);
+    total->zero -= static_cast<double>(s) * static_cast<double>(sum_of_lanes(lanes));
+  }
 }
 
 // body(cell, first element, count) for every cell.
@@ -174,11 +200,9 @@ void grid_backward(const ScaleGrid& grid, const float* x, const float* dy, float
   auto run = [&](int64_t cell, int64_t first, int64_t n, CellGradient* sum) {
     const float z = zero_of(grid, cell);
     const float low = grid.lowest - z, high = grid.highest - z, s = grid.scales[cell];
-    if (sum == nullptr) {
-      backward_run(x + first, dy + first, dx + first, n, s, low, high);
-    } else {
-      *sum = backward_run_scale(x + first, dy + first, dx + first, n, s, low, high);
-    }
+    if (sum != nullptr) *sum = {};
+    backward_run(x + first, dy + first, dx + first, n, s, low, high,
+                 grid.rounding_error ? 1.0f : 0.0f, sum);
   };
   if (!is_one_cell(grid)) {
     for_each_cell(grid, [&](int64_t cell, int64_t first, int64_t n) {

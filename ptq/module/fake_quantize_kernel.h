@@ -30,6 +30,7 @@ struct ScaleGrid {
   std::vector<float> zeros;       // [rows, groups], or empty
   float lowest = 0, highest = 0;  // codes
   float gradient_scale = 1;       // LSQ's 1 / sqrt(n * Qp)
+  bool rounding_error = true;     // false: values inside give their scale nothing (PACT)
 
   // Level 0 as the learned parameter sees it.
   Block::Kind level0 = Block::Kind::tensor;

@@ -8,6 +8,7 @@
 
 #include "kernels/program/moves_codes.h"
 #include "ptq/module/packed_linear.h"
+#include "ptq/module/recompute.h"
 #include "ptq/module/torch_ops.h"
 
 namespace nibble {
@@ -202,6 +203,17 @@ void ProgramModuleImpl::round_bias(const std::string& node) {
   rounded_biases_.insert(node);
 }
 
+void ProgramModuleImpl::set_recompute(bool on) {
+  for (const Node& node : program_.nodes) {
+    if (!on || node.op != "batch_norm") continue;
+    fail(StatusCode::unsupported,
+         cat("[program_module] ", node.name,
+             ": a program without batch norms was required to run blocks again in the "
+             "backward pass; found this one; fold them or set train.recompute=false"));
+  }
+  recompute_ = on;
+}
+
 void ProgramModuleImpl::set_tap(NodeTap tap) { tap_ = std::move(tap); }
 
 std::map<std::string, Tensor> ProgramModuleImpl::tensors() const {
@@ -299,7 +311,12 @@ torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
     const bool rounded = role == "bias" && rounded_biases_.count(node.name) > 0;
     call.parameters[role] = rounded ? bias_of(node, name) : weight_of(name, pass);
   }
-  torch::Tensor output = find_torch_op(node.op)->run(call);
+  // A quantizer without codes below 0 cuts them off itself, forward and backward: one
+  // pass over memory less each way.
+  const auto cut = values_.find(node.outputs[0]);
+  const bool cuts = node.op == "relu" && !tap_ && cut != values_.end() &&
+                    cut->second->cuts_below_zero();
+  torch::Tensor output = cuts ? inputs[0] : find_torch_op(node.op)->run(call);
   if (tap_) tap_(node, inputs, output);
   output = value_as_read(node.outputs[0], output);
   pass.values[node.outputs[0]] = output;
@@ -314,11 +331,62 @@ torch::Tensor ProgramModuleImpl::forward(const torch::Tensor& input) {
   for (size_t i = 1; i < program_.inputs.size(); ++i) {
     pass.values[program_.inputs[i].name] = at::zeros_like(input);
   }
+  if (recompute_ && torch::GradMode::is_enabled())
+    return forward_by_blocks(std::move(pass.values));
   for (size_t i = 0; i < program_.nodes.size(); ++i) {
     run_node(program_.nodes[i], pass);
     for (const std::string& name : dies_[i]) pass.values.erase(name);
   }
   return pass.values.at(program_.outputs[0].name);
+}
+
+torch::Tensor ProgramModuleImpl::forward_by_blocks(Values values) {
+  std::vector<int> blocks = {kFirstBlock};
+  for (int i = 0; i < program_.block_count(); ++i) blocks.push_back(i);
+  blocks.push_back(kLastBlock);
+  for (const int block : blocks) {
+    const BlockSlice part = slice(program_, block);
+    Values live;
+    for (const std::string& name : part.inputs) live[name] = values.at(name);
+    Values made;
+    if (block == kFirstBlock || block == kLastBlock) {
+      Pass pass{.values = live, .weights = {}};
+      for (const Node* node : part.nodes) run_node(*node, pass);
+      for (const std::string& name : part.outputs) made[name] = pass.values.at(name);
+    } else {
+      made = run_again(block, live);
+    }
+    for (const auto& [name, value] : made) values[name] = value;
+  }
+  return values.at(program_.outputs[0].name);
+}
+
+// The nodes of one block through recomputed(). Integers (ids) are no inputs of autograd.
+ProgramModuleImpl::Values ProgramModuleImpl::run_again(int block, const Values& live) {
+  const BlockSlice part = slice(program_, block);
+  Values plain;
+  std::vector<std::string> names;
+  std::vector<torch::Tensor> inputs;
+  for (const auto& [name, value] : live) {
+    if (value.is_floating_point()) {
+      names.push_back(name);
+      inputs.push_back(value);
+    } else {
+      plain[name] = value;
+    }
+  }
+  const auto run = [this, part, plain, names](const std::vector<torch::Tensor>& given) {
+    Pass pass{.values = plain, .weights = {}};
+    for (size_t i = 0; i < names.size(); ++i) pass.values[names[i]] = given[i];
+    for (const Node* node : part.nodes) run_node(*node, pass);
+    std::vector<torch::Tensor> outputs;
+    for (const std::string& name : part.outputs) outputs.push_back(pass.values.at(name));
+    return outputs;
+  };
+  const std::vector<torch::Tensor> outputs = recomputed(run, inputs);
+  Values made;
+  for (size_t i = 0; i < outputs.size(); ++i) made[part.outputs[i]] = outputs[i];
+  return made;
 }
 
 std::map<std::string, torch::Tensor> ProgramModuleImpl::run_block(

@@ -78,9 +78,15 @@ class ProgramModuleImpl : public torch::nn::Module {
   const std::map<std::string, FakeQuantize>& value_quantizers() const { return values_; }
   const std::map<std::string, FakeQuantize>& input_quantizers() const { return inputs_; }
 
-  // The operands of linear layers' products rounded to bf16, sums and everything else in
-  // f32: about twice as fast where the CPU has bf16 products.
+  // The operands of linear layers' and convolutions' products rounded to bf16 (and what
+  // convolutions give), sums and everything else in f32: about twice as fast where the
+  // CPU has bf16 products.
   void set_bf16_products(bool on) { bf16_products_ = on; }
+
+  // Blocks keep their inputs alone for the backward pass and run again in it
+  // (ptq/module/recompute.h): the same gradients. unsupported: the program has batch
+  // norms, whose running statistics would move twice.
+  void set_recompute(bool on);
 
   // Called after every node with the inputs as the node read them (quantizers applied)
   // and its output as it made it (before the value's quantizer). Empty removes.
@@ -100,6 +106,8 @@ class ProgramModuleImpl : public torch::nn::Module {
     Values weights;
   };
   torch::Tensor run_node(const Node& node, Pass& pass);
+  torch::Tensor forward_by_blocks(Values values);
+  Values run_again(int block, const Values& live);
   torch::Tensor weight_of(const std::string& tensor_name, Pass& pass);
   torch::Tensor bias_of(const Node& node, const std::string& tensor_name);
   torch::Tensor input_as_read(const std::string& name, const torch::Tensor& x);
@@ -116,6 +124,7 @@ class ProgramModuleImpl : public torch::nn::Module {
   std::map<std::string, FakeQuantize> weights_, values_, inputs_;
   std::set<std::string> rounded_biases_;  // by node name
   bool bf16_products_ = false;
+  bool recompute_ = false;
   NodeTap tap_;
 };
 TORCH_MODULE(ProgramModule);

@@ -121,9 +121,16 @@ Tensor run_add(const TorchOpCall& call) { return call.inputs[0] + call.inputs[1]
 
 Tensor run_conv2d(const TorchOpCall& call) {
   const Node& node = call.node;
-  return at::conv2d(call.inputs[0], call.parameter("weight"), call.parameter("bias"),
-                    node.integers("stride", {1, 1}), node.integers("padding", {0, 0}),
-                    /*dilation=*/{1, 1}, node.integer("groups", 1));
+  const bool bf16 = call.bf16_products;
+  const auto operand = [bf16](const Tensor& x) {
+    return bf16 && x.defined() ? x.to(at::kBFloat16) : x;
+  };
+  const Tensor y =
+      at::conv2d(operand(call.inputs[0]), operand(call.parameter("weight")),
+                 operand(call.parameter("bias")), node.integers("stride", {1, 1}),
+                 node.integers("padding", {0, 0}),
+                 /*dilation=*/{1, 1}, node.integer("groups", 1));
+  return bf16 ? y.to(at::kFloat) : y;
 }
 
 Tensor run_batch_norm(const TorchOpCall& call) {

@@ -194,7 +194,7 @@ TrainResult train_module(const PipelineRequest& request, const Artifact& model,
   const TrainResult result = train(module, batches, request.recipe.train, folder,
                                    request.resume, request.progress, hooks);
   set_course(report, result.history, result.evaluations);
-  report.training_seconds = result.seconds;
+  report.training_seconds += result.seconds;
   return result;
 }
 
@@ -217,7 +217,7 @@ double figure_of(const PipelineRequest& request,
 // net in `ready`.
 std::string train_with_norms(const PipelineRequest& request, const Artifact& model,
                              const RunData& data, const QatOptions& qat,
-                             Calibrated& ready) {
+                             Calibrated& ready, RunReport& report) {
   const Recipe& recipe = request.recipe;
   if (recipe.norms.epochs == 0) return "";
   TrainOptions options = recipe.train;
@@ -226,6 +226,7 @@ std::string train_with_norms(const PipelineRequest& request, const Artifact& mod
   options.learning_rate = recipe.norms.learning_rate;
   options.scale_learning_rate = recipe.norms.scale_learning_rate;
   options.evaluate_every = 0;
+  options.recompute = false;  // running statistics would move twice
   ProgramModule module = prepare_with_norms(model, ready, qat);
   TrainHooks hooks;
   hooks.teacher = value_or_throw(load_teacher(request, model));
@@ -234,6 +235,7 @@ std::string train_with_norms(const PipelineRequest& request, const Artifact& mod
   const TrainResult result =
       train(module, batches, options, checkpoint_folder(request) / "norms",
             request.resume, request.progress, hooks);
+  report.training_seconds += result.seconds;
   ready = fold_trained(module, model, ready);
   return cat(result.steps, " steps with batch norms in place; ");
 }
@@ -384,11 +386,14 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   const QatOptions options{.learn_weight_scale = recipe.learn_weight_scale,
                            .learn_zero_point = recipe.learn_zero_point,
                            .learn_activation_scale = recipe.learn_activation_scale,
+                           .learn_activation_clip = recipe.learn_activation_scale &&
+                                                    recipe.activation_estimator == "pact",
                            .trained = recipe.trained == "all"      ? Trained::all
                                       : recipe.trained == "layers" ? Trained::layers
-                                                                   : Trained::scales};
+                                                                   : Trained::scales,
+                           .kv = recipe.kv};
   const std::string with_norms =
-      train_with_norms(request, *model, data.train, options, ready);
+      train_with_norms(request, *model, data.train, options, ready, report);
   ProgramModule module = prepare(ready, options);
   const auto trained_so_far = [&] {
     Calibrated now = finish(module, ready);

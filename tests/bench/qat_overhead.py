@@ -4,7 +4,9 @@ qat_overhead.py NIBBLE MODEL DATA --recipe w4a4-qat [--set KEY=VALUE]... [--step
 
 Each round runs `nibble train` of the recipe and of `float` once, one after the other, with the
 same optimizer, batch and sequence length, and reads the seconds of the steps alone (calibration
-and evaluation are left out). The median of the rounds' ratios and its range are printed.
+and evaluation are left out). The median of the rounds' ratios and its range are printed. Steps
+with batch norms in place: --qat-set qat.batch_norm.epochs=E --qat-set train.steps=1 --qat-steps
+(theirs + 1).
 """
 import argparse
 import json
@@ -19,14 +21,14 @@ for name in ("nibble", "model", "data"):
 parser.add_argument("--recipe", default="w4a4-qat")
 parser.add_argument("--set", action="append", default=[], help="of both runs")
 parser.add_argument("--qat-set", action="append", default=[], help="of the quantized run alone")
-for name, value in (("steps", 20), ("rounds", 5), ("threads", 2)):
+for name, value in (("steps", 20), ("qat-steps", 0), ("rounds", 5), ("threads", 2)):
     parser.add_argument("--" + name, type=int, default=value)
 options = parser.parse_args()
 
 folder = tempfile.mkdtemp(prefix="qat_overhead")
 
 
-def seconds(recipe, settings):
+def seconds(recipe, settings, steps):
     arguments = [options.nibble, "train", options.model, "--recipe", recipe,
                  "--data", options.data, "--output", os.path.join(folder, "out"), "--overwrite",
                  "--threads", str(options.threads), "--json"]
@@ -37,18 +39,21 @@ def seconds(recipe, settings):
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout)["training_seconds"] / options.steps
+    return json.loads(done.stdout)["training_seconds"] / steps
 
 
-printed = subprocess.run([options.nibble, "recipes", options.recipe], capture_output=True, text=True,
-                         check=True).stdout
+if os.path.exists(options.recipe):
+    printed = open(options.recipe, encoding="utf-8").read()
+else:
+    printed = subprocess.run([options.nibble, "recipes", options.recipe], capture_output=True,
+                             text=True, check=True).stdout
 optimizer = next(line.split()[1] for line in printed.splitlines() if "optimizer:" in line)
 batch = next(line.split()[1] for line in printed.splitlines() if line.strip().startswith("batch:"))
 same = [f"train.optimizer={optimizer}", f"train.batch={batch}"]
 ratios = []
 for _ in range(options.rounds):
-    quantized = seconds(options.recipe, options.qat_set)
-    plain = seconds("float", same)
+    quantized = seconds(options.recipe, options.qat_set, options.qat_steps or options.steps)
+    plain = seconds("float", same, options.steps)
     ratios.append(quantized / plain)
     print(f"{options.recipe} {quantized * 1e3:.1f} ms a step, float {plain * 1e3:.1f} ms: "
           f"{ratios[-1]:.3f}", flush=True)

@@ -32,3 +32,10 @@ expect '^stochastic: 0\.[0-9]+' "$examples/add_method" "$source/recipes/examples
   fail "add_method: stochastic rounding should be worse than nearest"
 expect '\.$' "$examples/run_artifact" "$scratch/own-stochastic" "One day"
 expect 'right on (9[0-9]|100)\.[0-9] %' "$examples/train_own_module" "$scratch/stripes"
+"$examples/run_artifact" "$source/recipes/examples/stories" "One day" > "$scratch/story.txt"
+for ((i = 0; i < 7; ++i)); do cat "$scratch/story.txt" "$scratch/story.txt" > "$scratch/more.txt"
+  mv "$scratch/more.txt" "$scratch/story.txt"; done
+expect '^loss [0-9.]+ at step 10, [0-9.]+ at step 60$' \
+  "$examples/train_own_dataset" "$source/recipes/examples/stories" "$scratch/story.txt" "$scratch/fitted"
+awk '{ exit !($6 < 0.7 * $2) }' "$scratch/output" || fail "train_own_dataset: the loss should fall"
+expect '\.$' "$examples/run_artifact" "$scratch/fitted" "One day"

@@ -25,7 +25,7 @@ function torch_free(path) {  # files that must build on a machine without LibTor
   if (path ~ /^(kernels|export)\//) return 1
   if (path ~ /^ptq\/plan\.(h|cpp)$/) return 1
   # Two of the examples are about training; they are programs of their own.
-  if (path ~ /^recipes\/examples\/(add_method|train_own_module)\.cpp$/) return 0
+  if (path ~ /^recipes\/examples\/(add_method|train_own_dataset|train_own_module)\.cpp$/) return 0
   if (path ~ /^recipes\/torch\//) return path ~ /\/(pipeline\.h|no_torch\.cpp)$/
   return path ~ /^recipes\//
 }

@@ -5,8 +5,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 
+#include "kernels/scheme/coded_matrix.h"
 #include "ptq/error.h"
 #include "ptq/module/fake_quantize_kernel.h"
 
@@ -75,7 +78,47 @@ INSTANTIATE_TEST_SUITE_P(
                       "uint8/t@f32", "int2/g16@f16", "uint4/g32@f16+z/g32@uint4",
                       "uint4/r@f32+z/r@uint4", "int4/g16@e4m3/t@f32", "int4/g32@e8m0",
                       "int3/g64@bf16", "uint4/g32@f16+m/g32@f16", "nf4/f64@f32",
-                      "e4m3/t@f32", "e2m1/g16@e4m3/t@f32", "int4/c@f32"));
+                      "e4m3/t@f32", "e2m1/g16@e4m3/t@f32", "int4/c@f32", "fp4/f64@f32",
+                      "nf4/f64@dyn8+o/f256@f32", "iq4nl/g32@f16", "ternary/r@f32",
+                      "binary/r@f32", "dyn8/r@f32", "e5m2/r@f32", "e4m3/b2x16@f32",
+                      "e2m1/g32@e8m0", "int8n/b2x16@f32",
+                      "uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16"));
+
+// Every number of an element, what lies between two of them, and a step to either side.
+class EveryElement : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EveryElement, TiesZerosAndFarValuesAreTheCodecs) {
+  const QuantScheme scheme = *parse_scheme(cat(GetParam(), "/t@f32"));
+  std::vector<float> numbers;
+  for (int code = 0; code < 1 << element_info(scheme.code).bits; ++code) {
+    const float value = value_of(scheme.code, static_cast<uint8_t>(code));
+    if (std::isfinite(value)) numbers.push_back(value);
+  }
+  std::sort(numbers.begin(), numbers.end());
+  std::vector<float> values = {0.0f, -0.0f, 1e-42f, -1e-42f, 3e38f, -3e38f};
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const float next = numbers[std::min(i + 1, numbers.size() - 1)];
+    for (const float x : {numbers[i], (numbers[i] + next) / 2, next * 1.01f}) {
+      for (const float end : {-INFINITY, x, INFINITY})
+        values.push_back(std::nextafter(x, end));
+    }
+  }
+  const torch::Tensor x = at::tensor(values).view({1, -1});
+  CodedMatrix levels = chosen(x, scheme);
+  levels.scales[0].values[0] = 1.0f;
+  FakeQuantize quantizer(scheme, ScaleRule{});
+  quantizer->set_levels(levels);
+  const torch::Tensor y = quantizer->forward(x), expected = through_kernels(x, levels);
+  for (size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(std::bit_cast<uint32_t>(y.const_data_ptr<float>()[i]),
+              std::bit_cast<uint32_t>(expected.const_data_ptr<float>()[i]))
+        << GetParam() << " of " << values[i];
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(FakeQuantize, EveryElement,
+                         ::testing::Values("int4", "uint8", "nf4", "fp4", "iq4nl", "e2m1",
+                                           "e4m3", "e5m2", "dyn8", "ternary", "binary"));
 
 TEST(FakeQuantize, RoundsHalfToEvenAndGivesNoNegativeZero) {
   FakeQuantize quantizer(ActivationScheme{*parse_scheme("int4/t@f32"), false, 0.5f, 0});
@@ -197,6 +240,145 @@ TEST(FakeQuantize, GradientsAreFiniteDifferencesOfTheSurrogate) {
   }
   EXPECT_GT(outside, 10);
   EXPECT_LT(outside, 90);
+}
+
+// The same for every kind of code and block. Inside the range the rounding error c of a
+// value is a constant, y = s (u + c) + m; outside v is one, y = s v + m.
+class LearnedScheme : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(LearnedScheme, GradientsAreFiniteDifferencesOfTheSurrogate) {
+  const QuantScheme scheme = *parse_scheme(GetParam());
+  constexpr int64_t kRows = 6, kCols = 40;
+  const torch::Tensor x0 = random({kRows, kCols}, 6) + 0.2;
+  CodedMatrix levels = chosen(x0, scheme);
+  for (float& s : levels.scales[0].values)  // many values outside
+    s = round_to_element(scheme.scales[0].element, s * 0.5f);
+  const torch::Tensor y = through_kernels(x0, levels), toward = random({6, 40}, 7);
+
+  FakeQuantize quantizer(scheme, ScaleRule{});
+  quantizer->set_levels(levels);
+  quantizer->learn_scale();
+  const bool minima = scheme.offset == OffsetKind::minimum;
+  if (minima) quantizer->learn_minimum();
+  torch::Tensor x = x0.clone().requires_grad_();
+  (quantizer->forward(x) * toward).sum().backward();
+
+  const bool integer = element_info(scheme.code).kind == ElementKind::integer;
+  const double lowest = integer ? code_lowest(scheme) : element_info(scheme.code).lowest,
+               highest =
+                   integer ? code_highest(scheme) : element_info(scheme.code).highest;
+  std::vector<double> scales(levels.scales[0].values.begin(),
+                             levels.scales[0].values.end()),
+      offsets, xs(x0.const_data_ptr<float>(), x0.const_data_ptr<float>() + x0.numel());
+  if (minima)
+    offsets.assign(levels.offsets[0].values.begin(), levels.offsets[0].values.end());
+  // The product of the levels at (r, c), the innermost from `first`.
+  const auto product = [&](const std::vector<ScaleLevel>& blocks,
+                           const std::vector<CodedLevel>& all,
+                           const std::vector<double>& first, int64_t r, int64_t c) {
+    double value = 1;
+    for (size_t k = 0; k < all.size(); ++k) {
+      const size_t i =
+          static_cast<size_t>(level_index(blocks[k].block, kRows, kCols, r, c));
+      value *= k == 0 ? first[i] : all[k].values[i];
+    }
+    return all.empty() ? 0.0 : value;
+  };
+  std::vector<double> error(xs.size()), number(xs.size());
+  std::vector<bool> inside(xs.size());
+  const auto loss = [&](bool first) {
+    double sum = 0;
+    for (size_t i = 0; i < xs.size(); ++i) {
+      const int64_t r = static_cast<int64_t>(i) / kCols,
+                    c = static_cast<int64_t>(i) % kCols;
+      const double s = product(scheme.scales, levels.scales, scales, r, c),
+                   m = product(scheme.offsets, levels.offsets, offsets, r, c);
+      const double u = (xs[i] - m) / s;
+      if (first) {
+        number[i] = (y[r][c].item<double>() - m) / s;
+        error[i] = number[i] - u;
+        inside[i] = u >= lowest && u <= highest;
+      }
+      sum +=
+          (s * (inside[i] ? u + error[i] : number[i]) + m) * toward[r][c].item<double>();
+    }
+    return sum;
+  };
+  loss(true);
+  const auto difference = [&](double& value) {
+    const double at = value, step = 1e-5 * std::max(1e-3, std::abs(at));
+    value = at + step;
+    const double up = loss(false);
+    value = at - step;
+    const double down = loss(false);
+    value = at;
+    return (up - down) / (2 * step);
+  };
+  int64_t out = 0;
+  for (size_t i = 0; i < xs.size(); ++i) {
+    out += !inside[i];
+    if (i % 7 == 0) {
+      EXPECT_NEAR(x.grad().view(-1)[static_cast<int64_t>(i)].item<double>(),
+                  difference(xs[i]), 1e-5)
+          << i;
+    }
+  }
+  EXPECT_GT(out, 3) << GetParam();
+  EXPECT_LT(out, 200) << GetParam();
+  const double n = static_cast<double>(xs.size()) / static_cast<double>(scales.size());
+  const double g = 1 / std::sqrt(n * highest);
+  const auto near = [&](const char* name, std::vector<double>& values) {
+    const torch::Tensor gradient = quantizer->named_parameters()[name].grad();
+    double size = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double expected = g * difference(values[i]);
+      size += std::abs(expected);
+      EXPECT_NEAR(gradient[static_cast<int64_t>(i)].item<double>(), expected,
+                  1e-4 * (1 + std::abs(expected)))
+          << name << " " << i;
+    }
+    EXPECT_GT(size, 1e-3);
+  };
+  near("scale", scales);
+  if (minima) near("minimum", offsets);
+}
+
+INSTANTIATE_TEST_SUITE_P(FakeQuantize, LearnedScheme,
+                         ::testing::Values("nf4/f64@f32", "fp4/f64@f32",
+                                           "nf4/f64@f32/f128@f32", "e2m1/g32@e8m0",
+                                           "e2m1/g16@e4m3/t@f32", "e4m3/r@f32",
+                                           "e5m2/t@f32", "e4m3/b4x8@f32", "iq4nl/g32@f16",
+                                           "ternary/r@f32", "int4/c@f32",
+                                           "int8n/b2x16@f32", "uint4/g8@f32+m/g8@f32",
+                                           "uint2/g16@f16+m/g16@f16"));
+
+TEST(FakeQuantize, LearnedMinimaOfIntegersMoveInTheUnitOfTheWeights) {
+  const QuantScheme scheme = *parse_scheme("uint4/g8@f32+m/g8@uint6/r@f16");
+  const torch::Tensor x = random({2, 16}, 6);
+  FakeQuantize quantizer(scheme, ScaleRule{});
+  const CodedMatrix levels = chosen(x, scheme);
+  quantizer->set_levels(levels);
+  quantizer->learn_scale();
+  quantizer->learn_minimum();
+  EXPECT_EQ(quantizer->coded(x).offsets[0].values, levels.offsets[0].values);
+  const float unit = at::tensor(levels.offsets[1].values).abs().mean().item<float>();
+  const torch::Tensor minimum = quantizer->named_parameters()["minimum"];
+  {
+    torch::NoGradGuard no_grad;
+    minimum[0] = 2.4f * unit;
+    minimum[1] = 999.0f;
+  }
+  quantizer->keep_positive();
+  EXPECT_EQ(quantizer->coded(x).offsets[0].values[0], 2.0f);
+  EXPECT_EQ(quantizer->coded(x).offsets[0].values[1], 63.0f);
+
+  FakeQuantize without(*parse_scheme("int4/r@f32"), ScaleRule{});
+  Status status = status_of([&] { without->learn_minimum(); });
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_THAT(status.message(), HasSubstr("minima of integers or floats were required"));
+  FakeQuantize fixed(scheme, ScaleRule{});
+  status = status_of([&] { fixed->learn_minimum(); });
+  EXPECT_EQ(status.code(), StatusCode::failed_precondition);
 }
 
 // The same gradient written with torch's own autograd and detach().
@@ -383,6 +565,40 @@ TEST(FakeQuantize, SameBitsAtAnyThreadCount) {
   }
   at::set_num_threads(before);
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+}
+
+TEST(FakeQuantize, PactLearnsItsClipFromWhatIsClippedAlone) {
+  for (const char* text : {"uint4/t@f32", "int4/t@f32"}) {
+    const QuantScheme scheme = *parse_scheme(text);
+    const torch::Tensor x0 = random({5, 40}, 18);
+    constexpr float kScale = 0.0625f;
+    FakeQuantize quantizer(ActivationScheme{scheme, false, kScale, 0});
+    quantizer->learn_clip();
+    EXPECT_TRUE(quantizer->learns_scale());
+    const torch::Tensor alpha = quantizer->named_parameters()["alpha"];
+    const float top = static_cast<float>(code_highest(scheme)),
+                bottom = static_cast<float>(code_lowest(scheme));
+    EXPECT_EQ(alpha.item<float>(), kScale * top);
+    torch::Tensor x = x0.clone().requires_grad_();
+    const torch::Tensor toward = random({5, 40}, 19);
+    (quantizer->forward(x) * toward).sum().backward();
+    // y = clamp(x, bottom / top * a, a): eq. 1 and 3, and the same below 0.
+    const torch::Tensor above = x0 > kScale * top, below = x0 < kScale * bottom;
+    const double expected = (toward * above).sum().item<double>() +
+                            bottom / top * (toward * below).sum().item<double>();
+    EXPECT_NEAR(alpha.grad().item<double>(), expected, 1e-5);
+    EXPECT_TRUE(at::equal(x.grad(), toward * above.logical_or(below).logical_not()));
+    EXPECT_GT(above.sum().item<int64_t>(), 5);
+    {
+      torch::NoGradGuard no_grad;
+      alpha.fill_(2 * kScale * top);
+    }
+    EXPECT_EQ(quantizer->activation().scale, 2 * kScale);
+  }
+  FakeQuantize dynamic(ActivationScheme{*parse_scheme("int8/r@f32"), true, 0, 0});
+  const Status status = status_of([&] { dynamic->learn_clip(); });
+  EXPECT_EQ(status.code(), StatusCode::failed_precondition);
+  EXPECT_THAT(status.message(), HasSubstr("a static activation with a scale"));
 }
 
 // --- scales that stay usable, and errors

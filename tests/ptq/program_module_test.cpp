@@ -266,6 +266,92 @@ TEST(ProgramModule, QuantizersSitOnWeightsValuesAndInputs) {
   EXPECT_TRUE(at::equal(plain, module->forward(input)));
 }
 
+// Where the quantizer cuts below 0 itself the relu is left out: the same bits.
+TEST(ProgramModule, AReluBeforeAnUnsignedQuantizerIsThatQuantizers) {
+  const torch::Tensor images = random({4, 3, 8, 8}, 9);
+  torch::Tensor outputs[2];
+  std::map<std::string, torch::Tensor> gradients[2];
+  for (const bool with_tap : {false, true}) {  // a tap sees each op's own output
+    ProgramModule module(small_cnn(3));
+    for (const char* value : {"relu1", "layer1.0.relu1"}) {
+      FakeQuantize quantizer(
+          ActivationScheme{*parse_scheme("uint4/t@f32"), false, 0.05f, 0});
+      quantizer->learn_scale();
+      module->quantize_value(value, quantizer);
+    }
+    int relus = 0;
+    if (with_tap) {
+      module->set_tap([&](const Node& node, const std::vector<torch::Tensor>&,
+                          const torch::Tensor& output) {
+        if (node.op != "relu") return;
+        ++relus;
+        EXPECT_GE(output.min().item<float>(), 0.0f);
+      });
+    }
+    outputs[with_tap] = module->forward(images);
+    outputs[with_tap].square().sum().backward();
+    EXPECT_EQ(relus > 0, with_tap);
+    for (const auto& item : module->named_parameters())
+      gradients[with_tap][item.key()] = item.value().grad();
+  }
+  EXPECT_TRUE(at::equal(outputs[0], outputs[1]));
+  for (const auto& [name, gradient] : gradients[0])
+    EXPECT_TRUE(at::equal(gradient, gradients[1].at(name))) << name;
+}
+
+TEST(ProgramModule, BlocksThatRunAgainGiveTheSameGradients) {
+  for (const bool frozen : {false, true}) {  // then nothing before block 0 learns
+    torch::Tensor losses[2];
+    std::map<std::string, torch::Tensor> gradients[2];
+    int runs[2] = {};
+    for (const bool again : {false, true}) {
+      const Artifact model = small_llama(5);
+      ProgramModule module(model);
+      const Node& layer = *model.program.find("model.layers.0.mlp.up_proj");
+      FakeQuantize quantizer(*parse_scheme("int4/g8@f32"), ScaleRule{});
+      module->quantize_weight(layer.parameter("weight"), quantizer);
+      if (frozen) module->parameter("model.embed_tokens.weight").set_requires_grad(false);
+      module->set_recompute(again);
+      module->set_tap(
+          [&](const Node& node, const std::vector<torch::Tensor>&, const torch::Tensor&) {
+            runs[again] += node.block >= 0 && node.block != kLastBlock;
+          });
+      const torch::Tensor logits = module->forward(random_ids({2, 7}, 23, 3));
+      const int forward = runs[again];
+      losses[again] = logits.square().mean();
+      losses[again].backward();
+      EXPECT_EQ(runs[again], again ? 2 * forward : forward);
+      for (const auto& item : module->named_parameters())
+        gradients[again][item.key()] = item.value().grad();
+    }
+    EXPECT_GT(runs[0], 0);
+    EXPECT_TRUE(at::equal(losses[0], losses[1]));
+    for (const auto& [name, gradient] : gradients[0]) {
+      ASSERT_EQ(gradient.defined(), gradients[1].at(name).defined()) << name;
+      if (gradient.defined())
+        EXPECT_TRUE(at::equal(gradient, gradients[1].at(name))) << name;
+    }
+  }
+  const Status status =
+      status_of([] { ProgramModule(small_cnn(1))->set_recompute(true); });
+  EXPECT_EQ(status.code(), StatusCode::unsupported);
+  EXPECT_THAT(status.message(), HasSubstr("a program without batch norms was required"));
+}
+
+TEST(ProgramModule, Bf16ProductsOfConvolutionsStayNear) {
+  const torch::Tensor images = random({4, 3, 8, 8}, 9);
+  ProgramModule module(small_cnn(3));
+  const torch::Tensor exact = module->forward(images).detach();
+  module->set_bf16_products(true);
+  const torch::Tensor near = module->forward(images);
+  near.square().sum().backward();
+  const double distance = ((near - exact).norm() / exact.norm()).item<double>();
+  EXPECT_LT(distance, 0.03);
+  EXPECT_GT(distance, 1e-5);  // it does round
+  EXPECT_EQ(near.scalar_type(), at::kFloat);
+  EXPECT_EQ(module->parameter("conv1.weight").grad().scalar_type(), at::kFloat);
+}
+
 TEST(ProgramModule, ARoundedBiasIsAWholeMultipleOfTheProductOfScales) {
   ProgramModule module(small_cnn(18, 5, /*with_batch_norm=*/false));
   module->round_bias("conv1");

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "kernels/program/edits/fold_batch_norm.h"
+#include "kernels/runtime/executor.h"
+#include "kernels/runtime/kv_cache.h"
 #include "ptq/module/exact_module.h"
 #include "qat/batch_norm.h"
 #include "qat/trainer.h"
@@ -192,6 +194,76 @@ TEST(Prepare, WeightsAloneWithFixedLevels) {
   torch::NoGradGuard no_grad;
   const torch::Tensor ids = data.batch(0, 77).input;
   EXPECT_TRUE(at::equal(shipped->forward(ids), module->forward(ids)));
+}
+
+// What attention reads in training is what the runtime's cache gives back.
+TEST(Prepare, CachesAreSimulatedAsTheRuntimeStoresThem) {
+  const auto model = std::make_shared<const Artifact>(small_llama(5));
+  Plan plan;
+  for (const Node& n : model->program.nodes) {
+    if (n.op != "linear" && n.op != "embedding") continue;
+    if (n.name == "lm_head") continue;  // tied: the embedding's row plans it
+    LayerPlan layer = planned(n.name, "int8/r@f32");
+    if (n.op == "embedding") {
+      layer.scheme.weight = QuantScheme{};
+      layer.method = "float";
+      layer.reason = "embedding";
+    }
+    plan.layers.push_back(layer);
+  }
+  const Calibrated ready = calibrate(model, plan, {}, nullptr);
+  const std::vector<int32_t> tokens = {3, 7, 1, 19, 22, 0, 5};
+  torch::Tensor ids = at::empty({1, 7}, at::kLong);
+  std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<int64_t>());
+  for (const char* kv :
+       {"int8", "fp8", "uint4/g4@f16+m/g4@f16", "uint4/b4x1@f16+m/b4x1@f16"}) {
+    ProgramModule module = prepare(ready, {.kv = kv}), floats = prepare(ready, {});
+    const auto artifact =
+        std::make_shared<const Artifact>(freeze(finish(module, ready), Provenance{}));
+    EXPECT_TRUE(artifact->activations.empty());
+    Executor runtime = value_or_throw(Executor::create(artifact, {.kv = kv}));
+    auto cache = value_or_throw(runtime.make_cache(7));
+    torch::Tensor shipped = at::empty({7, 23});
+    throw_if_error(
+        runtime.forward(tokens, *cache, {shipped.mutable_data_ptr<float>(), 7, 23}));
+    module->eval();
+    floats->eval();
+    torch::NoGradGuard no_grad;
+    const torch::Tensor simulated = module->forward(ids)[0];
+    const double size = simulated.norm().item<double>(),
+                 gap = (simulated - shipped).norm().item<double>() / size,
+                 effect =
+                     (simulated - floats->forward(ids)[0]).norm().item<double>() / size;
+    EXPECT_GT(effect, 1e-4) << kv;
+    EXPECT_LT(gap, 0.05 * effect) << kv;
+  }
+  ProgramModule module = prepare(ready, {.kv = "int8"});
+  module->forward(ids).square().sum().backward();  // straight through
+  EXPECT_GT(module->parameter("model.layers.0.self_attn.k_proj.weight")
+                .grad()
+                .abs()
+                .sum()
+                .item<float>(),
+            0);
+}
+
+TEST(Prepare, PactLearnsTheClipsOfStaticActivations) {
+  const Calibrated ready = calibrated_cnn();
+  ProgramModule module = prepare(ready, {.learn_activation_clip = true});
+  int clips = 0;
+  for (const auto& item : module->named_parameters())
+    clips += item.key().find(".alpha") != std::string::npos;
+  EXPECT_GE(clips, 5);
+  TrainOptions options;
+  options.steps = 20;
+  options.learning_rate = 0.01;
+  options.weight_decay = 0.5;  // the clip's too: 20 steps take about a tenth off
+  train(module, stripes(), options, "", false, nullptr);
+  const Calibrated after = finish(module, ready);
+  EXPECT_LT(after.activations.at("relu1").scale,
+            0.95f * ready.activations.at("relu1").scale);
+  const Artifact artifact = freeze(after, Provenance{});
+  EXPECT_EQ(artifact.activations.at("relu1").scale, after.activations.at("relu1").scale);
 }
 
 TEST(Prepare, FloatsGoBackToTheirDtype) {

@@ -248,6 +248,15 @@ TEST(Trainer, TwentyStepsAreTenAndTenMoreByteForByte) {
   }
 }
 
+TEST(Trainer, BlocksThatRunAgainTrainTheSameBytes) {
+  TrainOptions options = twenty_steps();
+  ProgramModule kept = quantized_llama(), again = quantized_llama();
+  train(kept, token_data(), options, {}, false, nullptr);
+  options.recompute = true;
+  train(again, token_data(), options, {}, false, nullptr);
+  EXPECT_EQ(bytes_of(kept), bytes_of(again));
+}
+
 TEST(Trainer, ABatchNormsStatisticsResumeToo) {
   const Folder folder;
   TrainOptions options;
@@ -327,6 +336,11 @@ TEST(Trainer, ErrorsNameTheOptionOrTheStep) {
               HasSubstr("learning_rate: a positive number was required; found 0"));
   EXPECT_THAT(refused([](TrainOptions& o) { o.label_smoothing = 1; }).message(),
               HasSubstr("label_smoothing: a number in [0, 1) was required; found 1"));
+  EXPECT_THAT(refused([](TrainOptions& o) {
+                o.recompute = true;
+                o.distill_hidden = 1;
+              }).message(),
+              HasSubstr("recompute: distill.hidden 0, since it needs the blocks'"));
 
   Artifact broken = small_llama(3);
   torch::Tensor norm = to_torch(broken.tensors.at("model.norm.weight"));

@@ -97,11 +97,13 @@ TEST_F(CliImages, FromNoiseToAnIntegerNet) {
       parsed(run({"bench", at("w8a8"), "--repeats", "1", "--json"}))["images_per_second"],
       0);
 
-  const Json tuned = parsed(run({"train", at("float"), "--recipe", "w4a4-qat", "--data",
-                                 at("data"), "--set", "train.steps=3", "--set",
-                                 "train.batch=16", "--set", "calibration.sequences=32",
-                                 "--threads", "1", "--output", at("w4a4"), "--json"}));
+  const Json tuned =
+      parsed(run({"train", at("float"), "--recipe", "w4a4-qat", "--data", at("data"),
+                  "--set", "train.steps=3", "--set", "train.batch=16", "--set",
+                  "calibration.sequences=32", "--set", "qat.batch_norm.epochs=0.2",
+                  "--threads", "1", "--output", at("w4a4"), "--json"}));
   EXPECT_THAT(tuned["notes"].dump(), HasSubstr("integers and the classes of"));
+  EXPECT_THAT(tuned["notes"].dump(), HasSubstr("steps with batch norms in place"));
   std::map<std::string, int> schemes;
   for (const Json& layer : tuned["layers"]) ++schemes[layer["scheme"].get<std::string>()];
   EXPECT_EQ(schemes["int8/r@f32"], 2);

@@ -89,7 +89,7 @@ TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
   const std::vector<std::string> names = builtin_recipes();
   EXPECT_THAT(names, ::testing::UnorderedElementsAre(
                          "float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
-                         "w8a8-static", "w4a16-qat", "w4a4-qat", "w4a16-awq", "w4a16-hqq",
+                         "w8a8-static", "w4a16-qat", "w4a4-qat", "w3a3-qat", "w2a2-qat", "w4a16-awq", "w4a16-hqq",
                          "w4a16-autoround", "mixed-gptq", "w8a8-smoothquant",
                          "lora", "qlora", "w2a16-qat", "w4a8-qat"));
   for (const std::string& name : names) {
