@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "export/formats/readers.h"
+#include "export/onnx/import_tensor.h"
 #include "kernels/scheme/level_runs.h"
 #include "onnx.pb.h"
 
@@ -35,7 +36,6 @@ struct Reader {
                  "; export the model again");
   }
 
-  Result<std::string> file_part(const onnx::TensorProto& tensor) const;
   Result<std::string> raw(const onnx::TensorProto& tensor) const;
   Result<std::vector<float>> scales(const onnx::TensorProto& tensor) const;
   Result<std::vector<uint8_t>> codes(const onnx::TensorProto& tensor) const;
@@ -79,43 +79,6 @@ int64_t bits_of(int32_t type) {
   }
 }
 
-// model.onnx.data: a relative name without "..", a range inside the file.
-Result<std::string> Reader::file_part(const onnx::TensorProto& tensor) const {
-  std::string location;
-  int64_t offset = 0, length = -1;
-  for (const auto& entry : tensor.external_data()) {
-    std::istringstream number(entry.value());
-    if (entry.key() == "location") location = entry.value();
-    if (entry.key() == "offset") number >> offset;
-    if (entry.key() == "length") number >> length;
-  }
-  const std::filesystem::path name(location);
-  bool inside = !location.empty() && !name.is_absolute();
-  for (const auto& part : name) inside = inside && part != "..";
-  if (!inside) {
-    return damaged(tensor.name(), "its data must lie in this directory; found location `",
-                   location, "`");
-  }
-  std::error_code failed;
-  const auto size =
-      static_cast<int64_t>(std::filesystem::file_size(directory / name, failed));
-  if (failed)
-    return damaged(tensor.name(), "its data file must exist; found no ", location);
-  if (length < 0) length = size - offset;
-  if (offset < 0 || length < 0 || offset > size - length) {
-    return damaged(tensor.name(), "its bytes must lie in ", location, " of ", size,
-                   " bytes; found offset ", offset, ", length ", length);
-  }
-  std::ifstream file(directory / name, std::ios::binary);
-  std::string bytes(static_cast<size_t>(length), '\0');
-  file.seekg(offset);
-  if (!file.read(bytes.data(), length)) {
-    return error(StatusCode::io_error, "[onnx] ", (directory / name).string(),
-                 ": cannot read ", length, " bytes at ", offset);
-  }
-  return bytes;
-}
-
 Result<std::string> Reader::raw(const onnx::TensorProto& tensor) const {
   NIBBLE_ASSIGN_OR_RETURN(const int64_t count, count_of(tensor));
   const int64_t bits = bits_of(tensor.data_type());
@@ -125,7 +88,7 @@ Result<std::string> Reader::raw(const onnx::TensorProto& tensor) const {
   }
   std::string bytes;
   if (tensor.data_location() == onnx::TensorProto::EXTERNAL) {
-    NIBBLE_ASSIGN_OR_RETURN(bytes, file_part(tensor));
+    NIBBLE_ASSIGN_OR_RETURN(bytes, external_bytes(tensor, directory));
   } else {
     bytes = tensor.raw_data();
   }

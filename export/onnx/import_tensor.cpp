@@ -67,8 +67,10 @@ std::string typed_values(const onnx::TensorProto& proto, DType dtype) {
   }
 }
 
-Result<std::string> external(const onnx::TensorProto& proto,
-                             const std::filesystem::path& directory) {
+}  // namespace
+
+Result<std::string> external_bytes(const onnx::TensorProto& proto,
+                                   const std::filesystem::path& directory) {
   std::string location;
   int64_t offset = 0, length = -1;
   for (const auto& entry : proto.external_data()) {
@@ -83,7 +85,7 @@ Result<std::string> external(const onnx::TensorProto& proto,
   const int64_t size =
       inside ? static_cast<int64_t>(std::filesystem::file_size(directory / name, failed)) : 0;
   if (!inside || failed) {
-    return damaged(proto, "its data must lie in a file beside the model; found location `",
+    return damaged(proto, "its data must lie in this directory; found location `",
                    location, "`");
   }
   if (length < 0) length = size - offset;
@@ -101,8 +103,6 @@ Result<std::string> external(const onnx::TensorProto& proto,
   return bytes;
 }
 
-}  // namespace
-
 Result<Tensor> tensor_of(const onnx::TensorProto& proto,
                          const std::filesystem::path& directory) {
   Tensor tensor;
@@ -117,7 +117,7 @@ Result<Tensor> tensor_of(const onnx::TensorProto& proto,
   }
   std::string bytes;
   if (proto.data_location() == onnx::TensorProto::EXTERNAL) {
-    NIBBLE_ASSIGN_OR_RETURN(bytes, external(proto, directory));
+    NIBBLE_ASSIGN_OR_RETURN(bytes, external_bytes(proto, directory));
   } else {
     bytes = proto.has_raw_data() ? proto.raw_data() : typed_values(proto, tensor.dtype);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
@@ -16,5 +17,9 @@ namespace nibble {
 // that is not there or of another size. The message names the tensor.
 Result<Tensor> tensor_of(const onnx::TensorProto& proto,
                          const std::filesystem::path& directory);
+
+// What external_data says: a range of a file beside the model, by a relative name without "..".
+Result<std::string> external_bytes(const onnx::TensorProto& proto,
+                                   const std::filesystem::path& directory);
 
 }  // namespace nibble

@@ -4,7 +4,6 @@
 // It wants pixels of 0 to 255 in the order blue, green, red, less 104, 117 and 123, at 224 x
 // 224 (Caffe's way): of the four usual ways it names CIFAR's animals and vehicles best so.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <cmath>
 #include <cstdio>
@@ -17,6 +16,7 @@
 #include "recipes/data/images.h"
 #include "recipes/models/load_model.h"
 #include "tests/export/sample_models.h"
+#include "tests/interop/transformers.h"
 
 namespace nibble {
 namespace {
@@ -26,20 +26,9 @@ using sample::take;
 constexpr int64_t kSide = 224, kImageSize = 3 * kSide * kSide, kClasses = 1000;
 constexpr int64_t kImages = 200, kCalibration = 24, kCompared = 6;
 
-struct Ran {
-  int status = 0;
-  std::string output;
-};
+using transformers::Ran;
 Ran run_python(const std::string& arguments) {
-  const std::string command = std::string(NIBBLE_PYTHON) + " " + NIBBLE_SOURCE_DIR +
-                              "/tests/interop/onnx_run.py " + arguments + " 2>&1";
-  Ran ran;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return {-1, "popen failed"};
-  char buffer[4096];
-  while (fgets(buffer, sizeof(buffer), pipe) != nullptr) ran.output += buffer;
-  ran.status = WEXITSTATUS(pclose(pipe));
-  return ran;
+  return transformers::run_python("onnx_run.py", arguments);
 }
 
 // 32 x 32 to 224 x 224, bilinear with centres aligned, blue first, means subtracted.
