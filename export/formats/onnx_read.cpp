@@ -10,7 +10,6 @@
 #include <fstream>
 #include <limits>
 #include <set>
-#include <sstream>
 
 #include "export/formats/readers.h"
 #include "export/onnx/import_tensor.h"
