@@ -1,10 +1,10 @@
 #include "export/assemble.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/packing/packed_tensor.h"
 
 namespace nibble {
@@ -120,8 +120,7 @@ Result<const Exporter*> find_format(const std::filesystem::path& path) {
     if (file.ok() && file->text().substr(0, 4) == "GGUF") return find_exporter("gguf");
   }
   const Result<std::string> text = read_text_file(path / "config.json");
-  const nlohmann::json config =
-      nlohmann::json::parse(text.ok() ? *text : "", nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json config = parse_json(text.ok() ? *text : "");
   if (config.is_object() && config.contains("quantization_config")) {
     const nlohmann::json& quantization = config["quantization_config"];
     for (const char* key : {"quant_method", "method"}) {

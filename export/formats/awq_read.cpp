@@ -2,10 +2,10 @@
 // of word c, where = 0 4 1 5 2 6 3 7. Shares nothing with the writer.
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 
 namespace nibble {

@@ -10,12 +10,12 @@
 // Symmetric codes have z = 8. All layers share one group size.
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
 #include "export/huggingface/half_scales.h"
 #include "export/huggingface/quantized_directory.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

@@ -5,11 +5,11 @@
 // scales are multiplied out to f32, which is the same numbers. A block whose scale is 0
 // is a block of zeros, and gets the code of zero under a scale of 1.
 #include <bit>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {
@@ -120,8 +120,7 @@ class BitsAndBytes {
   Result<CodedMatrix> read_weight(const std::string& weight, const std::string& type) {
     const std::string name = weight + kState + type;
     NIBBLE_ASSIGN_OR_RETURN(const Tensor text, checkpoint_.take(name, {DType::u8}, {-1}));
-    const Json state =
-        Json::parse(text.bytes.text(), nullptr, /*allow_exceptions=*/false);
+    const Json state = parse_json(text.bytes.text());
     if (!state.is_object()) {
       return checkpoint_.damaged(name, "must be JSON; found something else");
     }

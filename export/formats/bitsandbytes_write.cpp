@@ -14,13 +14,13 @@
 // LLM.int8: X.weight I8 [N, K], X.SCB F32 [N] = 127 times the row's scale, X.weight_format U8 0.
 // Its runtime quantizes activations a token at a time, those above 6 apart.
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
 #include "export/huggingface/quantized_directory.h"
 #include "export/levels.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/scheme/element_codec.h"
 
 namespace nibble {

@@ -6,12 +6,12 @@
 // group of its class. Shares nothing with the writer.
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "kernels/tokenizer/pattern.h"
 #include "kernels/tokenizer/regex.h"

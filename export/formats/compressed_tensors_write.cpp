@@ -19,13 +19,13 @@
 // where there is one group, else the modules by name.
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
 #include "export/huggingface/quantized_directory.h"
 #include "export/huggingface/word_stream.h"
 #include "export/levels.h"
+#include "kernels/base/json.h"
 #include "kernels/scheme/element_codec.h"
 
 namespace nibble {

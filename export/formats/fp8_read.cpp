@@ -1,13 +1,13 @@
-// Reads FP8 checkpoints of quant_method fp8: blocks with weight_scale_inv (or weight_scale, as
-// some producers call it), and a scale a tensor or row where there is no block size. Shares
-// nothing with the writer.
+// Reads FP8 checkpoints of quant_method fp8: blocks with weight_scale_inv (or
+// weight_scale, as some producers call it), and a scale a tensor or row where there is no
+// block size. Shares nothing with the writer.
 //
-// Dynamic activations are the runtime's to quantize; here they stay float, and the ledger says
-// so. A static input_scale is kept.
-#include <nlohmann/json.hpp>
+// Dynamic activations are the runtime's to quantize; here they stay float, and the ledger
+// says so. A static input_scale is kept.
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

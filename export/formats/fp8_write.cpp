@@ -1,17 +1,18 @@
-// Block FP8 checkpoints, as DeepSeek and Qwen publish them and vLLM, SGLang and transformers
-// load them (quant_method fp8).
+// Block FP8 checkpoints, as DeepSeek and Qwen publish them and vLLM, SGLang and
+// transformers load them (quant_method fp8).
 //
 //   weight            F8_E4M3 [N, K]
-//   weight_scale_inv  F32 [ceil(N / R), ceil(K / C)], in spite of its name the multiplier:
+//   weight_scale_inv  F32 [ceil(N / R), ceil(K / C)], in spite of its name the
+//   multiplier:
 //                     w[n, k] = fp8 * weight_scale_inv[n / R, k / C]
 //
-// All layers share one block size. The runtime quantizes activations as it goes, a scale a
-// token and C inputs.
-#include <nlohmann/json.hpp>
+// All layers share one block size. The runtime quantizes activations as it goes, a scale
+// a token and C inputs.
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
 #include "export/huggingface/quantized_directory.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

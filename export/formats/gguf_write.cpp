@@ -8,7 +8,6 @@
 // before it gets its name.
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
@@ -23,6 +22,7 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/base/sha256.h"
 #include "kernels/packing/packed_tensor.h"
 

@@ -6,10 +6,10 @@
 // number, so a zero point of 0 borrows from its neighbour; adding the same constant to
 // the word undoes that. Of 3 bits each field is taken modulo 8.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "kernels/tokenizer/pattern.h"
 #include "kernels/tokenizer/regex.h"

@@ -10,7 +10,6 @@
 // are listed in "dynamic", float ones as well.
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <tuple>
 
 #include "export/formats/readers.h"
@@ -19,6 +18,7 @@
 #include "export/huggingface/quantized_directory.h"
 #include "export/huggingface/word_stream.h"
 #include "export/levels.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

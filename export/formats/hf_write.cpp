@@ -6,7 +6,6 @@
 // Each shard is read back and every byte compared before the directory gets its name.
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
@@ -16,6 +15,7 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/packing/packed_tensor.h"
 
 namespace nibble {
@@ -167,7 +167,7 @@ class HfWriter {
   }
 
   Result<std::string> config_json() const {
-    Json config = Json::parse(artifact_.config_json, nullptr, /*allow_exceptions=*/false);
+    Json config = parse_json(artifact_.config_json);
     if (!config.is_object()) {
       return error(StatusCode::data_loss,
                    "[hf] config.json: must be one JSON object; found something else");
@@ -198,8 +198,7 @@ Status can_express_hf(const Artifact& artifact, const ExportOptions& options) {
     return error(StatusCode::invalid_argument,
                  "[hf] shard_bytes: must be at least 1; found ", options.shard_bytes);
   }
-  const Json config =
-      Json::parse(artifact.config_json, nullptr, /*allow_exceptions=*/false);
+  const Json config = parse_json(artifact.config_json);
   if (program.inputs.empty() || program.inputs[0].dtype != DType::i64 ||
       !config.is_object() || !config.contains("model_type")) {
     return unsupported(program.architecture,

@@ -5,11 +5,11 @@
 // scale a tensor or a row. The scales of 4-bit activations are left out, and the ledger
 // says so.
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

@@ -9,11 +9,11 @@
 //
 // All layers are of one kind. hf_quant_config.json and config.json's quantization_config
 // say the same.
-#include <nlohmann/json.hpp>
 
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
 #include "export/huggingface/quantized_directory.h"
+#include "kernels/base/json.h"
 #include "kernels/scheme/element_codec.h"
 
 namespace nibble {

@@ -3,11 +3,11 @@
 // once more, from kernels/artifact/FORMAT.md alone.
 #include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "export/formats/readers.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 
 namespace nibble {
@@ -84,7 +84,7 @@ Result<const Shard*> DirectoryReader::shard(const std::string& name) {
   }
   std::string header(length, '\0');
   file.read(header.data(), static_cast<std::streamsize>(length));
-  shard.header = Json::parse(header);
+  shard.header = parse_json_or_throw(header);
   shard.data_begin = static_cast<int64_t>(sizeof(length) + length);
   return &shards_.emplace(name, std::move(shard)).first->second;
 }
@@ -239,7 +239,7 @@ Result<Decoded> DirectoryReader::read() {
   NIBBLE_ASSIGN_OR_RETURN(const std::string manifest, text("manifest.json"));
   NIBBLE_ASSIGN_OR_RETURN(decoded.config_json, text("config.json"));
   try {
-    manifest_ = Json::parse(manifest);
+    manifest_ = parse_json_or_throw(manifest);
     for (const auto& [name, json] : manifest_.at("weights").items()) {
       NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, weight(name, json));
       decoded.coded.emplace(name, std::move(q));

@@ -4,9 +4,9 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/base/json.h"
 #include "kernels/ops/rope/rope.h"
 
 namespace nibble {

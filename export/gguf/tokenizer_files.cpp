@@ -1,9 +1,9 @@
 // GgufVocabulary -> tokenizer files
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "export/gguf/vocabulary.h"
+#include "kernels/base/json.h"
 #include "kernels/tokenizer/unicode.h"
 
 namespace nibble {
@@ -78,8 +78,8 @@ Result<std::string> tokenizer_json(const GgufVocabulary& v) {
                      {"truncation", nullptr},
                      {"padding", nullptr},
                      {"added_tokens", added},
-                     {"normalizer", Json::parse(pre.normalizer)},
-                     {"pre_tokenizer", Json::parse(pre.pre_tokenizer)},
+                     {"normalizer", parse_json_or_throw(pre.normalizer)},
+                     {"pre_tokenizer", parse_json_or_throw(pre.pre_tokenizer)},
                      {"post_processor", post_processor(v)},
                      {"decoder",
                       {{"type", "ByteLevel"},

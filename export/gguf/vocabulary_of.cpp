@@ -1,9 +1,9 @@
 // tokenizer files -> GgufVocabulary
 #include <cstring>
 #include <functional>
-#include <nlohmann/json.hpp>
 
 #include "export/gguf/vocabulary.h"
+#include "kernels/base/json.h"
 #include "kernels/tokenizer/sentence_piece.h"
 #include "kernels/tokenizer/tokenizer.h"
 
@@ -25,7 +25,7 @@ Status unsupported(const Parts&... parts) {
 Json parse(const Files& files, const char* name) {
   const auto file = files.find(name);
   if (file == files.end()) return Json::object();
-  return Json::parse(file->second.text(), nullptr, /*allow_exceptions=*/false);
+  return parse_json(file->second.text());
 }
 
 std::string string_of(const Json& object, const char* key) {
@@ -77,7 +77,7 @@ std::vector<std::string> steps_of(const Json& component) {
   return steps;
 }
 std::vector<std::string> steps_of(const std::string& json) {
-  return steps_of(Json::parse(json, nullptr, /*allow_exceptions=*/false));
+  return steps_of(parse_json(json));
 }
 
 // Tokens by id with their types; holes are filled later.
@@ -303,7 +303,7 @@ Result<GgufVocabulary> from_gpt2(const Files& files) {
 
 Status set_specials(const Tokenizer& tokenizer, const Files& files,
                     const std::string& config_json, GgufVocabulary& out) {
-  const Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  const Json config = parse_json(config_json);
   const auto of_config = [&](const char* key) -> int32_t {
     const Json* id = &member(config, key);
     if (id->is_array() && !id->empty()) id = &(*id)[0];

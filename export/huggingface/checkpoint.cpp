@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 
 namespace nibble {
@@ -20,8 +20,7 @@ Result<HfCheckpoint> HfCheckpoint::open(const std::filesystem::path& directory,
   checkpoint.format_ = format;
   NIBBLE_ASSIGN_OR_RETURN(checkpoint.config_json_,
                           read_text_file(directory / "config.json"));
-  const Json config =
-      Json::parse(checkpoint.config_json_, nullptr, /*allow_exceptions=*/false);
+  const Json config = parse_json(checkpoint.config_json_);
   const std::string where = (directory / "config.json").string();
   if (!config.is_object()) {
     return checkpoint.damaged(where, "must be one JSON object; found something else");

@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <mutex>
-#include <nlohmann/json.hpp>
 
 #include "export/huggingface/rope_order.h"
 #include "kernels/artifact/safetensors.h"
@@ -10,6 +9,7 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "kernels/program/layers.h"
 
@@ -19,7 +19,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Result<Json> config_of(const Artifact& artifact, const char* format) {
-  Json config = Json::parse(artifact.config_json, nullptr, /*allow_exceptions=*/false);
+  Json config = parse_json(artifact.config_json);
   if (config.is_object()) return config;
   return error(StatusCode::data_loss, "[", format,
                "] config.json: must be one JSON object; found something else");
@@ -171,7 +171,7 @@ class DirectoryWriter {
     config.erase("rope_interleaved");  // nibble's own
     config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] =
         model_dtype(artifact_);
-    config["quantization_config"] = Json::parse(format_.quantization_config);
+    config["quantization_config"] = parse_json_or_throw(format_.quantization_config);
     NIBBLE_RETURN_IF_ERROR(files_.write("config.json", config.dump(2) + "\n"));
     for (const auto& [name, contents] : format_.extra_files) {
       NIBBLE_RETURN_IF_ERROR(files_.write(name, contents));
@@ -311,7 +311,7 @@ std::set<std::string> float_modules(const Artifact& artifact) {
 }
 
 std::string model_dtype(const Artifact& artifact) {
-  const Json config = Json::parse(artifact.config_json, nullptr, false);
+  const Json config = parse_json(artifact.config_json);
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (config.is_object() && config.contains(key) && config[key].is_string()) {
       return config[key].get<std::string>();

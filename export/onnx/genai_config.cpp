@@ -1,7 +1,8 @@
 #include "export/onnx/genai_config.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {
@@ -15,7 +16,7 @@ Json token_id(const Artifact& artifact, const char* name) {
        {artifact.config_json, generation == artifact.tokenizer.end()
                                   ? std::string()
                                   : std::string(generation->second.text())}) {
-    const Json config = Json::parse(text, nullptr, false);
+    const Json config = parse_json(text);
     if (config.is_object() && config.contains(name) && !config[name].is_null()) {
       return config[name];
     }

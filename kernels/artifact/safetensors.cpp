@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
 #include <vector>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {
@@ -30,7 +30,7 @@ bool is_other_dtype(const std::string& name) {
 }
 
 // JSON with duplicate keys refused (the reference lets the last one win).
-Result<Json> parse_json(std::string_view text, const std::string& where) {
+Result<Json> parse_header(std::string_view text, const std::string& where) {
   // nlohmann takes a NUL as the end and skips a byte order mark; JSON has neither.
   if (text.find('\0') != std::string_view::npos || text.substr(0, 1) == "\xef") {
     return error(
@@ -239,7 +239,7 @@ Status write_all(const std::filesystem::path& path, const std::string& header,
 
 Result<Json> read_index(const std::filesystem::path& path) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
-  NIBBLE_ASSIGN_OR_RETURN(Json index, parse_json(text, path.string()));
+  NIBBLE_ASSIGN_OR_RETURN(Json index, parse_header(text, path.string()));
   const auto map = index.find("weight_map");
   if (map == index.end() || !map->is_object()) {
     return error(StatusCode::data_loss, "[safetensors] ", path.string(),
@@ -288,7 +288,7 @@ Result<SafetensorsFile> read_safetensors(const std::filesystem::path& path) {
                  "; the file is truncated");
   }
   NIBBLE_ASSIGN_OR_RETURN(const Json header,
-                          parse_json(bytes.slice(8, header_size).text(), file));
+                          parse_header(bytes.slice(8, header_size).text(), file));
 
   SafetensorsFile result;
   std::vector<Entry> entries;

@@ -1,7 +1,6 @@
 #include "kernels/artifact/shards.h"
 
-#include <nlohmann/json.hpp>
-
+#include "kernels/base/json.h"
 #include "kernels/base/status.h"
 
 namespace nibble {

@@ -1,6 +1,6 @@
 #include "kernels/tokenizer/json_view.h"
 
-#include <nlohmann/json.hpp>
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {
@@ -75,7 +75,7 @@ Status JsonView::for_each_member(
 }
 
 Result<JsonFile> JsonFile::parse(std::string name, std::string_view text) {
-  auto value = std::make_shared<json>(json::parse(text, nullptr, false));
+  auto value = std::make_shared<json>(parse_json(text));
   if (!value->is_object())
     return error(StatusCode::data_loss, "[tokenizer] ", name,
                  ": a JSON object was required; it does not parse as one; the file is "

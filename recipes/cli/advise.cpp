@@ -1,11 +1,12 @@
 // nibble advise: which schemes pay for a model on this machine, before any work is done.
-#include <iostream>
-#include <nlohmann/json.hpp>
+#include "recipes/eval/advise.h"
 
+#include <iostream>
+
+#include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
-#include "recipes/eval/advise.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {

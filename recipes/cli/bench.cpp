@@ -1,9 +1,9 @@
 // nibble bench: how fast a model runs on this machine, beside another one.
 #include <cstdio>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"

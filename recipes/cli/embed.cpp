@@ -1,10 +1,10 @@
 // nibble embed: the embeddings of a text's sentences, as safetensors.
 #include <cmath>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"

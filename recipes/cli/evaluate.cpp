@@ -1,9 +1,9 @@
 // nibble evaluate: perplexity or accuracy of a model, and how far it is from a reference.
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "export/assemble.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "recipes/cli/attestation.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"

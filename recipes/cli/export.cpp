@@ -2,10 +2,10 @@
 // hold.
 #include <algorithm>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
 #include "export/gguf/gguf_model.h"
+#include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"

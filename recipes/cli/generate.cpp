@@ -3,11 +3,11 @@
 #include <charconv>
 #include <chrono>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
 #include "kernels/tokenizer/stream_decoder.h"

@@ -1,8 +1,8 @@
 // nibble inspect: what is in a model or artifact, before anything is done with it.
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
+#include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
 #include "recipes/eval/model_data.h"

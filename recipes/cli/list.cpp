@@ -1,11 +1,11 @@
 // nibble list: what nibble knows, read from the tables that its parts are built from.
 #include <array>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
 #include "export/ggml/ggml_type.h"
 #include "kernels/base/cpu.h"
+#include "kernels/base/json.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/gelu/gelu.h"

@@ -1,10 +1,10 @@
 // nibble quantize and nibble train: requests for the pipeline, and the table at its end.
 #include <algorithm>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <iostream>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"

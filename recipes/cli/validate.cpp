@@ -3,13 +3,13 @@
 
 #include <cmath>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "export/assemble.h"
+#include "export/exporter.h"
+#include "kernels/base/json.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
-#include "export/exporter.h"
 #include "recipes/cli/attestation.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "kernels/base/json.h"
 #include "kernels/tokenizer/byte_alphabet.h"
 #include "kernels/tokenizer/pre_tokenize.h"
 

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
+
+#include "kernels/base/json.h"
 
 namespace nibble {
 
@@ -35,7 +36,7 @@ struct ConfigReader::Document {
 
 ConfigReader::ConfigReader(const std::string& config_json)
     : document_(std::make_unique<Document>()) {
-  document_->json = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  document_->json = parse_json(config_json);
   if (!document_->json.is_object()) {
     document_->json = Json::object();
     status_ =

@@ -1,8 +1,7 @@
 #include "recipes/models/encoder_config.h"
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {
@@ -12,7 +11,7 @@ using Json = nlohmann::json;
 
 Result<Json> read_json(const fs::path& path) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Json json = parse_json(text);
   if (json.is_discarded() || (!json.is_object() && !json.is_array())) {
     return error(StatusCode::data_loss, "[models] ", path.string(),
                  ": must be JSON; found something else; the file is damaged");
@@ -67,7 +66,7 @@ Result<std::string> pooling_of(const fs::path& path) {
 Result<std::string> with_tensor_prefix(const std::string& config_json,
                                        const std::map<std::string, Tensor>& tensors) {
   const std::string prefix = bert_tensor_prefix(tensors);
-  Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  Json config = parse_json(config_json);
   if (prefix.empty() || !config.is_object()) return config_json;
   config["tensor_prefix"] = prefix;
   return config.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -80,7 +79,7 @@ bool is_sentence_transformer(const fs::path& directory) {
 
 Result<std::string> with_sentence_transformers(const std::string& config_json,
                                                const fs::path& directory) {
-  Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  Json config = parse_json(config_json);
   if (!config.is_object()) {
     return error(StatusCode::data_loss, "[models] ", (directory / "config.json").string(),
                  ": must be one JSON object; found something else; the file is damaged");

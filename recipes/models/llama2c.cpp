@@ -2,8 +2,9 @@
 
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <vector>
+
+#include "kernels/base/json.h"
 
 namespace nibble {
 namespace {

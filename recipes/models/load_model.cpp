@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
@@ -10,6 +9,7 @@
 #include "export/onnx/import.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/base/sha256.h"
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
@@ -279,7 +279,7 @@ std::string quant_method_in(const std::string& config_json) {
 }
 
 std::string without_quantization(const std::string& config_json) {
-  auto config = nlohmann::ordered_json::parse(config_json);  // ConfigReader has read it
+  auto config = parse_ordered_json(config_json);  // ConfigReader has read it
   config.erase("quantization_config");
   return config.dump(2) + "\n";
 }
@@ -356,7 +356,7 @@ Status read_preprocessing(const fs::path& path, const std::map<std::string, std:
   const fs::path file = path.parent_path() / "preprocessor_config.json";
   if (is_there(file)) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text_file(file));
-    const auto json = nlohmann::ordered_json::parse(text, nullptr, false);
+    const auto json = parse_ordered_json(text);
     if (!json.is_object()) {
       return error(StatusCode::data_loss, "[models] ", file.string(),
                    ": a JSON object was required; found another text");

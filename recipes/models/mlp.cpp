@@ -3,8 +3,8 @@
 //   config.json   {"architectures": ["MLP"], "layer_sizes": [784, 128, 10],
 //                  "image_shape": [1, 28, 28], "negative_slope": 0.01, "bias": false,
 //                  "image_mean": [0], "image_std": [1]}
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
 

@@ -5,8 +5,8 @@
 //   config.json   {"architectures": ["ResNetCIFAR"], "depth": 20, "widths": [16, 32, 64],
 //                  "num_classes": 10, "image_mean": [..], "image_std": [..]}
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/models/architecture.h"
 #include "recipes/models/config_reader.h"
 #include "recipes/models/graph_builder.h"

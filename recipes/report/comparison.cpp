@@ -1,8 +1,8 @@
 #include "recipes/report/comparison.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/report/quality_json.h"
 #include "recipes/report/text_table.h"
 
@@ -92,7 +92,7 @@ std::string comparison_json(const std::vector<RunReport>& reports,
                             const std::string& output) {
   Json list = Json::array();
   for (const RunReport& report : reports) {
-    Json entry = Json::parse(report_json(report));
+    Json entry = parse_json_or_throw(report_json(report));
     if (loss_of(report)) entry["loss_times_megabytes"] = rank_of(report);
     entry["best_of_its_size"] = is_best(report, reports);
     list.push_back(std::move(entry));

@@ -1,7 +1,6 @@
 #include "recipes/report/quality_json.h"
 
-#include <nlohmann/json.hpp>
-
+#include "kernels/base/json.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {

@@ -1,8 +1,8 @@
 // The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no path,
 // and but for bench no speed: the page is the same bytes wherever the run took place.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/report/embedded_files.h"
 #include "recipes/report/quality_json.h"
 #include "recipes/report/run_report.h"

@@ -1,8 +1,8 @@
 #include "recipes/report/run_report.h"
 
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "kernels/base/json.h"
 #include "kernels/runtime/kv_cache.h"
 #include "recipes/report/quality_json.h"
 #include "recipes/report/text_table.h"
@@ -340,7 +340,7 @@ std::string print_measurement(const Measurement& measurement) {
 }
 
 Result<Measurement> parse_measurement(const std::string& text, const std::string& where) {
-  const Json json = Json::parse(text, nullptr, false);
+  const Json json = parse_json(text);
   const auto refuse = [&where](const std::string& what) {
     return error(StatusCode::data_loss, "[report] ", where,
                  ": measurements.json as quantize writes it "

@@ -1,12 +1,11 @@
 // nibble train: float checkpoints, quantization in the loop, adapters.
 #include <ATen/Parallel.h>
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
 #include "kernels/program/edits/low_rank.h"
 #include "ptq/calibrate.h"
@@ -51,7 +50,7 @@ Tensor cast(const Tensor& values, DType dtype) {
 // The dtype that config.json asks for ("dtype" since transformers 5, "torch_dtype"
 // before).
 DType config_dtype(const std::string& config_json) {
-  const nlohmann::json config = nlohmann::json::parse(config_json, nullptr, false);
+  const nlohmann::json config = parse_json(config_json);
   if (!config.is_object()) return DType::f32;
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (!config.contains(key) || !config[key].is_string()) continue;

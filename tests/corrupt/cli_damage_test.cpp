@@ -197,7 +197,7 @@ TEST_F(CliDamage, FlippedBitInAnArtifact) {
   const Outcome valid = nibble({"validate", at("artifact"), "--json"}, directory_.path());
   EXPECT_EQ(valid.code, 7) << valid.error;
   EXPECT_THAT(valid.error, HasSubstr("check files failed"));
-  EXPECT_EQ(nlohmann::json::parse(valid.out)["passed"], false);
+  EXPECT_EQ(parse_json_or_throw(valid.out)["passed"], false);
 }
 
 TEST_F(CliDamage, FullDisk) {

@@ -4,10 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "tests/export/hf_random.h"
 
 namespace nibble {
@@ -28,7 +27,7 @@ class CompressedTensors : public ::testing::Test {
     return exporter_->write(artifact, directory_, options);
   }
   Json config() const {
-    return Json::parse(take(read_text_file(directory_ / "config.json")));
+    return parse_json_or_throw(take(read_text_file(directory_ / "config.json")));
   }
   std::map<std::string, Tensor> tensors() const {
     return take(read_safetensors(directory_ / "model.safetensors")).tensors;
@@ -113,7 +112,8 @@ TEST_F(CompressedTensors, LeavesAloneWhatTheProgramDidNotUse) {
   }
   const auto directory = sample::fresh_directory("ignored");
   ASSERT_TRUE(exporter_->write(artifact, directory, {}).ok());
-  const Json config = Json::parse(sample::take(read_text_file(directory / "config.json")));
+  const Json config =
+      parse_json_or_throw(sample::take(read_text_file(directory / "config.json")));
   const Json& ignore = config["quantization_config"]["ignore"];
   EXPECT_NE(std::find(ignore.begin(), ignore.end(), "pooler.dense"), ignore.end()) << ignore;
   EXPECT_EQ(std::count(ignore.begin(), ignore.end(), "position_ids"), 0);
@@ -182,8 +182,8 @@ TEST_F(CompressedTensors, ShardsHaveAnIndex) {
   ExportOptions options;
   options.shard_bytes = 8000;
   ASSERT_TRUE(write(artifact, options).ok());
-  const Json index =
-      Json::parse(take(read_text_file(directory_ / "model.safetensors.index.json")));
+  const Json index = parse_json_or_throw(
+      take(read_text_file(directory_ / "model.safetensors.index.json")));
   const Json& map = index.at("weight_map");
   EXPECT_TRUE(map.contains("model.layers.0.mlp.down_proj.weight_packed"));
   EXPECT_EQ(map.at("model.layers.0.mlp.down_proj.weight_packed"),

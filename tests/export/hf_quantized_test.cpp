@@ -3,10 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "tests/export/hf_random.h"
 
 namespace nibble {
@@ -33,7 +32,7 @@ class HfQuantized : public ::testing::Test {
     return take(find_exporter(format))->read(directory_);
   }
   Json config() const {
-    return Json::parse(take(read_text_file(directory_ / "config.json")))
+    return parse_json_or_throw(take(read_text_file(directory_ / "config.json")))
         .at("quantization_config");
   }
   std::map<std::string, Tensor> tensors() const {
@@ -51,7 +50,7 @@ class HfQuantized : public ::testing::Test {
       const std::function<void(Json&, std::map<std::string, Tensor>&)>& change) {
     const std::string text = take(read_text_file(directory_ / "config.json"));
     const auto before = tensors();
-    Json json = Json::parse(text);
+    Json json = parse_json_or_throw(text);
     auto changed = before;
     change(json["quantization_config"], changed);
     const auto put = [&](const std::string& config,
@@ -170,7 +169,9 @@ TEST_F(HfQuantized, GptqSaysWhatDiffersFromTheUsual) {
             Json({{"+:^model\\.layers\\.1\\.mlp\\.down_proj$",
                    {{"bits", 8}, {"group_size", -1}, {"sym", true}}},
                   {"-:^model\\.layers\\.0\\.mlp\\.up_proj$", Json::object()}}));
-  EXPECT_EQ(Json::parse(take(read_text_file(directory_ / "quantize_config.json"))), json);
+  EXPECT_EQ(
+      parse_json_or_throw(take(read_text_file(directory_ / "quantize_config.json"))),
+      json);
   EXPECT_TRUE(check_decoded(artifact, take(read("gptq"))).ok());
 }
 

@@ -3,13 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "export/exporter.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/artifact/shards.h"
 #include "kernels/base/file.h"
 #include "kernels/base/float_types.h"
+#include "kernels/base/json.h"
 #include "tests/export/sample_models.h"
 
 namespace nibble {
@@ -52,7 +51,7 @@ TEST_F(Hf, FloatsGoThroughUnchangedAndCodesDequantized) {
   }
   // A directory of floats is no artifact, and says its dtype.
   EXPECT_FALSE(is_artifact_directory(directory_));
-  EXPECT_EQ(nlohmann::json::parse(decoded.config_json).at("torch_dtype"), "float32");
+  EXPECT_EQ(parse_json_or_throw(decoded.config_json).at("torch_dtype"), "float32");
 }
 
 TEST_F(Hf, SixteenBitsAreRounded) {
@@ -72,7 +71,7 @@ TEST_F(Hf, SixteenBitsAreRounded) {
       EXPECT_EQ(read[i], half ? float_from_f16(f16_from_float(values[i]))
                               : float_from_bf16(bf16_from_float(values[i])));
     }
-    const auto config = nlohmann::json::parse(decoded.config_json);
+    const auto config = parse_json_or_throw(decoded.config_json);
     EXPECT_EQ(config.at("dtype"), half ? "float16" : "bfloat16");
     EXPECT_FALSE(config.contains("torch_dtype"));
   }
@@ -93,7 +92,7 @@ TEST_F(Hf, ShardsAreFilledInTheOrderOfNamesAndIndexed) {
   ExportOptions options;
   options.shard_bytes = 20000;
   ASSERT_TRUE(write(artifact, options).ok());
-  const auto index = nlohmann::json::parse(
+  const auto index = parse_json_or_throw(
       take(read_text_file(directory_ / "model.safetensors.index.json")));
   int64_t total = 0, files = 0;
   std::string last;
@@ -143,7 +142,7 @@ TEST_F(Hf, InterleavedRowsAreTurnedIntoHalves) {
   artifact.config_json = R"({"model_type":"llama","rope_interleaved":true})";
   ASSERT_TRUE(write(artifact).ok());
   const Decoded decoded = read();
-  EXPECT_FALSE(nlohmann::json::parse(decoded.config_json).contains("rope_interleaved"));
+  EXPECT_FALSE(parse_json_or_throw(decoded.config_json).contains("rope_interleaved"));
   const std::string q = "model.layers.1.self_attn.q_proj.",
                     v = "model.layers.1.self_attn.v_proj.";
   const std::vector<float> before = take(to_float(artifact.tensors.at(q + "weight")));

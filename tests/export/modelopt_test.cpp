@@ -3,10 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "tests/export/hf_random.h"
 
 namespace nibble {
@@ -35,7 +34,7 @@ class ModelOpt : public ::testing::Test {
     return exporter_->write(artifact, directory_, options);
   }
   Json json(const char* file) const {
-    return Json::parse(take(read_text_file(directory_ / file)));
+    return parse_json_or_throw(take(read_text_file(directory_ / file)));
   }
   Tensors tensors() const {
     return take(read_safetensors(directory_ / "model.safetensors")).tensors;

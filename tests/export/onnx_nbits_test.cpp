@@ -3,10 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "export/levels.h"
 #include "export/onnx/matmul_nbits.h"
+#include "kernels/base/json.h"
 #include "tests/export/onnx_model.h"
 
 namespace nibble {
@@ -305,7 +304,7 @@ TEST(OnnxGenai, TheConfigNamesTheGraphsInputsAndSizes) {
   const auto directory = fresh_directory("genai");
   const Exporter* onnx = take(find_exporter("onnx"));
   ASSERT_TRUE(onnx->write(artifact, directory, {}).ok());
-  const auto config = nlohmann::json::parse(file_text(directory / "genai_config.json"));
+  const auto config = parse_json_or_throw(file_text(directory / "genai_config.json"));
   const auto& model = config.at("model");
   EXPECT_EQ(model.at("type"), "llama");
   EXPECT_EQ(model.at("bos_token_id"), 5);

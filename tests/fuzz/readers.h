@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,6 +30,7 @@
 #include "export/gguf/gguf_model.h"
 #include "kernels/artifact/artifact.h"
 #include "kernels/artifact/safetensors.h"
+#include "kernels/base/json.h"
 #include "kernels/base/sha256.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/tokenizer/tokenizer.h"
@@ -138,7 +138,7 @@ bool quantized_directory(const uint8_t* data, size_t size) {
 // JSON object.
 inline std::string sealed(const std::string& manifest,
                           const std::vector<std::pair<const char*, std::string>>& files) {
-  auto json = nlohmann::ordered_json::parse(manifest, nullptr, false);
+  auto json = parse_ordered_json(manifest);
   if (!json.is_object()) return manifest;
   json["manifest_sha256"] = std::string(64, '0');
   for (const auto& [name, contents] : files) {

@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "export/exporter.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/scheme/element_codec.h"
 #include "tests/export/sample_models.h"
 
@@ -92,8 +92,7 @@ class HfPacking : public ::testing::Test {
     EXPECT_TRUE(
         write_safetensors_atomically(directory_ / "model.safetensors", stored, {}).ok());
     if (change) {
-      auto config =
-          nlohmann::json::parse(take(read_text_file(directory_ / "config.json")));
+      auto config = parse_json_or_throw(take(read_text_file(directory_ / "config.json")));
       change(config["quantization_config"]);
       EXPECT_TRUE(write_file_atomically(directory_ / "config.json", config.dump()).ok());
     }
@@ -156,7 +155,7 @@ TEST_F(HfPacking, GptqZeroPointsOfZero) {
     const auto stored = written("gptq", q);  // version 2, by itself
     expect_same(stored.at("fc.qzeros"), key + ".qzeros_v2");
     const auto config =
-        nlohmann::json::parse(take(read_text_file(directory_ / "config.json")));
+        parse_json_or_throw(take(read_text_file(directory_ / "config.json")));
     EXPECT_EQ(config.at("quantization_config").at("checkpoint_format"), "gptq_v2");
     EXPECT_EQ(read_with("gptq", stored, {{"fc.qzeros", key + ".qzeros_v2"}}), q);
     EXPECT_EQ(read_with("gptq", stored, {{"fc.qzeros", key + ".qzeros_v1"}},

@@ -10,9 +10,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "kernels/base/json.h"
 #include "kernels/tokenizer/stream_decoder.h"
 #include "kernels/tokenizer/tokenizer.h"
 
@@ -62,7 +62,7 @@ Ids value_of(const Result<Ids>& ids, std::string& failure) {
 
 void compare(const fs::path& folder) {
   const std::string name = folder.filename().string();
-  const json vectors = json::parse(slurp(folder / "vectors.json"));
+  const json vectors = parse_json_or_throw(slurp(folder / "vectors.json"));
   std::map<std::string, Bytes> files;
   for (const char* file : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"})
     if (fs::exists(folder / file)) {

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "kernels/base/json.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/tokenizer/byte_alphabet.h"
 #include "kernels/tokenizer/charsmap.h"

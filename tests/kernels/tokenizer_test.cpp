@@ -5,9 +5,9 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "kernels/base/json.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/tokenizer/byte_alphabet.h"
 #include "kernels/tokenizer/pre_tokenize.h"
@@ -247,7 +247,7 @@ TEST(ByteLevelTokenizer, Gpt2Vectors) {
   SKIP_WITHOUT(vocabulary);
   json root = small_tokenizer();
   root["added_tokens"] = json::array();
-  root["model"]["vocab"] = json::parse(slurp(vocabulary));
+  root["model"]["vocab"] = parse_json_or_throw(slurp(vocabulary));
   root["model"]["merges"] = json::array();
   std::istringstream merges(slurp(kData / "tokenizers/gpt2_merges.txt"));
   for (std::string line; std::getline(merges, line);)

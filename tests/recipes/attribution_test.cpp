@@ -6,8 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/tokenizer/tokenizer.h"
 #include "recipes/data/story_grammar.h"

@@ -3,11 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/tokenizer/tokenizer.h"
 #include "recipes/data/story_grammar.h"
 
@@ -29,7 +29,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const std::string& json, int64_t vocabul
 TEST(BpeTrainer, MergesTheMostFrequentPair) {
   const auto json = train_bpe({"abab ab", "abab"}, 260);
   ASSERT_TRUE(json.ok()) << json.status().message();
-  const auto merges = nlohmann::json::parse(*json)["model"]["merges"];
+  const auto merges = parse_json_or_throw(*json)["model"]["merges"];
   ASSERT_EQ(merges.size(), 2u);
   EXPECT_EQ(merges[0], (std::vector<std::string>{"a", "b"}));
   EXPECT_EQ(merges[1], (std::vector<std::string>{"ab", "ab"}));

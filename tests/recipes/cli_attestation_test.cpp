@@ -59,7 +59,7 @@ class CliAttestation : public ::testing::Test {
     return nibble(arguments, scratch_.path());
   }
   static Json read(const fs::path& path) {
-    return Json::parse(*read_text_file(path / "proof.json"));
+    return parse_json_or_throw(*read_text_file(path / "proof.json"));
   }
   // With its checksum made right again, as a forger would.
   static void write(const fs::path& path, const Json& json, bool sealed) {

@@ -237,7 +237,7 @@ TEST_F(EncoderFiles, TheCommandEmbedsComparesAndRefuses) {
   const Outcome embedded = run({"embed", model().string(), "--text", at("ids.safetensors"),
                                 "--output", at("out.safetensors"), "--json"});
   ASSERT_EQ(embedded.code, 0) << embedded.error;
-  EXPECT_EQ(Json::parse(embedded.out)["sentences"], 3);
+  EXPECT_EQ(parse_json_or_throw(embedded.out)["sentences"], 3);
   const Result<SafetensorsFile> file = read_safetensors(at("out.safetensors"));
   ASSERT_TRUE(file.ok());
   EXPECT_EQ(file->tensors.at("embeddings").shape, (std::vector<int64_t>{3, 24}));
@@ -250,8 +250,8 @@ TEST_F(EncoderFiles, TheCommandEmbedsComparesAndRefuses) {
       run({"evaluate", model().string(), "--text", at("ids.safetensors"), "--reference",
            model().string(), "--json"});
   ASSERT_EQ(compared.code, 0) << compared.error;
-  EXPECT_NEAR(Json::parse(compared.out)["cosine"].get<double>(), 1, 1e-12);
-  EXPECT_NEAR(Json::parse(compared.out)["lowest_cosine"].get<double>(), 1, 1e-12);
+  EXPECT_NEAR(parse_json_or_throw(compared.out)["cosine"].get<double>(), 1, 1e-12);
+  EXPECT_NEAR(parse_json_or_throw(compared.out)["lowest_cosine"].get<double>(), 1, 1e-12);
   const Outcome alone =
       run({"evaluate", model().string(), "--text", at("ids.safetensors")});
   EXPECT_EQ(alone.code, 2);
@@ -269,7 +269,7 @@ TEST_F(EncoderFiles, TheCommandEmbedsComparesAndRefuses) {
   const Outcome timed = run({"bench", model().string(), "--text", at("ids.safetensors"),
                              "--repeats", "1", "--batch", "2", "--json"});
   ASSERT_EQ(timed.code, 0) << timed.error;
-  EXPECT_GT(Json::parse(timed.out)["sentences_per_second"].get<double>(), 0);
+  EXPECT_GT(parse_json_or_throw(timed.out)["sentences_per_second"].get<double>(), 0);
 }
 
 // The cosine of known vectors: one sentence equal, one at 60 degrees.

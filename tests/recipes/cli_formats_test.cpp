@@ -105,7 +105,7 @@ TEST_F(CliFormats, ValidateSaysWhatItProvedAndWhatItCouldNot) {
     const Outcome outcome = run(all);
     EXPECT_EQ(outcome.code, code) << outcome.error;
     std::map<std::string, std::pair<std::string, std::string>> found;
-    const auto json = nlohmann::json::parse(outcome.out);
+    const auto json = parse_json_or_throw(outcome.out);
     for (const auto& check : json.at("checks")) {
       found[check.at("name")] = {check.at("outcome"), check.at("detail")};
     }
@@ -155,7 +155,7 @@ TEST_F(CliFormats, InspectAndEvaluateReadThem) {
 TEST_F(CliFormats, AnotherToolsMethodIsRefusedByName) {
   ASSERT_EQ(convert("w4", "gptq", "gptq").code, 0);
   const std::string text = take(read_text_file(directory_ / "gptq/config.json"));
-  auto config = nlohmann::json::parse(text);
+  auto config = parse_json_or_throw(text);
   config["quantization_config"]["quant_method"] = "hqq";
   ASSERT_TRUE(write_file_atomically(directory_ / "gptq/config.json", config.dump()).ok());
   for (const char* verb : {"inspect", "validate"}) {

@@ -145,7 +145,7 @@ TEST_F(CliQuality, AGateThatIsNotMetKeepsTheNameFree) {
   EXPECT_EQ(rejected.code, 11) << rejected.error;
   EXPECT_FALSE(fs::exists(mine("w4")));
   EXPECT_TRUE(fs::exists(mine("w4.rejected") + "/manifest.json"));
-  const Json json = Json::parse(rejected.out);
+  const Json json = parse_json_or_throw(rejected.out);
   EXPECT_TRUE(json["rejected"]);
   EXPECT_EQ(json["gates"][0]["gate"], "max_kl");
   EXPECT_THAT(rejected.error, HasSubstr("max_kl at most"));

@@ -10,12 +10,12 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
+#include "kernels/base/json.h"
 #include "kernels/base/splitmix64.h"
 #include "recipes/data/bpe_trainer.h"
 #include "recipes/data/story_grammar.h"
@@ -77,7 +77,7 @@ inline Outcome nibble(const std::vector<std::string>& arguments,
 // stdout is one JSON object and nothing else.
 inline nlohmann::json parsed(const Outcome& outcome) {
   EXPECT_EQ(outcome.code, 0) << outcome.error;
-  const nlohmann::json json = nlohmann::json::parse(outcome.out, nullptr, false);
+  const nlohmann::json json = parse_json(outcome.out);
   EXPECT_TRUE(json.is_object()) << outcome.out;
   EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 1) << outcome.out;
   return json;

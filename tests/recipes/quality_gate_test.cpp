@@ -5,8 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
+#include "kernels/base/json.h"
 #include "recipes/report/comparison.h"
 
 namespace nibble {
@@ -88,7 +87,7 @@ TEST(Comparison, SortsByQualityPerByte) {
   EXPECT_EQ(table.find("best of its size", table.find("best of its size") + 1),
             table.rfind("best of its size"));  // c and a, not b
   EXPECT_LT(table.rfind("best of its size"), table.find("\nb "));
-  const auto json = nlohmann::json::parse(comparison_json(sorted, "out"));
+  const auto json = parse_json_or_throw(comparison_json(sorted, "out"));
   EXPECT_EQ(json["recipes"][0]["recipe"], "c");
   EXPECT_NEAR(json["recipes"][0]["loss_times_megabytes"].get<double>(), 0.008, 1e-12);
   EXPECT_FALSE(json["recipes"][2]["best_of_its_size"].get<bool>());

@@ -7,8 +7,8 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/report/run_report.h"
 #include "tests/kernels/temporary_directory.h"
 
@@ -169,7 +169,7 @@ TEST_P(EveryPlot, HasData) {
   const size_t begin = dom.rfind("PROBE[");
   ASSERT_NE(begin, std::string::npos) << dom.substr(0, 500);
   const std::string found = dom.substr(begin + 5, dom.find("END", begin) - begin - 5);
-  const Json plots = Json::parse(found, nullptr, false);
+  const Json plots = parse_json(found);
   ASSERT_TRUE(plots.is_array()) << found;
   EXPECT_GE(plots.size(), GetParam().plots) << found;
   for (const Json& plot : plots) {

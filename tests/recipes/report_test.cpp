@@ -4,8 +4,8 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
+#include "kernels/base/json.h"
 #include "recipes/report/embedded_files.h"
 #include "recipes/report/run_report.h"
 #include "recipes/report/text_table.h"
@@ -78,7 +78,7 @@ TEST(Report, TheTableHasEveryFigure) {
 TEST(Report, JsonIsOneObject) {
   const std::string text = report_json(sample_report());
   EXPECT_EQ(text.find('\n'), std::string::npos);
-  const Json json = Json::parse(text);
+  const Json json = parse_json_or_throw(text);
   EXPECT_EQ(json["after"]["kl"], 0.00093);
   EXPECT_EQ(json["after"]["decode_tokens_per_second"]["median"], 1234.5);
   EXPECT_EQ(json["before"]["perplexity"], 15.18665);
