@@ -4,7 +4,6 @@
 // Python only runs the other side (tests/interop/onnx_run.py); without its packages the
 // tests skip and say what is missing.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +17,7 @@
 #include "kernels/runtime/kv_cache.h"
 #include "recipes/data/images.h"
 #include "recipes/models/load_model.h"
-#include "tests/export/sample_models.h"
+#include "tests/interop/transformers.h"
 
 namespace nibble {
 namespace {
@@ -29,49 +28,25 @@ constexpr int64_t kGreedyTokens = 64;
 // Both sides sum in f32 in their own order; 1.2e-6 is what was measured.
 constexpr double kLogits = 2e-5;
 
-struct Ran {
-  int status = 0;
-  std::string output;
-};
+using transformers::Ran;
+using transformers::relative_difference;
 
 Ran run_python(const std::string& arguments) {
-  const std::string command = std::string(NIBBLE_PYTHON) + " " + NIBBLE_SOURCE_DIR +
-                              "/tests/interop/onnx_run.py " + arguments + " 2>&1";
-  Ran ran;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return {-1, "popen failed"};
-  char buffer[4096];
-  while (fgets(buffer, sizeof(buffer), pipe) != nullptr) ran.output += buffer;
-  ran.status = WEXITSTATUS(pclose(pipe));
-  return ran;
+  return transformers::run_python("onnx_run.py", arguments);
 }
 
 std::vector<float> read_floats(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string bytes(std::istreambuf_iterator<char>(file), {});
-  std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
-  return values;
+  return transformers::read_values<float>(path);
 }
 
 int32_t argmax(std::span<const float> row) {
   return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
 }
 
-// max |a - b| / max |b|: how far two sets of logits are apart, against their size.
 std::string id_list(std::span<const int32_t> ids) {
   std::string text;
   for (const int32_t id : ids) text += cat(text.empty() ? "" : ",", id);
   return text;
-}
-
-double relative_difference(std::span<const float> a, std::span<const float> b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference = std::max(difference, std::abs(static_cast<double>(a[i]) - b[i]));
-    size = std::max(size, std::abs(static_cast<double>(b[i])));
-  }
-  return difference / size;
 }
 
 // Our own runtime: logits of every position of the prompt and its greedy continuation.
