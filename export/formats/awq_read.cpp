@@ -15,8 +15,9 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "awq";
 constexpr int kWhere[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-// Columns side by side share the cache lines of the codes.
-constexpr int64_t kColumns = 64;
+// Columns side by side share the cache lines of the codes; so many, that each page of
+// codes is met seldom.
+constexpr int64_t kColumns = 512;
 
 // The 4 bits of output n in a row of words.
 uint8_t nibble_of(const Tensor& words, int64_t row_begin, int64_t n) {
@@ -24,8 +25,8 @@ uint8_t nibble_of(const Tensor& words, int64_t row_begin, int64_t n) {
                               15);
 }
 
-// The codes of 16 words in each of 64 columns: words are read column by column and codes
-// written row by row, each in whole cache lines.
+// The codes of 16 words in each of kColumns columns: words are read column by column and
+// codes written row by row, each in whole cache lines.
 constexpr int64_t kWords = 16;
 
 void read_tile(const Tensor& words, int64_t word, int64_t column, CodedMatrix& q) {
@@ -34,9 +35,20 @@ void read_tile(const Tensor& words, int64_t word, int64_t column, CodedMatrix& q
   const int64_t columns = std::min(kColumns, q.cols - column);
   uint8_t rows[8 * kWords][kColumns];
   uint32_t lines[kWords][kColumns] = {};
+  // Both sides jump from page to page: each line is asked for ahead of its use.
+  uint8_t* to = q.codes.data() + 8 * word * q.cols + column;
+  for (int64_t r = 0; r < 8 * count; ++r) {
+    for (int64_t c = 0; c < columns; c += 64) __builtin_prefetch(to + r * q.cols + c, 1);
+  }
+  const auto place = [&](int64_t c) {
+    return words.bytes.data() + 4 * ((column + c) * width + word);
+  };
+  for (int64_t c = 0; word + kWords < width && c < columns; ++c)
+    __builtin_prefetch(place(c) + 4 * kWords);
   for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t w = 0; w < count; ++w)
-      lines[w][c] = word_at(words, (column + c) * width + word + w);
+    uint32_t line[kWords];
+    std::memcpy(line, place(c), static_cast<size_t>(count) * sizeof(uint32_t));
+    for (int64_t w = 0; w < count; ++w) lines[w][c] = line[w];
   }
   uint8_t planes[4][kColumns];  // the bytes of the words
   for (int64_t w = 0; w < count; ++w) {
@@ -53,8 +65,7 @@ void read_tile(const Tensor& words, int64_t word, int64_t column, CodedMatrix& q
     }
   }
   for (int64_t r = 0; r < 8 * count; ++r)
-    std::memcpy(q.codes.data() + (8 * word + r) * q.cols + column, rows[r],
-                static_cast<size_t>(columns));
+    std::memcpy(to + r * q.cols, rows[r], static_cast<size_t>(columns));
 }
 
 Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t group,
@@ -85,7 +96,7 @@ Status read_module(HfCheckpoint& checkpoint, const std::string& module, int64_t 
   q.scheme.offset = OffsetKind::zero_point;
   q.scheme.offsets = {{block, Element::uint4, false}};
   CodedLevel s{shape.rows, shape.cols, {}, 0}, z{shape.rows, shape.cols, {}, 0};
-  q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+  q.codes = checkpoint.spare_codes(q.rows * q.cols);
   parallel_for((q.cols + kColumns - 1) / kColumns, [&](int64_t part) {
     for (int64_t w = 0; w < width; w += kWords) read_tile(words, w, part * kColumns, q);
   });

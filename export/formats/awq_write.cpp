@@ -84,8 +84,9 @@ uint32_t word_of(const int (&values)[8]) {
   return word;
 }
 
-constexpr int64_t kRows = 128,
-                  kColumns = 64;  // of a tile: lines of words, lines of codes
+// Of a tile: lines of words, lines of codes. So many rows, that each page of words is met
+// seldom.
+constexpr int64_t kRows = 512, kColumns = 64;
 
 // The words of a tile: its codes come row by row, its words go column by column, each in
 // whole cache lines.
@@ -94,6 +95,11 @@ void put_tile(const CodedMatrix& q, int64_t row, int64_t column, uint32_t* words
   const int64_t columns = std::min(kColumns, q.cols - column);
   const uint8_t lift = code_lift(q.scheme);
   uint8_t codes[kRows][kColumns] = {};
+  // Both sides jump from page to page: each line is asked for ahead of its use.
+  uint32_t* to = words + column * (q.rows / 8) + row / 8;
+  for (int64_t c = 0; c < columns; ++c) __builtin_prefetch(to + c * (q.rows / 8), 1);
+  for (int64_t r = 0; r < rows; ++r)
+    __builtin_prefetch(q.codes.data() + (row + r) * q.cols + column + kColumns);
   for (int64_t r = 0; r < rows; ++r)
     std::memcpy(codes[r], q.codes.data() + (row + r) * q.cols + column,
                 static_cast<size_t>(columns));
@@ -114,18 +120,19 @@ void put_tile(const CodedMatrix& q, int64_t row, int64_t column, uint32_t* words
                     static_cast<uint32_t>(planes[3][c]) << 24;
     }
   }
-  for (int64_t c = 0; c < columns; ++c)
-    std::copy(lines[c], lines[c] + rows / 8,
-              words + (column + c) * (q.rows / 8) + row / 8);
+  for (int64_t c = 0; c < columns; ++c) {
+    std::memcpy(to + c * (q.rows / 8), lines[c],
+                static_cast<size_t>(rows / 8) * sizeof(uint32_t));
+  }
 }
 
 std::map<std::string, Tensor> tensors_of(const std::string& weight,
                                          const CodedMatrix& q) {
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes(q.codes.empty() ? 0 : static_cast<size_t>(k * (n / 8))),
-      zeros;
+  const Words codes = q.codes.empty() ? nullptr : fresh_words(k * (n / 8));
+  std::vector<uint32_t> zeros;
   for (int64_t r = 0; r < n && !q.codes.empty(); r += kRows) {
-    for (int64_t c = 0; c < k; c += kColumns) put_tile(q, r, c, codes.data());
+    for (int64_t c = 0; c < k; c += kColumns) put_tile(q, r, c, codes.get());
   }
   int eight[8];
   for (int64_t g = 0; g < groups; ++g) {
@@ -135,7 +142,7 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight,
     }
   }
   const std::string module = module_of(weight);
-  return {{module + ".qweight", word_tensor({k, n / 8}, std::move(codes))},
+  return {{module + ".qweight", word_tensor({k, n / 8}, codes)},
           {module + ".qzeros", word_tensor({groups, n / 8}, std::move(zeros))},
           {module + ".scales", half_scales(q)}};
 }

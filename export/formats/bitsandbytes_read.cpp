@@ -138,7 +138,7 @@ class BitsAndBytes {
     const int64_t count = q.rows * q.cols, blocks = (count + block - 1) / block;
     NIBBLE_ASSIGN_OR_RETURN(const Tensor bytes,
                             checkpoint_.take(weight, {DType::u8}, {(count + 1) / 2, 1}));
-    q.codes.resize(static_cast<size_t>(count));
+    q.codes = checkpoint_.spare_codes(count);
     const auto* pairs = reinterpret_cast<const uint8_t*>(bytes.bytes.data());
     uint8_t* out = q.codes.data();
     for (int64_t i = 0; i < count / 2; ++i) {

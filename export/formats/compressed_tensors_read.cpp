@@ -253,7 +253,7 @@ class CompressedTensors {
       return checkpoint_.damaged(module + ".weight_packed", "rows of whole groups of ", size,
                                  " codes are required; found ", shape_text(bytes.shape));
     }
-    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    q.codes = checkpoint_.spare_codes(q.rows * q.cols);
     const auto* pairs = reinterpret_cast<const uint8_t*>(bytes.bytes.data());
     uint8_t* out = q.codes.data();
     for (size_t i = 0; i < bytes.bytes.size(); ++i) {
@@ -313,7 +313,7 @@ class CompressedTensors {
                                  " codes of ", bits, " bits take ", dense,
                                  " words; found ", args.is_float ? "floats" : cat(width));
     }
-    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
+    q.codes = checkpoint_.spare_codes(q.rows * q.cols);
     // A code as it is kept: signed without zero points, else as an unsigned number.
     const auto middle = static_cast<uint8_t>(args.symmetric ? 1 << (bits - 1) : 0);
     parallel_for(q.rows, [&](int64_t r) {
@@ -338,12 +338,13 @@ class CompressedTensors {
     q.rows = codes.shape[0];
     q.cols = codes.shape[1];
     const int64_t limit = int64_t{1} << (args.bits - 1);
-    q.codes.reserve(codes.bytes.size());
     if (args.is_float || (args.bits == 8 && args.symmetric)) {  // any byte is a code
+      q.codes = checkpoint_.spare_codes(q.rows * q.cols);
       const auto* bytes = reinterpret_cast<const uint8_t*>(codes.bytes.data());
       q.codes.assign(bytes, bytes + codes.bytes.size());
       return ok_status();
     }
+    q.codes.reserve(codes.bytes.size());
     for (size_t i = 0; i < codes.bytes.size(); ++i) {
       const auto byte = static_cast<uint8_t>(codes.bytes.data()[i]);
       const auto code = static_cast<int8_t>(byte);

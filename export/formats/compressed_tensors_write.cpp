@@ -298,13 +298,15 @@ class Converter {
                    std::map<std::string, Tensor>& tensors) {
     const int bits = element_info(q.scheme.code).bits;
     const int64_t words = stream_words(q.cols, bits);
-    std::vector<uint32_t> codes(q.codes.empty() ? 0
-                                                : static_cast<size_t>(q.rows * words));
-    for (int64_t r = 0; r < q.rows && !q.codes.empty(); ++r) {
-      WordStream row(codes.data() + r * words, 1, bits);
+    const Words codes = q.codes.empty() ? nullptr : fresh_words(q.rows * words);
+    const bool fills = 32 % bits == 0 && q.cols * bits % 32 == 0;  // each word at once
+    for (int64_t r = 0; r < q.rows && codes != nullptr; ++r) {
+      uint32_t* to = codes.get() + r * words;
+      if (!fills) std::fill_n(to, words, 0u);
+      WordStream row(to, 1, bits);
       row.put(q.codes.data() + r * q.cols, q.cols, code_lift(q.scheme));
     }
-    tensors[module + ".weight_packed"] = word_tensor({q.rows, words}, std::move(codes));
+    tensors[module + ".weight_packed"] = word_tensor({q.rows, words}, codes);
     const int64_t shape[2] = {q.rows, q.cols};
     tensors[module + ".weight_shape"] = {
         DType::i64, {2}, Bytes::copy_of(shape, sizeof(shape))};

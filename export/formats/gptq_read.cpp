@@ -6,6 +6,7 @@
 // number, so a zero point of 0 borrows from its neighbour; adding the same constant to
 // the word undoes that. Of 3 bits each field is taken modulo 8.
 #include <algorithm>
+#include <cstring>
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
@@ -25,8 +26,9 @@ struct Setting {
   int64_t bits = 4, group = -1;
 };
 
-// Rows side by side share the cache lines of the words, which lie across them.
-constexpr int64_t kRows = 64;
+// Rows side by side share the cache lines and the pages of the words, which lie across
+// them.
+constexpr int64_t kRows = 256;
 
 enum class Layout : uint8_t { version1, version2, planar };
 
@@ -48,24 +50,31 @@ uint32_t planar_code(const Tensor& words, int64_t first, int64_t stride, int64_t
   return code;
 }
 
-// Codes of 4 bits, rows [row, end): a cache line of words, which lie across the rows, is
-// spread to 16 of them at once.
-void read_tiles(const Tensor& words, int64_t row, int64_t end, CodedMatrix& q) {
-  constexpr int64_t kTile = 16, kColumns = 64;
-  uint32_t tile[kColumns / 8][kTile];
-  for (; row < end; row += kTile) {
-    const int64_t rows = std::min(kTile, end - row);
-    for (int64_t column = 0; column < q.cols; column += kColumns) {
-      const int64_t lines = std::min(kColumns, q.cols - column) / 8;
-      for (int64_t i = 0; i < lines; ++i) {
-        for (int64_t n = 0; n < rows; ++n)
-          tile[i][n] = word_at(words, (column / 8 + i) * q.rows + row + n);
-      }
-      for (int64_t n = 0; n < rows; ++n) {
-        uint8_t* codes = q.codes.data() + (row + n) * q.cols + column;
-        for (int64_t i = 0; i < lines; ++i)
-          put_bytes(spread_4_bits(tile[i][n], 0), codes + 8 * i);
-      }
+// Codes of 4 bits less `minus`, rows [row, end), kRows at most: lines of words, which lie
+// across the rows, are spread to all of them at once. Both sides jump from page to page,
+// so each line is asked for ahead of its use.
+void read_tiles(const Tensor& words, int64_t row, int64_t end, uint8_t minus,
+                CodedMatrix& q) {
+  constexpr int64_t kColumns = 64, kLine = 16;
+  uint32_t tile[kColumns / 8][kRows];
+  const int64_t rows = end - row;
+  const auto* from = words.bytes.data();
+  const auto place = [&](int64_t line) { return from + 4 * (line * q.rows + row); };
+  for (int64_t column = 0; column < q.cols; column += kColumns) {
+    const int64_t lines = std::min(kColumns, q.cols - column) / 8;
+    const int64_t first = column / 8;
+    for (int64_t line = first + lines; line < std::min(first + 2 * lines, q.cols / 8);
+         ++line) {
+      for (int64_t n = 0; n < rows; n += kLine) __builtin_prefetch(place(line) + 4 * n);
+    }
+    uint8_t* to = q.codes.data() + row * q.cols + column;
+    for (int64_t n = 0; n < rows; ++n) __builtin_prefetch(to + n * q.cols, 1);
+    for (int64_t i = 0; i < lines; ++i)
+      std::memcpy(tile[i], place(first + i),
+                  static_cast<size_t>(rows) * sizeof(uint32_t));
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t i = 0; i < lines; ++i)
+        put_bytes(spread_4_bits(tile[i][n], minus), to + n * q.cols + 8 * i);
     }
   }
 }
@@ -154,20 +163,6 @@ class Gptq {
       return checkpoint_.damaged(module + ".qweight", "words of whole codes of ", bits,
                                  " bits are required; found ", shape_text(words.shape));
     }
-    q.codes.resize(static_cast<size_t>(q.rows * q.cols));
-    const bool by_tiles = bits == 4 && !planes;
-    parallel_for((q.rows + kRows - 1) / kRows, [&](int64_t part) {
-      if (by_tiles) {
-        read_tiles(words, part * kRows, std::min(q.rows, (part + 1) * kRows), q);
-        return;
-      }
-      for (int64_t n = part * kRows; n < std::min(q.rows, (part + 1) * kRows); ++n) {
-        uint8_t* row = q.codes.data() + n * q.cols;
-        if (!planes) read_stream(words, n, q.rows, 0, bits, q.cols, 0, row);
-        for (int64_t k = 0; planes && k < q.cols; ++k)
-          row[k] = static_cast<uint8_t>(planar_code(words, n, q.rows, k, bits));
-      }
-    });
     const Block block = setting.group < 0 ? Block{Block::Kind::row, 1, 1}
                                           : Block{Block::Kind::group, 1, setting.group};
     const LevelShape shape = level_shape(block, q.rows, q.cols);
@@ -192,8 +187,33 @@ class Gptq {
     }
     q.scales = {std::move(s)};
     q.offsets = {std::move(z)};
+    // Codes whose zero points are all 8 are kept signed: made so as they are spread.
+    const bool by_tiles = bits == 4 && !planes;
+    const bool is_signed = by_tiles && std::all_of(zeros.begin(), zeros.end(),
+                                                   [](float zero) { return zero == 8; });
+    const uint8_t minus = is_signed ? 8 : 0;
+    q.codes = checkpoint_.spare_codes(q.rows * q.cols);
+    parallel_for((q.rows + kRows - 1) / kRows, [&](int64_t part) {
+      if (by_tiles) {
+        read_tiles(words, part * kRows, std::min(q.rows, (part + 1) * kRows), minus, q);
+        return;
+      }
+      for (int64_t n = part * kRows; n < std::min(q.rows, (part + 1) * kRows); ++n) {
+        uint8_t* row = q.codes.data() + n * q.cols;
+        if (!planes) read_stream(words, n, q.rows, 0, bits, q.cols, 0, row);
+        for (int64_t k = 0; planes && k < q.cols; ++k)
+          row[k] = static_cast<uint8_t>(planar_code(words, n, q.rows, k, bits));
+      }
+    });
     NIBBLE_RETURN_IF_ERROR(sort_columns(module, setting, q, decoded));
-    make_symmetric(q);
+    if (is_signed) {
+      q.scheme.code = integer_element(bits, true);
+      q.scheme.offset = OffsetKind::none;
+      q.scheme.offsets.clear();
+      q.offsets.clear();
+    } else {
+      make_symmetric(q);
+    }
     decoded.coded[module + ".weight"] = std::move(q);
     return ok_status();
   }

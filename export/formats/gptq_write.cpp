@@ -10,6 +10,7 @@
 // are listed in "dynamic", float ones as well.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 
 #include "export/formats/readers.h"
@@ -155,23 +156,31 @@ std::string quantization_config(const Artifact& artifact,
   return config.dump(2);
 }
 
-// Codes of 4 bits in their own order: 16 rows side by side fill cache lines of words,
-// which lie across the rows.
+// Codes of 4 bits in their own order: rows side by side fill cache lines of words, which
+// lie across the rows. Both sides jump from page to page: so many rows, that each page of
+// words is met seldom, and each line is asked for ahead of its use.
 void put_tiles(const CodedMatrix& q, uint32_t* words) {
-  constexpr int64_t kRows = 16, kColumns = 64;
+  constexpr int64_t kRows = 256, kColumns = 64, kLine = 16;
   const uint8_t lift = code_lift(q.scheme);
   uint32_t tile[kColumns / 8][kRows];
   for (int64_t row = 0; row < q.rows; row += kRows) {
     const int64_t rows = std::min(kRows, q.rows - row);
     for (int64_t column = 0; column < q.cols; column += kColumns) {
       const int64_t lines = std::min(kColumns, q.cols - column) / 8;
+      for (int64_t i = 0; i < lines; ++i) {
+        for (int64_t r = 0; r < rows; r += kLine)
+          __builtin_prefetch(words + (column / 8 + i) * q.rows + row + r, 1);
+      }
       for (int64_t r = 0; r < rows; ++r) {
         const uint8_t* codes = q.codes.data() + (row + r) * q.cols + column;
+        __builtin_prefetch(codes + kColumns);
         for (int64_t i = 0; i < lines; ++i)
           tile[i][r] = eight_of_4_bits(codes + 8 * i, lift);
       }
-      for (int64_t i = 0; i < lines; ++i)
-        std::copy(tile[i], tile[i] + rows, words + (column / 8 + i) * q.rows + row);
+      for (int64_t i = 0; i < lines; ++i) {
+        std::memcpy(words + (column / 8 + i) * q.rows + row, tile[i],
+                    static_cast<size_t>(rows) * sizeof(uint32_t));
+      }
     }
   }
 }
@@ -181,11 +190,12 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedM
                                          int version) {
   const int bits = element_info(q.scheme.code).bits;
   const int64_t n = q.rows, k = q.cols, groups = q.scales[0].cols;
-  std::vector<uint32_t> codes(
-      q.codes.empty() ? 0 : static_cast<size_t>(stream_words(k, bits) * n));
-  std::vector<uint8_t> column(order.size());
   const bool by_tiles = bits == 4 && order.empty();
-  if (by_tiles && !q.codes.empty()) put_tiles(q, codes.data());
+  const int64_t words = q.codes.empty() ? 0 : stream_words(k, bits) * n;
+  const Words tiles = by_tiles && words != 0 ? fresh_words(words) : nullptr;
+  if (tiles != nullptr) put_tiles(q, tiles.get());
+  std::vector<uint32_t> codes(by_tiles ? 0 : static_cast<size_t>(words));
+  std::vector<uint8_t> column(order.size());
   for (int64_t r = 0; r < n && !by_tiles && !q.codes.empty(); ++r) {
     const uint8_t* row = q.codes.data() + r * k;
     for (size_t c = 0; c < order.size(); ++c) column[static_cast<size_t>(order[c])] = row[c];
@@ -208,7 +218,9 @@ std::map<std::string, Tensor> tensors_of(const std::string& weight, const CodedM
         static_cast<int32_t>(group < 0 ? 0 : c / group);
   }
   const std::string module = module_of(weight);
-  return {{module + ".qweight", word_tensor({stream_words(k, bits), n}, std::move(codes))},
+  const std::vector<int64_t> shape = {stream_words(k, bits), n};
+  return {{module + ".qweight",
+           by_tiles ? word_tensor(shape, tiles) : word_tensor(shape, std::move(codes))},
           {module + ".qzeros", word_tensor({groups, zero_words}, std::move(zeros))},
           {module + ".scales", half_scales(q)},
           {module + ".g_idx", make_tensor({k}, std::span<const int32_t>(group_of))}};

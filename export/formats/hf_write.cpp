@@ -167,7 +167,7 @@ class HfWriter {
   }
 
   Result<std::string> config_json() const {
-    Json config = parse_json(artifact_.config_json);
+    Json config = parse_ordered_json(artifact_.config_json);
     if (!config.is_object()) {
       return error(StatusCode::data_loss,
                    "[hf] config.json: must be one JSON object; found something else");
@@ -198,7 +198,7 @@ Status can_express_hf(const Artifact& artifact, const ExportOptions& options) {
     return error(StatusCode::invalid_argument,
                  "[hf] shard_bytes: must be at least 1; found ", options.shard_bytes);
   }
-  const Json config = parse_json(artifact.config_json);
+  const Json config = parse_ordered_json(artifact.config_json);
   if (program.inputs.empty() || program.inputs[0].dtype != DType::i64 ||
       !config.is_object() || !config.contains("model_type")) {
     return unsupported(program.architecture,

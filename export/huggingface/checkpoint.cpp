@@ -92,6 +92,19 @@ bool HfCheckpoint::is_taken(const std::string& name) const {
   return taken_.count(name) > 0;
 }
 
+std::vector<uint8_t> HfCheckpoint::spare_codes(int64_t n) {
+  std::vector<uint8_t> codes;
+  {
+    const std::lock_guard<std::mutex> lock(*mutex_);
+    if (!spare_.empty()) {
+      codes = std::move(spare_.back());
+      spare_.pop_back();
+    }
+  }
+  codes.resize(static_cast<size_t>(n));
+  return codes;
+}
+
 std::map<std::string, Tensor> HfCheckpoint::rest() const {
   std::map<std::string, Tensor> tensors;
   for (const auto& [name, tensor] : tensors_) {
@@ -122,7 +135,9 @@ Status HfCheckpoint::read_modules(
     while (outcome.status.ok() && !coded.empty()) {
       const std::string weight = coded.begin()->first;
       outcome.status = each(weight, outcome.one);
-      coded.erase(weight);
+      const auto done = coded.extract(weight);
+      const std::lock_guard<std::mutex> lock(*mutex_);
+      if (!done.empty()) spare_.push_back(std::move(done.mapped().codes));
     }
   });
   for (Outcome& outcome : outcomes) {

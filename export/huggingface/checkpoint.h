@@ -47,6 +47,9 @@ class HfCheckpoint {
   // can be taken once. Safe from several threads.
   Result<Tensor> take(const std::string& name, std::initializer_list<DType> dtypes,
                       const std::vector<int64_t>& shape);
+  // Memory for n codes, which a weight before may have used: what it holds is not said.
+  // Fresh pages cost more than what is written to them. Safe from several threads.
+  std::vector<uint8_t> spare_codes(int64_t n);
   // What nobody took.
   std::map<std::string, Tensor> rest() const;
 
@@ -72,7 +75,8 @@ class HfCheckpoint {
   std::string format_, config_json_;
   std::shared_ptr<const nlohmann::json> quantization_;
   std::map<std::string, Tensor> tensors_;
-  std::set<std::string> taken_;  // guarded by *mutex_
+  std::set<std::string> taken_;              // guarded by *mutex_
+  std::vector<std::vector<uint8_t>> spare_;  // guarded by *mutex_
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
 };
 

@@ -19,7 +19,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Result<Json> config_of(const Artifact& artifact, const char* format) {
-  Json config = parse_json(artifact.config_json);
+  Json config = parse_ordered_json(artifact.config_json);
   if (config.is_object()) return config;
   return error(StatusCode::data_loss, "[", format,
                "] config.json: must be one JSON object; found something else");
@@ -171,7 +171,7 @@ class DirectoryWriter {
     config.erase("rope_interleaved");  // nibble's own
     config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] =
         model_dtype(artifact_);
-    config["quantization_config"] = parse_json_or_throw(format_.quantization_config);
+    config["quantization_config"] = parse_ordered_json(format_.quantization_config);
     NIBBLE_RETURN_IF_ERROR(files_.write("config.json", config.dump(2) + "\n"));
     for (const auto& [name, contents] : format_.extra_files) {
       NIBBLE_RETURN_IF_ERROR(files_.write(name, contents));
@@ -311,7 +311,7 @@ std::set<std::string> float_modules(const Artifact& artifact) {
 }
 
 std::string model_dtype(const Artifact& artifact) {
-  const Json config = parse_json(artifact.config_json);
+  const Json config = parse_ordered_json(artifact.config_json);
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (config.is_object() && config.contains(key) && config[key].is_string()) {
       return config[key].get<std::string>();
@@ -342,6 +342,15 @@ Bytes bytes_of(std::vector<T> values) {
 
 Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words) {
   return {DType::i32, std::move(shape), bytes_of(std::move(words))};
+}
+
+Tensor word_tensor(std::vector<int64_t> shape, Words words) {
+  if (words == nullptr) return {DType::i32, std::move(shape), {}};  // its shape alone
+  Tensor tensor{DType::i32, std::move(shape), {}};
+  const auto* data = reinterpret_cast<const std::byte*>(words.get());
+  tensor.bytes = Bytes(std::move(words), data,
+                       static_cast<size_t>(tensor.numel()) * sizeof(uint32_t));
+  return tensor;
 }
 
 Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes) {

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 
@@ -60,6 +61,12 @@ std::string model_dtype(const Artifact& artifact);
 
 // A tensor of 32-bit words or of bytes.
 Tensor word_tensor(std::vector<int64_t> shape, std::vector<uint32_t> words);
+// Of words that are written once and need no zeros before: shape's product of them.
+using Words = std::shared_ptr<uint32_t[]>;
+inline Words fresh_words(int64_t n) {
+  return Words(new uint32_t[static_cast<size_t>(n)]);
+}
+Tensor word_tensor(std::vector<int64_t> shape, Words words);
 Tensor byte_tensor(DType dtype, std::vector<int64_t> shape, std::vector<uint8_t> bytes);
 // q's codes themselves, as long as they are there.
 Tensor code_tensor(DType dtype, std::vector<int64_t> shape, const CodedMatrix& q);

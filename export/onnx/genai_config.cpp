@@ -16,7 +16,7 @@ Json token_id(const Artifact& artifact, const char* name) {
        {artifact.config_json, generation == artifact.tokenizer.end()
                                   ? std::string()
                                   : std::string(generation->second.text())}) {
-    const Json config = parse_json(text);
+    const Json config = parse_ordered_json(text);
     if (config.is_object() && config.contains(name) && !config[name].is_null()) {
       return config[name];
     }

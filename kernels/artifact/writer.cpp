@@ -38,6 +38,17 @@ struct WeightFile {
   std::string sha256;    // of all of it, where that is known before it is read back
 };
 
+const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
+  switch (part.kind) {
+    case StoredPart::Kind::scale:
+      return packed.scales[part.level].values;
+    case StoredPart::Kind::offset:
+      return packed.offsets[part.level].values;
+    default:
+      return packed.codes;
+  }
+}
+
 // The codes of a layer, one a byte, some rows at a time through one small buffer: each
 // must stand for a number.
 class CodePieces {
@@ -398,19 +409,29 @@ struct ArtifactWriter::Implementation {
       in_memory[name] = tensor.bytes;
     }
     std::vector<const PackedTensor*> packed;
-    std::vector<JournalEntry> lines;
+    std::vector<const std::string*> names;
     for (const auto& [name, tensor] : artifact.packed) {
+      packed.push_back(&tensor);
+      names.push_back(&name);
+    }
+    std::vector<Result<JournalEntry>> described(packed.size(), JournalEntry());
+    parallel_for(static_cast<int64_t>(packed.size()), [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
       LedgerEntry entry;
-      entry.tensor = name;
-      NIBBLE_ASSIGN_OR_RETURN(JournalEntry line,
-                              describe_layer(artifact.layers.at(name), entry, tensor));
+      entry.tensor = *names[at];
+      described[at] =
+          describe_layer(artifact.layers.at(entry.tensor), entry, *packed[at]);
+    });
+    std::vector<JournalEntry> lines;
+    for (size_t i = 0; i < packed.size(); ++i) {
+      NIBBLE_ASSIGN_OR_RETURN(JournalEntry line, std::move(described[i]));
+      const PackedTensor& tensor = *packed[i];
       for (const StoredPart& part :
-           stored_parts(name, tensor.scheme, tensor.rows, tensor.cols)) {
+           stored_parts(*names[i], tensor.scheme, tensor.rows, tensor.cols)) {
         in_memory[part.name] = part_bytes(tensor, part);
         NIBBLE_RETURN_IF_ERROR(check_place(part.name, in_memory[part.name]));
         line.sha256[part.name] = "";
       }
-      packed.push_back(&tensor);
       lines.push_back(std::move(line));
     }
     // Writing first, so that the disk works while checksums are computed; then the files'

@@ -198,6 +198,9 @@ Result<CodedLevel> unpack_level(const ScaleLevel& level, const PackedLevel& pack
   values.cols = shape.cols;
   values.shift = packed.shift;
   values.values.resize(static_cast<size_t>(shape.rows * shape.cols));
+  float value_of_code[256];  // where there are so few
+  for (uint32_t stored = 0; bits <= 8 && stored < 1u << bits; ++stored)
+    value_of_code[stored] = value_of_bits(level.element, stored);
   for (int64_t r = 0; r < shape.rows; ++r) {
     float* row = values.values.data() + r * shape.cols;
     const std::byte* stored_row = packed.values.data() + r * row_bytes;
@@ -205,7 +208,8 @@ Result<CodedLevel> unpack_level(const ScaleLevel& level, const PackedLevel& pack
         read_floats(level.element, shape.cols, stored_row, row)
             ? 0
             : read_bits(bits, shape.cols, stored_row, [&](int64_t c, uint32_t stored) {
-                row[c] = value_of_bits(level.element, stored);
+                row[c] = bits <= 8 ? value_of_code[stored]
+                                   : value_of_bits(level.element, stored);
               });
     if (padding != 0) {
       return error(StatusCode::data_loss, place, ": padding bits after row ", r,

@@ -6,6 +6,7 @@
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
 #include "kernels/base/json.h"
+#include "kernels/packing/packed_tensor.h"
 #include "tests/export/hf_random.h"
 
 namespace nibble {
@@ -87,7 +88,46 @@ TEST_F(HfQuantized, GptqRoundTrips) {
       "gptq", {.schemes = schemes, .multiple = 32, .permuted = true, .share = 40});
 }
 
-// Rows and columns that fill no tile of 16 x 64, 4 bits.
+// Weights of several tiles, the last of each side not full: every word by the format's
+// definition.
+TEST_F(HfQuantized, WordsOfManyTilesAreTheDefinitions) {
+  sample::LlamaSize size;
+  size.hidden = 584;
+  size.intermediate = 1032;
+  size.layers = 1;
+  size.tied = false;
+  const Artifact artifact =
+      sample::quantized(sample::llama(size, 3), "uint4/g8@f16+z/g8@uint4", is_linear);
+  const auto word = [](const Tensor& words, int64_t i) {
+    uint32_t value;
+    std::memcpy(&value, words.bytes.data() + 4 * i, 4);
+    return value;
+  };
+  for (const std::string format : {"gptq", "awq"}) {
+    const Status status = write(format, artifact);
+    ASSERT_TRUE(status.ok()) << status.message();
+    const auto stored = tensors();
+    for (const char* layer : {"up_proj", "down_proj"}) {  // [1032, 584] and [584, 1032]
+      const std::string module = cat("model.layers.0.mlp.", layer);
+      const CodedMatrix q = take(unpack(artifact.packed.at(module + ".weight")));
+      const Tensor& words = stored.at(module + ".qweight");
+      int64_t wrong = 0;
+      for (int64_t n = 0; n < q.rows; ++n) {
+        for (int64_t k = 0; k < q.cols; ++k) {
+          const int place[] = {0, 4, 1, 5, 2, 6, 3, 7};
+          const uint32_t code =
+              format == "gptq"
+                  ? word(words, k / 8 * q.rows + n) >> (4 * (k % 8)) & 15
+                  : word(words, k * (q.rows / 8) + n / 8) >> (4 * place[n % 8]) & 15;
+          wrong += code != q.codes[static_cast<size_t>(n * q.cols + k)];
+        }
+      }
+      EXPECT_EQ(wrong, 0) << format << " " << module;
+    }
+  }
+}
+
+// Rows and columns that fill no tile, 4 bits.
 TEST_F(HfQuantized, OddSizesRoundTrip) {
   sample::expect_round_trips(
       "gptq",
