@@ -21,13 +21,14 @@ namespace nibble {
 
 struct ExportOptions {
   bool overwrite = false;
-  int64_t opset = 21;  // onnx
+  int64_t opset = 0;  // onnx: 21, 23 or 24; 0: 21, or 23 where a weight is e2m1
   // onnx: a model of more bytes keeps its tensors in model.onnx.data beside the graph.
   int64_t external_data_bytes = 100'000'000;
   // onnx, encoders: float operations between codes in float64 (lower_float64.cpp).
   bool float64 = false;
   // onnx: quantized matrices as "qdq" (DequantizeLinear, the standard's) or "matmulnbits"
-  // (com.microsoft's MatMulNBits).
+  // (com.microsoft's MatMulNBits); "qoperator": nets with static integer activations in
+  // operators on codes.
   std::string quant_format = "qdq";
   // onnx, MatMulNBits: 0 the runtime chooses, 1 f32, 2 f16, 3 bf16, 4 int8 activations.
   // 1: the layers then compute what was evaluated; 4 is faster and rounds activations.

@@ -1,11 +1,13 @@
-// Reads an ONNX directory's parameters back: codes and scales from what DequantizeLinear
-// or MatMulNBits reads, or MatMulInteger and the product that follows it.
+// Reads an ONNX directory's parameters back: codes and scales from what DequantizeLinear,
+// MatMulNBits or an operator on codes (QLinearConv, QLinearMatMul, QGemm) reads, or
+// MatMulInteger and the product that follows it.
 //
 // Shares nothing with the writer but onnx.proto: what a weight means is found by
 // following the graph (the operator that reads the dequantized value says which axis is
 // the rows). An initializer's name up to an `@` is the checkpoint's tensor name; names
 // that begin with `/` are the graph's own constants.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -13,6 +15,7 @@
 
 #include "export/formats/readers.h"
 #include "export/onnx/import_tensor.h"
+#include "kernels/base/float_types.h"
 #include "kernels/scheme/level_runs.h"
 #include "onnx.pb.h"
 
@@ -28,6 +31,7 @@ struct Reader {
   std::map<std::string, const onnx::TensorProto*> initializers;
   std::map<std::string, const onnx::NodeProto*>
       consumers;  // the first that reads a value
+  std::map<std::string, const onnx::NodeProto*> dequantizers;  // by what they make
 
   template <class... Parts>
   static Status damaged(const std::string& where, const Parts&... parts) {
@@ -42,7 +46,13 @@ struct Reader {
   Result<const onnx::TensorProto*> integer_scale(const onnx::NodeProto& product) const;
   Result<CodedMatrix> integer_coded(const onnx::NodeProto& product) const;
   Result<CodedMatrix> nbits_coded(const onnx::NodeProto& product) const;
+  Result<CodedMatrix> qlinear_coded(const onnx::NodeProto& node) const;
 };
+
+// The operators whose fourth input is a weight in codes, its scale and zero point next.
+bool reads_weight_codes(const std::string& op) {
+  return op == "QLinearConv" || op == "QLinearMatMul" || op == "QGemm";
+}
 
 Result<int64_t> count_of(const onnx::TensorProto& tensor) {
   int64_t count = 1;
@@ -59,11 +69,13 @@ int64_t bits_of(int32_t type) {
   switch (type) {
     case onnx::TensorProto::UINT4:
     case onnx::TensorProto::INT4:
+    case onnx::TensorProto::FLOAT4E2M1:
       return 4;
     case onnx::TensorProto::UINT8:
     case onnx::TensorProto::INT8:
     case onnx::TensorProto::FLOAT8E4M3FN:
     case onnx::TensorProto::FLOAT8E5M2:
+    case onnx::TensorProto::FLOAT8E8M0:
       return 8;
     case onnx::TensorProto::FLOAT16:
     case onnx::TensorProto::BFLOAT16:
@@ -99,7 +111,19 @@ Result<std::string> Reader::raw(const onnx::TensorProto& tensor) const {
   return bytes;
 }
 
+// f32, or the powers of two that E8M0 bytes stand for.
 Result<std::vector<float>> Reader::scales(const onnx::TensorProto& tensor) const {
+  if (tensor.data_type() == onnx::TensorProto::FLOAT8E8M0) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, raw(tensor));
+    std::vector<float> values;
+    for (const char byte : bytes) {
+      const int exponent = static_cast<uint8_t>(byte);
+      if (exponent == 255)
+        return damaged(tensor.name(), "a scale must be a number; found E8M0's NaN");
+      values.push_back(std::ldexp(1.0f, exponent - 127));
+    }
+    return values;
+  }
   if (tensor.data_type() != onnx::TensorProto::FLOAT) {
     return damaged(tensor.name(), "scales must be f32; found data type ",
                    tensor.data_type());
@@ -134,7 +158,8 @@ const std::map<int32_t, Element>& code_elements() {
       {onnx::TensorProto::INT8, Element::int8},
       {onnx::TensorProto::UINT8, Element::uint8},
       {onnx::TensorProto::FLOAT8E4M3FN, Element::e4m3},
-      {onnx::TensorProto::FLOAT8E5M2, Element::e5m2}};
+      {onnx::TensorProto::FLOAT8E5M2, Element::e5m2},
+      {onnx::TensorProto::FLOAT4E2M1, Element::e2m1}};
   return elements;
 }
 
@@ -203,14 +228,32 @@ Result<CodedMatrix> Reader::coded(const onnx::NodeProto& node) const {
   NIBBLE_ASSIGN_OR_RETURN(q.codes, codes(tensor));
   if (turned) q.codes = transpose(q.codes, outer, inner);
 
-  // What the scale's shape and axis mean as a block of the matrix [rows, cols].
-  const auto scale =
-      node.input_size() < 2 ? initializers.end() : initializers.find(node.input(1));
-  if (scale == initializers.end())
+  // What the scale's shape and axis mean as a block of the matrix [rows, cols]. It may be
+  // dequantized itself, from codes with one scale of their own.
+  const auto constant = [&](const onnx::NodeProto& of,
+                            int i) -> const onnx::TensorProto* {
+    const auto found =
+        of.input_size() <= i ? initializers.end() : initializers.find(of.input(i));
+    return found == initializers.end() ? nullptr : found->second;
+  };
+  const auto outer_node =
+      node.input_size() < 2 ? dequantizers.end() : dequantizers.find(node.input(1));
+  const bool two_levels = outer_node != dequantizers.end();
+  const onnx::TensorProto* found_scale =
+      two_levels ? constant(*outer_node->second, 0) : constant(node, 1);
+  if (found_scale == nullptr)
     return damaged(name, "DequantizeLinear needs a constant scale");
-  const onnx::TensorProto& s = *scale->second;
+  const onnx::TensorProto& s = *found_scale;
+  const onnx::TensorProto* outer_scale =
+      two_levels ? constant(*outer_node->second, 1) : nullptr;
+  if (two_levels && (s.data_type() != onnx::TensorProto::FLOAT8E4M3FN ||
+                     outer_scale == nullptr || outer_scale->dims_size() != 0)) {
+    return damaged(name, "scales in codes must be FLOAT8E4M3FN under one f32 scale");
+  }
   ScaleLevel level;
-  level.element = Element::f32;
+  level.element = two_levels                                       ? Element::e4m3
+                  : s.data_type() == onnx::TensorProto::FLOAT8E8M0 ? Element::e8m0
+                                                                   : Element::f32;
   bool turn_scale = false;
   if (s.dims_size() == 0) {
     level.block.kind = Block::Kind::tensor;
@@ -236,9 +279,20 @@ Result<CodedMatrix> Reader::coded(const onnx::NodeProto& node) const {
     return CodedLevel{shape.rows, shape.cols, std::move(values), 0};
   };
   q.scheme.scales = {level};
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, scales(s));
+  std::vector<float> values;
+  if (two_levels) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<uint8_t> bytes, codes(s));
+    for (const uint8_t byte : bytes) values.push_back(float_from_e4m3(byte));
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(values, scales(s));
+  }
   NIBBLE_ASSIGN_OR_RETURN(CodedLevel scale_level, finish_level(std::move(values)));
   q.scales.push_back(std::move(scale_level));
+  if (two_levels) {
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<float> outer_values, scales(*outer_scale));
+    q.scheme.scales.push_back({{Block::Kind::tensor, 1, 1}, Element::f32, false});
+    q.scales.push_back(CodedLevel{1, 1, std::move(outer_values), 0});
+  }
 
   if (node.input_size() > 2) {
     const auto zero = initializers.find(node.input(2));
@@ -396,6 +450,64 @@ Result<CodedMatrix> Reader::nbits_coded(const onnx::NodeProto& product) const {
   return q;
 }
 
+// QLinearConv [rows, ...], QGemm [rows, cols] (transB) or QLinearMatMul [cols, rows]:
+// int8 codes, a scale (and zero point) a row, or one.
+Result<CodedMatrix> Reader::qlinear_coded(const onnx::NodeProto& node) const {
+  const onnx::TensorProto& tensor = *initializers.at(node.input(3));
+  const std::string& name = tensor.name();
+  const auto scale = initializers.find(node.input(4));
+  const auto zero = initializers.find(node.input(5));
+  if (tensor.data_type() != onnx::TensorProto::INT8 || tensor.dims_size() < 2 ||
+      scale == initializers.end() || zero == initializers.end()) {
+    return damaged(name, node.op_type(),
+                   " reads int8 codes of two dimensions or more, a constant scale and a "
+                   "constant zero point; found others");
+  }
+  int64_t turned = node.op_type() == "QLinearMatMul" ? 1 : 0;
+  if (node.op_type() == "QGemm") {
+    turned = 1;
+    for (const auto& attribute : node.attribute()) {
+      if (attribute.name() == "transB") turned = attribute.i() == 0 ? 1 : 0;
+    }
+  }
+  const int64_t outer = tensor.dims(0);
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t count, count_of(tensor));
+  const int64_t inner = outer == 0 ? 0 : count / outer;
+  CodedMatrix q;
+  q.scheme.code = Element::int8;
+  q.rows = turned != 0 ? inner : outer;
+  q.cols = turned != 0 ? outer : inner;
+  NIBBLE_ASSIGN_OR_RETURN(q.codes, codes(tensor));
+  if (turned != 0) q.codes = transpose(q.codes, outer, inner);
+
+  ScaleLevel level;
+  level.element = Element::f32;
+  level.block.kind =
+      scale->second->dims_size() == 0 ? Block::Kind::tensor : Block::Kind::row;
+  const LevelShape shape = level_shape(level.block, q.rows, q.cols);
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, scales(*scale->second));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<uint8_t> zeros, codes(*zero->second));
+  if (static_cast<int64_t>(values.size()) != shape.rows * shape.cols ||
+      zero->second->data_type() != onnx::TensorProto::INT8 ||
+      (zeros.size() != values.size() && zeros.size() != 1)) {
+    return damaged(name, "needs ", shape.rows * shape.cols,
+                   " scales and as many int8 zero points; found ", values.size(), " and ",
+                   zeros.size());
+  }
+  q.scheme.scales = {level};
+  q.scales.push_back(CodedLevel{shape.rows, shape.cols, std::move(values), 0});
+  if (std::all_of(zeros.begin(), zeros.end(), [](uint8_t z) { return z == 0; })) return q;
+  std::vector<float> points;
+  for (int64_t i = 0; i < shape.rows * shape.cols; ++i) {
+    const uint8_t code = zeros[zeros.size() == 1 ? 0 : static_cast<size_t>(i)];
+    points.push_back(static_cast<int8_t>(code));
+  }
+  q.scheme.offset = OffsetKind::zero_point;
+  q.scheme.offsets = {{level.block, q.scheme.code, false}};
+  q.offsets.push_back(CodedLevel{shape.rows, shape.cols, std::move(points), 0});
+  return q;
+}
+
 Result<std::string> read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
@@ -408,19 +520,14 @@ Result<std::string> read_file(const std::filesystem::path& path) {
 }  // namespace
 
 Result<Decoded> read_onnx(const std::filesystem::path& directory) {
-  return read_onnx_file(directory / "model.onnx");
-}
-
-Result<Decoded> read_onnx_file(const std::filesystem::path& path) {
-  const std::filesystem::path directory = path.parent_path();
-  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, read_file(path));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, read_file(directory / "model.onnx"));
   onnx::ModelProto model;
   if (bytes.size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
       !model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return Reader::damaged(path.string(), "must be an ONNX model; ",
+    return Reader::damaged((directory / "model.onnx").string(), "must be an ONNX model; ",
                            bytes.size(), " bytes do not parse");
   }
-  Reader reader{directory, &model.graph(), {}, {}};
+  Reader reader{directory, &model.graph(), {}, {}, {}};
   Decoded decoded;
   if (auto config = read_file(directory / "config.json"); config.ok()) {
     decoded.config_json = std::move(config).value();
@@ -431,6 +538,7 @@ Result<Decoded> read_onnx_file(const std::filesystem::path& path) {
   std::map<std::string, const onnx::NodeProto*> dequantized;  // codes -> DequantizeLinear
   std::map<std::string, const onnx::NodeProto*> products;     // codes -> MatMulInteger
   std::map<std::string, const onnx::NodeProto*> nbits;        // codes -> MatMulNBits
+  std::map<std::string, const onnx::NodeProto*> qlinear;      // codes -> QLinearConv ...
   std::set<std::string> levels;                               // scales and zero points
   for (const auto& node : model.graph().node()) {
     for (const std::string& input : node.input()) reader.consumers.emplace(input, &node);
@@ -442,9 +550,19 @@ Result<Decoded> read_onnx_file(const std::filesystem::path& path) {
       for (int i = 2; i < std::min(node.input_size(), 4); ++i)
         levels.insert(node.input(i));
     }
+    if (reads_weight_codes(node.op_type()) && node.input_size() > 5) {
+      qlinear[node.input(3)] = &node;
+      for (const int i : {4, 5}) levels.insert(node.input(i));
+    }
     if (node.op_type() != "DequantizeLinear" || node.input_size() < 2) continue;
     dequantized[node.input(0)] = &node;
+    if (node.output_size() > 0) reader.dequantizers[node.output(0)] = &node;
     for (int i = 1; i < node.input_size(); ++i) levels.insert(node.input(i));
+  }
+  // Scales that are dequantized themselves are no weights.
+  for (const auto& [codes, node] : dequantized) {
+    const auto outer = reader.dequantizers.find(node->input(1));
+    if (outer != reader.dequantizers.end()) levels.insert(outer->second->input(0));
   }
   for (const auto& [codes, node] : products) {
     if (!reader.initializers.count(codes)) continue;  // a product of two values
@@ -458,17 +576,21 @@ Result<Decoded> read_onnx_file(const std::filesystem::path& path) {
       const auto node = dequantized.find(tensor.name());
       const auto product = products.find(tensor.name());
       const auto packed = nbits.find(tensor.name());
+      const auto on_codes = qlinear.find(tensor.name());
       if (node == dequantized.end() && product == products.end() &&
-          packed == nbits.end()) {
-        return Reader::damaged(name,
-                               "codes must go through DequantizeLinear, MatMulNBits or "
-                               "MatMulInteger; found none");
+          packed == nbits.end() && on_codes == qlinear.end()) {
+        return Reader::damaged(
+            name,
+            "codes must go through DequantizeLinear, MatMulNBits, "
+            "MatMulInteger, QLinearConv, QLinearMatMul or QGemm; found "
+            "none");
       }
-      NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q,
-                              packed != nbits.end() ? reader.nbits_coded(*packed->second)
-                              : node != dequantized.end()
-                                  ? reader.coded(*node->second)
-                                  : reader.integer_coded(*product->second));
+      NIBBLE_ASSIGN_OR_RETURN(
+          CodedMatrix q,
+          packed != nbits.end()       ? reader.nbits_coded(*packed->second)
+          : on_codes != qlinear.end() ? reader.qlinear_coded(*on_codes->second)
+          : node != dequantized.end() ? reader.coded(*node->second)
+                                      : reader.integer_coded(*product->second));
       const auto [first, fresh] = decoded.coded.emplace(name, q);
       if (!fresh && !same_numbers(first->second, q)) {
         return Reader::damaged(name,

@@ -57,10 +57,11 @@ Status check_weight(const Node& node, const Layer& layer, const PackedTensor& pa
 }  // namespace
 
 Status check_tensorrt(const Artifact& artifact, const LoweringOptions& options) {
-  if (options.matmul_nbits) {
+  if (options.matmul_nbits || options.qoperator) {
     return error(StatusCode::invalid_argument,
-                 "[onnx] --target tensorrt: needs --quant-format qdq; found matmulnbits, "
-                 "which is ONNX Runtime's own operator; leave one of the two out");
+                 "[onnx] --target tensorrt: needs --quant-format qdq; found ",
+                 options.matmul_nbits ? "matmulnbits" : "qoperator",
+                 ", which is ONNX Runtime's own; leave one of the two out");
   }
   for (const auto& [value, activation] : artifact.activations) {
     NIBBLE_RETURN_IF_ERROR(check_values(activation, cat("value ", value)));

@@ -117,6 +117,7 @@ void OnnxLowering::quantize_value(const std::string& value) {
   const bool is_input = artifact_.program.producer(value) == nullptr;
   const std::string raw = is_input ? names_.at(value) : value + ".raw";
   if (is_input) names_[value] = value + ".dequantized";
+  if (codes_ != nullptr) return codes_->quantize(value, raw);
   fake_quantize(raw, found->second, value + ".codes", names_.at(value),
                 never_negative(value));
 }
@@ -129,8 +130,14 @@ std::string OnnxLowering::quantized_as(const std::string& value, const std::stri
                        never_negative(value));
 }
 
+std::string OnnxLowering::read(const std::string& value) {
+  const std::string& name = names_.at(value);
+  const bool in_codes = codes_ != nullptr && codes_->has_codes(value);
+  return in_codes ? codes_->floats(value, name) : name;
+}
+
 std::string OnnxLowering::input(const Node& node, size_t i) {
-  const std::string& name = names_.at(node.inputs[i]);
+  const std::string name = read(node.inputs[i]);
   // A tied head's scheme stands by the tensor's name; the embedding reads ids.
   if (i != 0 || node.op == "embedding" || node.op == "position_embedding") return name;
   const auto layer = artifact_.layers.find(node.parameter("weight"));
@@ -204,14 +211,24 @@ Result<std::string> OnnxLowering::weight(const Node& node, Orientation orientati
 
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix codes, unpack(packed->second));
   NIBBLE_ASSIGN_OR_RETURN(OnnxWeight weight,
-                          make_onnx_weight(codes, orientation, tensor));
+                          make_onnx_weight(codes, orientation, tensor, options_.opset));
   const std::vector<int64_t>& shape = packed->second.shape;
   const bool reshaped = shape.size() != 2 && !keeps_shape(weight);
   graph_.add_initializer(base, weight.type,
                          shape.size() == 2 || reshaped ? weight.shape : shape,
                          std::move(weight.codes));
-  graph_.add_initializer(base + ".scale", weight.scale_shape, weight.scales);
-  std::vector<std::string> inputs = {base, base + ".scale"};
+  std::string scale = base + ".scale";
+  if (weight.scale_type == OnnxType::float32) {
+    graph_.add_initializer(scale, weight.scale_shape, weight.scales);
+  } else {
+    graph_.add_initializer(scale, weight.scale_type, weight.scale_shape,
+                           std::move(weight.scale_codes));
+  }
+  if (weight.outer_scale != 0) {
+    scale = graph_.add("DequantizeLinear", {scale, graph_.number(weight.outer_scale)},
+                       scale + ".dequantized");
+  }
+  std::vector<std::string> inputs = {base, scale};
   if (!weight.zero_points.empty()) {
     graph_.add_initializer(base + ".zero_point", weight.type, weight.scale_shape,
                            std::move(weight.zero_points));
@@ -456,7 +473,7 @@ Status OnnxLowering::add_outputs() {
   const Program& program = artifact_.program;
   if (!program.is_language_model() || program.is_encoder()) {
     for (const ProgramValue& output : program.outputs) {
-      graph_.add_output(names_.at(output.name), OnnxType::float32, output.shape);
+      graph_.add_output(read(output.name), OnnxType::float32, output.shape);
     }
     return ok_status();
   }
@@ -479,9 +496,15 @@ Status OnnxLowering::run() {
   for (const auto& [name, tensor] : artifact_.tensors) given[name] = tensor.shape;
   for (const auto& [name, packed] : artifact_.packed) given[name] = packed.shape;
   NIBBLE_RETURN_IF_ERROR(check_shapes(artifact_.program, given, &shapes_));
+  if (options_.qoperator)
+    codes_ = std::make_unique<QOperatorLowering>(artifact_, graph_, shapes_);
   NIBBLE_RETURN_IF_ERROR(add_inputs());
   for (const Node& node : artifact_.program.nodes) {
     for (const std::string& value : node.outputs) names_.emplace(value, value);
+    if (codes_ != nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool lowered, codes_->lower(node, output(node)));
+      if (lowered) continue;
+    }
     for (const OnnxOp& row : all_onnx_ops()) {
       if (node.op == row.op) NIBBLE_RETURN_IF_ERROR(row.lower(*this, node));
     }
@@ -612,6 +635,7 @@ Status can_lower(const Artifact& artifact, const LoweringOptions& options) {
     NIBBLE_RETURN_IF_ERROR(check_onnx_activation(activation, cat("value ", value), options.tensorrt));
   }
   if (options.tensorrt) NIBBLE_RETURN_IF_ERROR(check_tensorrt(artifact, options));
+  if (options.qoperator) NIBBLE_RETURN_IF_ERROR(check_qoperator(artifact));
   return options.matmul_nbits ? can_matmul_nbits(artifact) : ok_status();
 }
 

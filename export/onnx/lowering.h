@@ -19,6 +19,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -26,15 +27,18 @@
 
 #include "export/onnx/onnx_graph.h"
 #include "export/onnx/onnx_weight.h"
+#include "export/onnx/qoperator.h"
 #include "kernels/artifact/artifact.h"
 #include "kernels/program/shape.h"
 
 namespace nibble {
 
 struct LoweringOptions {
+  int64_t opset = kOnnxOpset;  // that of the graph
   bool float64 = false;        // see lower_float64.cpp
   bool tensorrt = false;       // INT8 and FP8 as TensorRT takes them (check_tensorrt.cpp)
   bool matmul_nbits = false;   // quantized matrices as MatMulNBits, not DequantizeLinear
+  bool qoperator = false;      // operators on codes (qoperator.h)
   int64_t accuracy_level = 1;  // of MatMulNBits
 };
 
@@ -117,6 +121,7 @@ class OnnxLowering {
   void add_encoder_inputs();
   Status add_outputs();
   void quantize_value(const std::string& value);
+  std::string read(const std::string& value);  // what its consumers read, in floats
   std::string key_is_token();  // [batch, 1, 1, keys], of attention_mask
   Result<std::string> in_code_order(const std::string& tensor, const std::string& x);
   struct TokenCodes {
@@ -139,6 +144,7 @@ class OnnxLowering {
   std::map<std::pair<std::string, Orientation>, std::string> weights_;  // dequantized
   std::map<std::string, std::string> nbits_;  // of a tensor, as MatMulNBits has it
   std::set<std::string> made_;  // shared values that exist already
+  std::unique_ptr<QOperatorLowering> codes_;  // where that was asked for
 };
 
 struct OnnxOp {

@@ -61,11 +61,13 @@ int64_t onnx_type_bits(OnnxType type) {
   switch (type) {
     case OnnxType::uint4:
     case OnnxType::int4:
+    case OnnxType::e2m1:
       return 4;
     case OnnxType::uint8:
     case OnnxType::int8:
     case OnnxType::e4m3:
     case OnnxType::e5m2:
+    case OnnxType::e8m0:
     case OnnxType::boolean:
       return 8;
     case OnnxType::float16:
@@ -81,16 +83,18 @@ int64_t onnx_type_bits(OnnxType type) {
   return 0;
 }
 
-OnnxGraph::OnnxGraph(const std::string& name)
+OnnxGraph::OnnxGraph(const std::string& name, int64_t opset_version)
     : model_(std::make_unique<onnx::ModelProto>()) {
   const std::string_view version = kToolVersion;  // "nibble 0.1.0"
   const size_t space = version.find(' ');
-  model_->set_ir_version(kOnnxIrVersion);
+  model_->set_ir_version(opset_version >= kOnnxE8m0Opset  ? 12
+                         : opset_version >= kOnnxFp4Opset ? 11
+                                                          : 10);
   model_->set_producer_name(std::string(version.substr(0, space)));
   model_->set_producer_version(std::string(version.substr(space + 1)));
   auto* opset = model_->add_opset_import();
   opset->set_domain("");
-  opset->set_version(kOnnxOpset);
+  opset->set_version(opset_version);
   model_->mutable_graph()->set_name(name);
 }
 OnnxGraph::OnnxGraph(OnnxGraph&&) noexcept = default;
@@ -147,7 +151,7 @@ std::string OnnxGraph::add_contrib(const std::string& op,
                                    const std::vector<std::string>& inputs,
                                    const std::string& output,
                                    const std::vector<std::string>& shape,
-                                   const OnnxAttributes& attributes) {
+                                   const OnnxAttributes& attributes, OnnxType type) {
   if (model_->opset_import_size() == 1) {
     auto* opset = model_->add_opset_import();
     opset->set_domain(kContribDomain);
@@ -156,7 +160,7 @@ std::string OnnxGraph::add_contrib(const std::string& op,
   add(op, inputs, output, attributes);
   auto* graph = model_->mutable_graph();
   graph->mutable_node(graph->node_size() - 1)->set_domain(kContribDomain);
-  fill_value_info(graph->add_value_info(), output, OnnxType::float32, shape);
+  fill_value_info(graph->add_value_info(), output, type, shape);
   return output;
 }
 

@@ -38,19 +38,23 @@ enum class OnnxType : int32_t {
   e5m2 = 19,
   uint4 = 21,
   int4 = 22,
+  e2m1 = 23,
+  e8m0 = 24,
 };
 int64_t onnx_type_bits(OnnxType type);
 
 using OnnxAttribute = std::variant<int64_t, float, std::vector<int64_t>>;
 using OnnxAttributes = std::map<std::string, OnnxAttribute>;
 
-inline constexpr int64_t kOnnxOpset = 21;  // the first with INT4 and blocked QDQ
-inline constexpr int64_t kOnnxIrVersion = 10;
+inline constexpr int64_t kOnnxOpset = 21;      // the first with INT4 and blocked QDQ
+inline constexpr int64_t kOnnxFp4Opset = 23;   // with FLOAT4E2M1
+inline constexpr int64_t kOnnxE8m0Opset = 24;  // with scales of FLOAT8E8M0
 inline constexpr const char* kContribDomain = "com.microsoft";
 
 class OnnxGraph {
  public:
-  explicit OnnxGraph(const std::string& name);
+  // opset: one of those above; the IR version is the first that has it.
+  explicit OnnxGraph(const std::string& name, int64_t opset = kOnnxOpset);
   OnnxGraph(OnnxGraph&&) noexcept;
   ~OnnxGraph();
 
@@ -68,11 +72,12 @@ class OnnxGraph {
            const std::vector<std::string>& outputs,
            const OnnxAttributes& attributes = {});
   // One of ONNX Runtime's own operators (com.microsoft). The standard's shape inference
-  // does not know them, so the shape of the output, f32, is declared.
+  // does not know them, so the type and shape of the output are declared.
   std::string add_contrib(const std::string& op, const std::vector<std::string>& inputs,
                           const std::string& output,
                           const std::vector<std::string>& shape,
-                          const OnnxAttributes& attributes);
+                          const OnnxAttributes& attributes,
+                          OnnxType type = OnnxType::float32);
 
   // raw: little-endian, row-major; 4-bit types two a byte, the first in the low nibble.
   void add_initializer(const std::string& name, OnnxType type,
@@ -86,7 +91,6 @@ class OnnxGraph {
   std::string number64(double value);                        // scalar f64 constant
 
   int64_t initializer_bytes() const { return initializer_bytes_; }
-  const onnx::ModelProto& model() const { return *model_; }
 
   // The model's bytes. With external_data, initializers of 1 KiB and more move into it
   // (offsets multiples of 4096, referred to as `location`). resource_exhausted: over

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "export/levels.h"
+#include "kernels/scheme/element_codec.h"
 
 namespace nibble {
 namespace {
@@ -81,9 +82,9 @@ Result<OnnxType> onnx_code_type(Element element, const std::string& where) {
   }
   if (element == Element::e4m3) return OnnxType::e4m3;
   if (element == Element::e5m2) return OnnxType::e5m2;
+  if (element == Element::e2m1) return OnnxType::e2m1;
   return error(StatusCode::unsupported, "[onnx] ", where,
-               ": codes must be int2..8, uint2..8, e4m3 or e5m2 (opset ", kOnnxOpset,
-               "); found ", info.text,
+               ": codes must be int2..8, uint2..8, e4m3, e5m2 or e2m1; found ", info.text,
                "; export to the nibble format, or quantize with another element");
 }
 
@@ -122,8 +123,23 @@ Result<OnnxBlocks> onnx_blocks(const QuantScheme& scheme, int64_t rows, int64_t 
   return blocks;
 }
 
+// What the scales of a 4-bit float are stored as: the element of its groups, where ONNX
+// has it and no other level is in it.
+OnnxType scale_type_of(const QuantScheme& scheme, int64_t opset) {
+  if (scheme.code != Element::e2m1 || scheme.scales[0].shifted ||
+      scheme.scales[0].block.kind != Block::Kind::group) {
+    return OnnxType::float32;
+  }
+  const Element element = scheme.scales[0].element;
+  if (scheme.scales.size() == 1 && element == Element::e8m0 && opset >= kOnnxE8m0Opset)
+    return OnnxType::e8m0;
+  const bool under_one = scheme.scales.size() == 2 && !scheme.scales[1].shifted &&
+                         scheme.scales[1].block.kind == Block::Kind::tensor;
+  return under_one && element == Element::e4m3 ? OnnxType::e4m3 : OnnxType::float32;
+}
+
 Result<OnnxWeight> make_onnx_weight(const CodedMatrix& q, Orientation orientation,
-                                    const std::string& where) {
+                                    const std::string& where, int64_t opset) {
   NIBBLE_ASSIGN_OR_RETURN(const OnnxBlocks blocks,
                           onnx_blocks(q.scheme, q.rows, q.cols, where));
   const bool rows_first = orientation == Orientation::rows_first;
@@ -149,6 +165,13 @@ Result<OnnxWeight> make_onnx_weight(const CodedMatrix& q, Orientation orientatio
     weight.attributes = {{"axis", row_axis}};
   }
 
+  weight.scale_type = scale_type_of(q.scheme, opset);
+  const ScaleLevel& innermost = q.scheme.scales[0];
+  if (weight.scale_type == OnnxType::e4m3) weight.outer_scale = q.scales[1].values[0];
+  // FLOAT8E8M0 alone is no type of what is dequantized.
+  if (weight.scale_type == OnnxType::e8m0)
+    weight.attributes["output_dtype"] = static_cast<int64_t>(OnnxType::float32);
+
   const int64_t count = scale_rows * groups;
   weight.scales.reserve(static_cast<size_t>(count));
   RawWriter zero_points(weight.type, count);
@@ -158,7 +181,14 @@ Result<OnnxWeight> make_onnx_weight(const CodedMatrix& q, Orientation orientatio
     for (int64_t j = 0; j < inner; ++j) {
       const int64_t r = rows_first ? i : j;
       const int64_t c = (rows_first ? j : i) * blocks.group;
-      weight.scales.push_back(scale_at(q, r, c));
+      if (weight.scale_type == OnnxType::float32) {
+        weight.scales.push_back(scale_at(q, r, c));
+      } else {
+        const int64_t index = level_index(innermost.block, q.rows, q.cols, r, c);
+        const float value = q.scales[0].values[static_cast<size_t>(index)];
+        weight.scale_codes.push_back(
+            static_cast<char>(bits_of_value(innermost.element, value)));
+      }
       if (q.scheme.offset == OffsetKind::zero_point) {
         const float zero = offset_at(q, r, c);
         zero_points.push(static_cast<uint8_t>(static_cast<int>(zero)));

@@ -27,16 +27,21 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
   line.text("to", "FORMAT", "the format", true);
   line.text("output", "DIR", "the directory to make; gguf: or X.gguf, the file", true);
   line.flag("overwrite", "replace DIR if it is there");
-  line.integer("opset", "onnx: operator set version", 21, 13);
+  line.integer(
+      "opset",
+      "onnx: operator set version, 21, 23 or 24 (default 0: 21, or 23 for weights "
+      "of 4-bit floats, whose e8m0 scales stay bytes in 24)",
+      0, 0);
   line.flag("float64",
             "onnx, encoders: float operations in float64, so that rounding does "
             "not decide codes (slow; for proofs)");
   line.text("target", "onnxruntime|tensorrt",
             "onnx: whose rules of quantized types hold (default: onnxruntime; tensorrt: "
             "symmetric INT8 and FP8 alone, biases float)");
-  line.text("quant-format", "qdq|matmulnbits",
+  line.text("quant-format", "qdq|matmulnbits|qoperator",
             "onnx: quantized matrices as DequantizeLinear (the default), or as ONNX "
-            "Runtime's MatMulNBits (2, 4, 8 bits)");
+            "Runtime's MatMulNBits (2, 4, 8 bits); qoperator: nets of static integer "
+            "activations in QLinearConv, QGemm ...");
   line.integer(
       "accuracy-level",
       "onnx, matmulnbits: 0 the runtime chooses, 1 f32 (what was evaluated), 2 f16, "
@@ -136,6 +141,15 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
       std::string_view(exporter->name) != "nibble") {
     note(cat("the artifact's KV cache is ", to_string(states[0].scheme), "; ",
              exporter->name, " does not hold that, its user decides"));
+  }
+  const bool has_fp4 = std::any_of(
+      artifact.packed.begin(), artifact.packed.end(),
+      [](const auto& weight) { return weight.second.scheme.code == Element::e2m1; });
+  if (to == "onnx" && has_fp4) {
+    note(
+        "weights of FLOAT4E2M1: no kernel of ONNX Runtime's CPU provider (1.31) reads "
+        "them; "
+        "every code and scale was read back, the graph was not run");
   }
   for (const Node& node : artifact.program.nodes) {
     if (!to_gguf || artifact.program.architecture != "MistralForCausalLM" ||

@@ -215,11 +215,11 @@ TEST(OnnxNBits, OptionsAreChecked) {
   const Artifact artifact = sample::quantized(sample::llama({}, 6), "int4/g32@f16");
   const Exporter* onnx = take(find_exporter("onnx"));
   ExportOptions options;
-  options.quant_format = "qoperator";
+  options.quant_format = "nbits";
   EXPECT_EQ(
       onnx->can_express(artifact, options).message(),
-      "[onnx] --quant-format: qdq or matmulnbits was required; found qoperator; name "
-      "one of the two");
+      "[onnx] --quant-format: qdq, matmulnbits or qoperator was required; found nbits; "
+      "name one of them");
   options = nbits_options();
   options.accuracy_level = 5;
   EXPECT_EQ(

@@ -6,6 +6,7 @@
 
 #include "export/exporter.h"
 #include "export/onnx/lowering.h"
+#include "kernels/packing/packed_tensor.h"
 #include "tests/export/onnx_model.h"
 
 namespace nibble {
@@ -16,6 +17,7 @@ using sample::exported;
 using sample::file_text;
 using sample::fresh_directory;
 using sample::take;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(Onnx, EveryProgramOpHasARow) {
@@ -292,7 +294,73 @@ INSTANTIATE_TEST_SUITE_P(Schemes, OnnxRoundTrip,
                                            "uint4/g32@f16+z/g32@uint4",
                                            "uint8/r@f16+z/r@uint8", "int4/g16@e4m3/t@f32",
                                            "int8/b5x7@f32", "int4n/g128@f16",
-                                           "e4m3/r@f32", "int8/c@f32"));
+                                           "e4m3/r@f32", "int8/c@f32", "e2m1/g32@e8m0",
+                                           "e2m1/g16@e4m3/t@f32", "e2m1/r@f32"));
+
+// 4-bit floats: opset 23 unless another was asked for; scales of groups stay bytes where
+// ONNX has their type.
+TEST(Onnx, FourBitFloatsTakeTheOpsetThatHasThem) {
+  const std::string name = "model.layers.0.mlp.down_proj.weight";  // [48, 80]
+  const auto types = [&](const char* scheme, int64_t opset) {
+    ExportOptions options;
+    options.opset = opset;
+    const auto model =
+        exported(sample::quantized(sample::llama({}, 12), scheme), options);
+    const auto& weight = *model->initializers.at(name);
+    const auto& scale = *model->initializers.at(name + ".scale");
+    EXPECT_EQ(weight.data_type(), onnx::TensorProto::FLOAT4E2M1);
+    EXPECT_EQ(weight.raw_data().size(), 48u * 80 / 2);
+    const auto& node = model->producer(name + ".dequantized");
+    EXPECT_EQ(attribute(node, "output_dtype", 0),
+              scale.data_type() == onnx::TensorProto::FLOAT8E8M0 ? 1 : 0);
+    // Scales in codes of their own go through a pair of theirs.
+    EXPECT_EQ(node.input(1), scale.data_type() == onnx::TensorProto::FLOAT8E4M3FN
+                                 ? name + ".scale.dequantized"
+                                 : name + ".scale");
+    return std::vector<int64_t>{model->proto.opset_import(0).version(),
+                                model->proto.ir_version(), scale.data_type()};
+  };
+  const int64_t f32 = onnx::TensorProto::FLOAT, e8m0 = onnx::TensorProto::FLOAT8E8M0,
+                e4m3 = onnx::TensorProto::FLOAT8E4M3FN;
+  EXPECT_THAT(types("e2m1/g32@e8m0", 0), ElementsAre(23, 11, f32));
+  EXPECT_THAT(types("e2m1/g32@e8m0", 23), ElementsAre(23, 11, f32));
+  EXPECT_THAT(types("e2m1/g32@e8m0", 24), ElementsAre(24, 12, e8m0));
+  EXPECT_THAT(types("e2m1/g16@e4m3/t@f32", 0), ElementsAre(23, 11, e4m3));
+  EXPECT_THAT(types("e2m1/g16@f16", 24), ElementsAre(24, 12, f32));
+  ExportOptions options;
+  options.opset = 21;
+  EXPECT_EQ(take(find_exporter("onnx"))
+                ->can_express(sample::quantized(sample::llama({}, 12), "e2m1/g32@e8m0"),
+                              options)
+                .message(),
+            "[onnx] model.embed_tokens.weight: FLOAT4E2M1 needs opset 23; found --opset "
+            "21; leave "
+            "the option out");
+}
+
+// E8M0 scales are read back as they lie in the file, and damage is found.
+TEST(Onnx, E8m0ScalesAreReadBack) {
+  const Artifact artifact = sample::quantized(sample::llama({}, 12), "e2m1/g32@e8m0");
+  const auto directory = fresh_directory("e8m0");
+  const Exporter* onnx = take(find_exporter("onnx"));
+  ExportOptions options;
+  options.opset = 24;
+  const Status status = onnx->write(artifact, directory, options);
+  ASSERT_TRUE(status.ok()) << status.message();
+  const Decoded decoded = take(onnx->read(directory));
+  const std::string name = "model.layers.0.mlp.down_proj.weight";
+  EXPECT_EQ(to_string(decoded.coded.at(name).scheme), "e2m1/g32@e8m0");
+  EXPECT_EQ(decoded.coded.at(name), take(unpack(artifact.packed.at(name))));
+  onnx::ModelProto model;
+  ASSERT_TRUE(model.ParseFromString(sample::file_text(directory / "model.onnx")));
+  for (auto& tensor : *model.mutable_graph()->mutable_initializer()) {
+    if (tensor.name() == name + ".scale") (*tensor.mutable_raw_data())[0] = '\xff';
+  }
+  std::ofstream(directory / "model.onnx", std::ios::binary) << model.SerializeAsString();
+  EXPECT_THAT(onnx->read(directory).status().message(),
+              HasSubstr(".scale: a scale must be a number; found E8M0's NaN"));
+  std::filesystem::remove_all(directory);
+}
 
 struct Refused {
   const char* scheme;
@@ -312,12 +380,12 @@ TEST_P(OnnxCannot, SaysWhichTensorAndWhy) {
 INSTANTIATE_TEST_SUITE_P(
     Schemes, OnnxCannot,
     ::testing::Values(
-        Refused{"nf4/g32@f32",
-                "[onnx] model.embed_tokens.weight: codes must be int2..8, uint2..8, e4m3 "
-                "or e5m2 "
-                "(opset 21); found nf4; export to the nibble format, or quantize with "
-                "another "
-                "element"},
+        Refused{
+            "nf4/g32@f32",
+            "[onnx] model.embed_tokens.weight: codes must be int2..8, uint2..8, e4m3, "
+            "e5m2 or e2m1; found nf4; export to the nibble format, or quantize with "
+            "another "
+            "element"},
         Refused{
             "uint4/g32@f16+m/g32@f16",
             "[onnx] model.embed_tokens.weight: DequantizeLinear has a zero point, not a "
@@ -382,8 +450,9 @@ TEST(Onnx, RefusesOtherDynamicActivationsAndOtherOpsets) {
             "static scales, or leave the activations float");
   ExportOptions options;
   options.opset = 13;
-  EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
-            "[onnx] opset: this exporter writes 21; found 13; leave the option out");
+  EXPECT_EQ(
+      onnx->can_express(sample::llama({}, 15), options).message(),
+      "[onnx] opset: this exporter writes 21, 23 and 24; found 13; leave the option out");
   options.opset = 21;
   options.float64 = true;
   EXPECT_EQ(onnx->can_express(sample::llama({}, 15), options).message(),
@@ -453,8 +522,8 @@ INSTANTIATE_TEST_SUITE_P(
                    if (node.op_type() == "DequantizeLinear") node.set_op_type("Identity");
                  }
                },
-               "codes must go through DequantizeLinear, MatMulNBits or MatMulInteger; "
-               "found none"}),
+               "codes must go through DequantizeLinear, MatMulNBits, MatMulInteger, "
+               "QLinearConv, QLinearMatMul or QGemm; found none"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Onnx, AFileThatIsNoModelIsRefused) {

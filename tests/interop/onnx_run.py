@@ -12,6 +12,8 @@ onnx_run.py many LIST                       the same for each line of the file L
 onnx_run.py padded MODEL IDS IDS OUT        two prompts in one batch, the shorter one padded
                                             on the left, and one more token (3) each; OUT
                                             gets the last logits of both, then both again
+onnx_run.py dequantized MODEL VALUE OUT     what DequantizeLinear makes of constants, by the
+                                            onnx package's reference evaluator, as f32 file
 onnx_run.py genai MODEL IDS STEPS           ONNX Runtime GenAI: the greedy tokens are printed
 onnx_run.py genai-text MODEL TEXT STEPS     the same from a text, tokenized by GenAI; ids of
                                             the text, then the tokens
@@ -61,6 +63,27 @@ def fused(path):
     os.remove(path + ".optimized")
     for op in sorted(set(ops)):
         print(ops.count(op), op)
+
+
+def dequantized(path, value, target):
+    from onnx.reference import ReferenceEvaluator
+    model = onnx.load(path)
+    constants = {item.name: item for item in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node
+              if node.op_type == "DequantizeLinear"}
+    nodes, wanted = [], [value]
+    while wanted:
+        name = wanted.pop()
+        if name in makers:
+            nodes.insert(0, makers[name])
+            wanted += makers[name].input
+    used = {name for node in nodes for name in node.input if name in constants}
+    graph = onnx.helper.make_graph(
+        nodes, "weights", [], [onnx.helper.make_tensor_value_info(value, 1, None)],
+        [constants[name] for name in sorted(used)])
+    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import,
+                                   ir_version=model.ir_version)
+    ReferenceEvaluator(alone).run(None, {})[0].astype(np.float32).tofile(target)
 
 
 def images(path, source, shape, target):
@@ -168,6 +191,8 @@ if __name__ == "__main__":
                 tokens(os.path.join(path, "model.onnx"), *rest)
     elif sys.argv[1] == "fused":
         fused(os.path.join(sys.argv[2], "model.onnx"))
+    elif sys.argv[1] == "dequantized":
+        dequantized(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:5])
     elif sys.argv[1] == "each":
         each(*sys.argv[2:6])
     elif sys.argv[1] == "padded":

@@ -1,47 +1,24 @@
-// Exported graphs in ONNX Runtime against our own runtime: checker, logits, greedy
+// Exported decoders in ONNX Runtime against our own runtime: checker, logits, greedy
 // tokens.
-//
-// Python only runs the other side (tests/interop/onnx_run.py); without its packages the
-// tests skip and say what is missing.
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <optional>
 
-#include "export/exporter.h"
-#include "kernels/program/edits/fold_batch_norm.h"
 #include "kernels/runtime/executor.h"
 #include "kernels/runtime/kv_cache.h"
-#include "recipes/data/images.h"
 #include "recipes/models/load_model.h"
-#include "tests/interop/transformers.h"
+#include "tests/interop/onnx_runtime.h"
 
 namespace nibble {
 namespace {
 
 using sample::take;
+using namespace onnx_runtime;
 
 constexpr int64_t kGreedyTokens = 64;
-// Both sides sum in f32 in their own order; 1.2e-6 is what was measured.
-constexpr double kLogits = 2e-5;
-
-using transformers::Ran;
-using transformers::relative_difference;
-
-Ran run_python(const std::string& arguments) {
-  return transformers::run_python("onnx_run.py", arguments);
-}
-
-std::vector<float> read_floats(const std::filesystem::path& path) {
-  return transformers::read_values<float>(path);
-}
-
-int32_t argmax(std::span<const float> row) {
-  return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
-}
 
 std::string id_list(std::span<const int32_t> ids) {
   std::string text;
@@ -79,33 +56,8 @@ Result<Greedy> continue_greedily(const Artifact& artifact, std::vector<int32_t> 
   return greedy;
 }
 
-class OnnxRuntime : public ::testing::Test {
+class OnnxRuntime : public onnx_runtime::Fixture {
  protected:
-  void SetUp() override {
-    static const Ran ran = run_python("check /nonexistent");  // imports, then fails
-    if (ran.status == 77)
-      GTEST_SKIP() << "Python cannot import what it needs: " << ran.output;
-    directory_ = sample::fresh_directory("ort");
-  }
-  void TearDown() override {
-    std::filesystem::remove_all(directory_);
-    std::filesystem::remove(file("in"));
-    std::filesystem::remove(file("out"));
-  }
-  std::string file(const char* suffix) const {
-    return directory_.string() + "." + suffix;
-  }
-
-  // Writes the model and has the checker look at it.
-  void write(const Artifact& artifact, ExportOptions options = {}) {
-    options.overwrite = true;
-    const Status status =
-        take(find_exporter("onnx"))->write(artifact, directory_, options);
-    ASSERT_TRUE(status.ok()) << status.message();
-    const Ran checked = run_python("check " + directory_.string());
-    ASSERT_EQ(checked.status, 0) << checked.output;
-  }
-
   // The same prompt and greedy continuation on both sides: the prompt at once, then token
   // by token through the cache.
   void compare_decoder(const Artifact& artifact, const std::vector<int32_t>& prompt,
@@ -138,21 +90,6 @@ class OnnxRuntime : public ::testing::Test {
     EXPECT_EQ(theirs, ours.substr(0, theirs.size()));
     EXPECT_GT(std::count(theirs.begin(), theirs.end(), ','), 16);
   }
-
-  std::vector<float> run_images(std::span<const float> images,
-                                const std::vector<int64_t>& shape) {
-    std::ofstream(file("in"), std::ios::binary)
-        .write(reinterpret_cast<const char*>(images.data()),
-               static_cast<std::streamsize>(images.size_bytes()));
-    std::string dims;
-    for (const int64_t dim : shape) dims += cat(dims.empty() ? "" : ",", dim);
-    const Ran ran = run_python(cat("images ", directory_.string(), " ", file("in"), " ",
-                                   dims, " ", file("out")));
-    EXPECT_EQ(ran.status, 0) << ran.output;
-    return read_floats(file("out"));
-  }
-
-  std::filesystem::path directory_;
 };
 
 // --- language models
@@ -385,186 +322,6 @@ TEST_F(OnnxRuntime, ActOrderGivesTheSameLogits) {
     options.quant_format = format;
     compare_decoder(artifact, some_prompt(artifact), kLogits, options);
   }
-}
-
-// --- convolutional nets
-
-std::vector<float> random_images(int64_t values, uint64_t seed) {
-  SplitMix64 random(seed);
-  std::vector<float> images;
-  for (int64_t i = 0; i < values; ++i) {
-    images.push_back(static_cast<float>(4 * random.uniform() - 2));
-  }
-  return images;
-}
-
-std::vector<float> our_logits(const Artifact& artifact, std::span<const float> images,
-                              const std::vector<int64_t>& shape) {
-  Executor executor = take(
-      Executor::create(std::make_shared<const Artifact>(artifact), ExecutorOptions{}));
-  std::vector<float> logits(static_cast<size_t>(shape[0] * 10));
-  const Status status = executor.forward_images(
-      images, shape, MatrixView<float>(logits.data(), shape[0], 10));
-  if (!status.ok()) throw std::runtime_error(status.message());
-  return logits;
-}
-
-// The largest magnitude of every value, by the float net.
-std::map<std::string, double> value_maxima(const Artifact& artifact,
-                                           std::span<const float> images,
-                                           const std::vector<int64_t>& shape) {
-  std::map<std::string, double> maxima;
-  const auto add = [&](const std::string& name, std::span<const float> values) {
-    for (const float value : values) {
-      maxima[name] = std::max(maxima[name], std::abs(static_cast<double>(value)));
-    }
-  };
-  add(artifact.program.inputs.front().name, images);
-  Executor executor = take(
-      Executor::create(std::make_shared<const Artifact>(artifact), ExecutorOptions{}));
-  executor.set_tap([&](const TapValue& value) { add(value.name, value.floats); });
-  std::vector<float> logits(static_cast<size_t>(shape[0] * 10));
-  const Status status = executor.forward_images(
-      images, shape, MatrixView<float>(logits.data(), shape[0], 10));
-  if (!status.ok()) throw std::runtime_error(status.message());
-  return maxima;
-}
-
-TEST_F(OnnxRuntime, TheFloatNetGivesTheSameLogits) {
-  const Artifact artifact = sample::residual_net(35);
-  const std::vector<int64_t> shape = {16, 3, 8, 8};
-  const std::vector<float> images = random_images(16 * 3 * 8 * 8, 1);
-  ASSERT_NO_FATAL_FAILURE(write(artifact));
-  const std::vector<float> theirs = run_images(images, shape);
-  ASSERT_EQ(theirs.size(), 160u);
-  EXPECT_LT(relative_difference(theirs, our_logits(artifact, images, shape)), 1e-5);
-}
-
-struct IntegerNet {
-  const char* weight;
-  const char* signed_activation;
-  const char* unsigned_activation;
-};
-class IntegerNets : public OnnxRuntime,
-                    public ::testing::WithParamInterface<IntegerNet> {};
-
-// ONNX Runtime requantizes with other float operations than integer_node.h, so a sum that
-// lands on the edge between two codes may round the other way: logits may differ by what
-// a few such steps of one code are worth, and no more.
-TEST_P(IntegerNets, GivesTheSameLogitsUpToRoundingAtTheEdgeOfACode) {
-  const Artifact floats = sample::residual_net(36);
-  const std::vector<int64_t> shape = {64, 3, 8, 8};
-  const std::vector<float> images = random_images(64 * 3 * 8 * 8, 2);
-  const auto maxima = value_maxima(floats, images, shape);
-  Artifact artifact = sample::quantized(floats, GetParam().weight);
-  sample::add_activations(
-      artifact, [&](const std::string& value) { return maxima.at(value); },
-      GetParam().signed_activation, GetParam().unsigned_activation);
-  ASSERT_NO_FATAL_FAILURE(write(artifact));
-  const std::vector<float> theirs = run_images(images, shape);
-  const std::vector<float> ours = our_logits(artifact, images, shape);
-  ASSERT_EQ(theirs.size(), ours.size());
-  int equal = 0, agree = 0;
-  for (size_t i = 0; i < 64; ++i) {
-    const std::span<const float> a(theirs.data() + 10 * i, 10),
-        b(ours.data() + 10 * i, 10);
-    equal += relative_difference(a, b) < 1e-5;
-    agree += argmax(a) == argmax(b);
-  }
-  std::printf(
-      "%d of 64 images: equal logits; %d: equal argmax; largest difference %.2g\n", equal,
-      agree, relative_difference(theirs, ours));
-  EXPECT_GE(equal, 60);
-  EXPECT_GE(agree, 63);
-  // One code of the pooled value moves a logit by less than this.
-  EXPECT_LT(relative_difference(theirs, ours),
-            1.5 / code_highest(take(parse_scheme(GetParam().unsigned_activation))));
-}
-INSTANTIATE_TEST_SUITE_P(
-    Schemes, IntegerNets,
-    ::testing::Values(IntegerNet{"int8n/r@f32", kSignedActivation, kUnsignedActivation},
-                      IntegerNet{"int4/r@f32", "int8/t@f32", "uint4/t@f32"},
-                      IntegerNet{"int8/t@f32", "int8n/t@f32", "uint6/t@f32"}));
-
-// ResNet-20 with integer activations of the first 256 test images, calibrated on them.
-class ResNet20 : public OnnxRuntime {
- protected:
-  static constexpr int64_t kImages = 256;
-  void SetUp() override {
-    OnnxRuntime::SetUp();
-    if (IsSkipped()) return;
-    const auto file = shared_models() / "cifar10_resnet/resnet20_cifar10.safetensors";
-    if (!std::filesystem::exists(file)) GTEST_SKIP() << file << " is absent";
-    floats_ = take(load_model(file, {}));
-    set_ = take(load_images(shared_models().parent_path() / "cifar10", Split::test));
-    images_.resize(static_cast<size_t>(kImages * 3 * 32 * 32));
-    preprocess(set_, 0, kImages, floats_.image_mean, floats_.image_std, images_.data());
-  }
-  Artifact w8a8(const char* unsigned_activation) {
-    Artifact artifact = floats_;
-    FoldedModel folded = take(fold_batch_norm(artifact.program, artifact.tensors));
-    artifact.program = folded.program;
-    artifact.tensors = folded.tensors;
-    const auto maxima = value_maxima(artifact, images_, shape_);
-    artifact = sample::quantized(std::move(artifact), "int8n/r@f32");
-    sample::add_activations(
-        artifact, [&](const std::string& value) { return maxima.at(value); },
-        kSignedActivation, unsigned_activation);
-    return artifact;
-  }
-  void compare(const Artifact& artifact) {
-    const std::vector<float> theirs = run_images(images_, shape_);
-    const std::vector<float> ours = our_logits(artifact, images_, shape_);
-    int agree = 0, right = 0;
-    for (int64_t i = 0; i < kImages; ++i) {
-      const auto begin = static_cast<size_t>(10 * i);
-      const int32_t mine = argmax({ours.data() + begin, 10});
-      agree += argmax({theirs.data() + begin, 10}) == mine;
-      right += mine == set_.labels[static_cast<size_t>(i)];
-    }
-    std::printf("w8a8: %d of 256 images agree, %d right; logits differ by %.2g\n", agree,
-                right, relative_difference(theirs, ours));
-    EXPECT_GE(agree, 254);
-    EXPECT_GE(right, 230);  // 91.7 % of 256 is 235
-    EXPECT_LT(relative_difference(theirs, ours), 0.05);
-  }
-
-  Artifact floats_;
-  ImageSet set_;
-  std::vector<float> images_;
-  const std::vector<int64_t> shape_ = {kImages, 3, 32, 32};
-};
-
-TEST_F(ResNet20, FloatGivesTheSameLogits) {
-  ASSERT_NO_FATAL_FAILURE(write(floats_));
-  const std::vector<float> theirs = run_images(images_, shape_);
-  EXPECT_LT(relative_difference(theirs, our_logits(floats_, images_, shape_)), kLogits);
-}
-
-// Placement by ONNX Runtime's own judgement: nothing but padding and the head, whose
-// logits are floats, is left between a DequantizeLinear and a QuantizeLinear.
-TEST_F(ResNet20, W8A8GivesTheSameClassesAndRunsOnIntegers) {
-  const Artifact artifact = w8a8(kUnsignedActivation);
-  ASSERT_NO_FATAL_FAILURE(write(artifact));
-  compare(artifact);
-  const Ran ran = run_python("fused " + directory_.string());
-  ASSERT_EQ(ran.status, 0) << ran.output;
-  for (const char* line :
-       {"19 QLinearConv\n", "9 QLinearAdd\n", "1 QLinearGlobalAveragePool\n"}) {
-    EXPECT_NE(ran.output.find(line), std::string::npos) << line << ran.output;
-  }
-  for (const char* op : {" Conv\n", " Relu\n", " Add\n", " FusedConv\n"}) {
-    EXPECT_EQ(ran.output.find(op), std::string::npos) << op << ran.output;
-  }
-}
-
-// Signed codes alone, as TensorRT has them; it is not at hand, so ONNX Runtime runs them.
-TEST_F(ResNet20, W8A8ForTensorRtGivesTheSameClasses) {
-  const Artifact artifact = w8a8("uint7/t@f32");
-  ExportOptions options;
-  options.target = "tensorrt";
-  ASSERT_NO_FATAL_FAILURE(write(artifact, options));
-  compare(artifact);
 }
 
 }  // namespace

@@ -223,6 +223,21 @@ TEST_F(CliFormats, OnnxTakesMatMulNBitsAndItsAccuracyLevel) {
       outcome.error,
       HasSubstr("[export] --quant-format: is for onnx; found --to gptq; leave it out"));
   EXPECT_FALSE(fs::exists(directory_ / "other"));
+  outcome = convert("w4", "onnx", "other", {"--quant-format", "qoperator"});
+  EXPECT_EQ(outcome.code, 5);
+  EXPECT_THAT(outcome.error,
+              HasSubstr("QOperator reads static integer codes; found inputs in "
+                        "floats"));
+}
+
+// Written and read back; what could not be run is said.
+TEST_F(CliFormats, OnnxOfFourBitFloatsSaysThatNothingRanIt) {
+  put("mx", "e2m1/g32@e8m0");
+  const Outcome outcome = convert("mx", "onnx", "fp4", {"--opset", "24"});
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  EXPECT_THAT(outcome.error,
+              HasSubstr("weights of FLOAT4E2M1: no kernel of ONNX Runtime's "
+                        "CPU provider (1.31) reads them"));
 }
 
 }  // namespace
