@@ -100,6 +100,7 @@ if [[ ${1:-} == tests ]]; then
   # onnxruntime_genai generates from an exported folder. gguf reads and dequantizes GGUF;
   # gpt4all carries a built llama.cpp, which runs it.
   wanted+=(numpy onnxruntime onnxruntime_genai transformers tokenizers sentencepiece gguf gpt4all $minilm)
+  wanted+=(onnxscript)  # torch's newer ONNX exporter
   # Other programs' side of the quantized Hugging Face directories, and what they need but torch.
   wanted+=("${quantizers[@]}" loguru psutil pydantic)
 fi

@@ -520,11 +520,16 @@ Result<std::string> read_file(const std::filesystem::path& path) {
 }  // namespace
 
 Result<Decoded> read_onnx(const std::filesystem::path& directory) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, read_file(directory / "model.onnx"));
+  return read_onnx_file(directory / "model.onnx");
+}
+
+Result<Decoded> read_onnx_file(const std::filesystem::path& path) {
+  const std::filesystem::path directory = path.parent_path();
+  NIBBLE_ASSIGN_OR_RETURN(const std::string bytes, read_file(path));
   onnx::ModelProto model;
   if (bytes.size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
       !model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return Reader::damaged((directory / "model.onnx").string(), "must be an ONNX model; ",
+    return Reader::damaged(path.string(), "must be an ONNX model; ",
                            bytes.size(), " bytes do not parse");
   }
   Reader reader{directory, &model.graph(), {}, {}, {}};

@@ -5,6 +5,7 @@
 // and float is compared with the artifact.
 #include "export/formats/readers.h"
 #include "export/formats/writers.h"
+#include "export/onnx/description.h"
 #include "export/onnx/genai_config.h"
 #include "export/onnx/lowering.h"
 #include "kernels/base/file.h"
@@ -91,6 +92,7 @@ Status write_onnx(const Artifact& artifact, const std::filesystem::path& directo
       graph.add_metadata("image_mean", numbers(artifact.image_mean));
       graph.add_metadata("image_std", numbers(artifact.image_std));
     }
+    NIBBLE_RETURN_IF_ERROR(describe_graph(artifact, graph));
     const bool external = graph.initializer_bytes() > options.external_data_bytes;
     NIBBLE_ASSIGN_OR_RETURN(model, graph.serialize(kData, external ? &data : nullptr));
   }

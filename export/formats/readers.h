@@ -15,6 +15,9 @@ namespace nibble {
 #include "export/exporters.inc"
 #undef NIBBLE_EXPORTER
 
+// Of a .onnx of any name.
+Result<Decoded> read_onnx_file(const std::filesystem::path& path);
+
 // The same of Hugging Face directories, weight by weight.
 Result<Decoded> read_compressed_tensors(const std::filesystem::path& directory,
                                         const EachWeight& each);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "export/onnx/import_encoder.h"
 #include "export/onnx/import_graph.h"
 #include "export/onnx/import_tensor.h"
 #include "kernels/program/shape.h"
@@ -392,6 +393,7 @@ Result<ImportedGraph> import_onnx(const std::filesystem::path& path) {
     return error(StatusCode::data_loss, "[onnx] ", path.string(), ": must be an ONNX model; ",
                  bytes.size(), " bytes do not parse as one");
   }
+  if (reads_tokens(model.graph())) return import_encoder(model, path.parent_path());
   return Import(path.parent_path()).run(model);
 }
 

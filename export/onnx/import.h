@@ -7,6 +7,8 @@
 // Dropout, Identity and Cast between floats. Folded: Constant, Transpose and Cast of
 // constants, Shape with what picks the batch out of it; If on a constant.
 //
+// Graphs whose inputs are all integers are encoders': import_encoder.h.
+//
 // Values and tensors keep their names, nodes theirs or else their first output's. A pool's
 // [n, c, 1, 1] is [n, c] in the Program, and so is an output that has it.
 //
@@ -18,6 +20,7 @@
 #include <map>
 #include <string>
 
+#include "kernels/artifact/ledger.h"
 #include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
 #include "kernels/program/program.h"
@@ -28,6 +31,7 @@ struct ImportedGraph {
   Program program;
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> metadata;  // image_mean ... as the graph has it
+  Ledger ledger;                                // of what the program does not read
 };
 Result<ImportedGraph> import_onnx(const std::filesystem::path& file);
 

@@ -91,6 +91,7 @@ class OnnxGraph {
   std::string number64(double value);                        // scalar f64 constant
 
   int64_t initializer_bytes() const { return initializer_bytes_; }
+  const onnx::ModelProto& model() const { return *model_; }
 
   // The model's bytes. With external_data, initializers of 1 KiB and more move into it
   // (offsets multiples of 4096, referred to as `location`). resource_exhausted: over

@@ -53,6 +53,17 @@ std::vector<StoredPart> stored_parts(const std::string& weight, const QuantSchem
   return parts;
 }
 
+const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
+  switch (part.kind) {
+    case StoredPart::Kind::scale:
+      return packed.scales[part.level].values;
+    case StoredPart::Kind::offset:
+      return packed.offsets[part.level].values;
+    default:
+      return packed.codes;
+  }
+}
+
 Result<PackedTensor> take_packed(const std::string& name, const ManifestWeight& weight,
                                  std::map<std::string, Tensor>& stored) {
   PackedTensor packed;

@@ -25,6 +25,7 @@ struct StoredPart {
 };
 std::vector<StoredPart> stored_parts(const std::string& weight, const QuantScheme& scheme,
                                      int64_t rows, int64_t cols);
+const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part);
 
 // Moves the parts of one packed weight out of `stored`. data_loss: a part is missing or of
 // another type or shape, or the sizes make no sense.

@@ -38,17 +38,6 @@ struct WeightFile {
   std::string sha256;    // of all of it, where that is known before it is read back
 };
 
-const Bytes& part_bytes(const PackedTensor& packed, const StoredPart& part) {
-  switch (part.kind) {
-    case StoredPart::Kind::scale:
-      return packed.scales[part.level].values;
-    case StoredPart::Kind::offset:
-      return packed.offsets[part.level].values;
-    default:
-      return packed.codes;
-  }
-}
-
 // The codes of a layer, one a byte, some rows at a time through one small buffer: each
 // must stand for a number.
 class CodePieces {

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "export/assemble.h"
+#include "export/onnx/description.h"
 #include "export/onnx/import.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
@@ -395,11 +396,23 @@ Status read_preprocessing(const fs::path& path, const std::map<std::string, std:
   return ok_status();
 }
 
-Result<Artifact> load_onnx(const fs::path& path) {
-  NIBBLE_ASSIGN_OR_RETURN(ImportedGraph graph, import_onnx(path));
+Result<Artifact> load_onnx(const fs::path& path, const LoadOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(DescribedOnnx described, read_described(path));
+  if (described.artifact) {
+    NIBBLE_RETURN_IF_ERROR(add_tokenizer(*described.artifact, options.tokenizer));
+    return std::move(*described.artifact);
+  }
+  Result<ImportedGraph> read = import_onnx(path);
+  if (!read.ok() && described.changed) {
+    return error(read.status().code(), read.status().message(),
+                 "; nibble wrote this file, but its graph was changed since: give the file "
+                 "as it was written");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(ImportedGraph graph, std::move(read));
   Artifact artifact;
   artifact.program = std::move(graph.program);
   artifact.tensors = std::move(graph.tensors);
+  artifact.ledger = std::move(graph.ledger);
   nlohmann::ordered_json config = {{"architectures", {"ONNX"}}};
   NIBBLE_RETURN_IF_ERROR(read_preprocessing(path, graph.metadata, config));
   artifact.config_json = config.dump(2) + "\n";
@@ -407,13 +420,17 @@ Result<Artifact> load_onnx(const fs::path& path) {
     NIBBLE_RETURN_IF_ERROR(set_image_statistics(artifact));
   }
   NIBBLE_RETURN_IF_ERROR(add_source(artifact, path));
+  if (artifact.program.is_language_model()) {
+    NIBBLE_RETURN_IF_ERROR(collect_tokenizer_files(artifact, path.parent_path()));
+    NIBBLE_RETURN_IF_ERROR(add_tokenizer(artifact, options.tokenizer));
+  }
   artifact.provenance.tool_version = kToolVersion;
   NIBBLE_RETURN_IF_ERROR(check_artifact(artifact));
   return artifact;
 }
 
 Result<Artifact> load_file(const fs::path& path, const LoadOptions& options) {
-  if (path.extension() == ".onnx") return load_onnx(path);
+  if (path.extension() == ".onnx") return load_onnx(path, options);
   NIBBLE_ASSIGN_OR_RETURN(const Bytes file, map_file(path));
   Artifact artifact;
   if (is_gguf(file)) {

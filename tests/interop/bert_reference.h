@@ -1,49 +1,31 @@
 // What transformers makes of encoders, for the tests that compare with it: a tiny random
-// BERT of each kind, and the packaged MiniLM. Python runs it (bert_run.py).
+// BERT of each kind, and the packaged MiniLM. Python runs it (bert_run.py). And what our
+// runtime makes of them.
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include "tests/export/sample_models.h"
+#include "tests/interop/transformers.h"
 
 namespace nibble::bert {
 
 using Sequences = std::vector<std::vector<int32_t>>;
 
-struct Ran {
-  int status = 0;
-  std::string output;
-};
+using transformers::Ran;
+using transformers::relative_difference;
 
 inline Ran run_python(const std::string& arguments) {
-  const std::string command = std::string(NIBBLE_PYTHON) + " " + NIBBLE_SOURCE_DIR +
-                              "/tests/interop/bert_run.py " + arguments + " 2>&1";
-  Ran ran;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return {-1, "popen failed"};
-  char buffer[4096];
-  while (fgets(buffer, sizeof(buffer), pipe) != nullptr) ran.output += buffer;
-  ran.status = WEXITSTATUS(pclose(pipe));
-  return ran;
+  return transformers::run_python("bert_run.py", arguments);
 }
 
 inline std::vector<float> read_floats(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string bytes(std::istreambuf_iterator<char>(file), {});
-  std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
-  return values;
+  return transformers::read_values<float>(path);
 }
 
 // bert_run.py's IDS.
@@ -54,17 +36,6 @@ inline Sequences tiny_ids() {
     for (int i = 0; i < n; ++i) sequences.back().push_back((7 * i + 3 * n) % 61);
   }
   return sequences;
-}
-
-// max |a - b| / max |b|
-inline double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size() || b.empty()) return INFINITY;
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference = std::max(difference, std::abs(static_cast<double>(a[i]) - b[i]));
-    size = std::max(size, std::abs(static_cast<double>(b[i])));
-  }
-  return difference / size;
 }
 
 // What one run of the reference leaves: where the model is, ids, and expected values.
@@ -110,6 +81,47 @@ class Encoders : public ::testing::Test {
     }
     reference.values = read_floats(file("out"));
     return finish(ran);
+  }
+
+  // Each sequence alone (batch false), or all in one call.
+  std::vector<float> ours(const Artifact& artifact, const Sequences& ids, bool batch,
+                          const Sequences& types = {}) {
+    Executor executor =
+        sample::take(Executor::create(std::make_shared<const Artifact>(artifact), {}));
+    std::vector<float> result;
+    std::vector<int32_t> tokens, token_types;
+    std::vector<int64_t> lengths;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      tokens.insert(tokens.end(), ids[i].begin(), ids[i].end());
+      if (!types.empty()) {
+        token_types.insert(token_types.end(), types[i].begin(), types[i].end());
+      }
+      lengths.push_back(static_cast<int64_t>(ids[i].size()));
+      if (batch && i + 1 < ids.size()) continue;
+      const int64_t rows = executor.embedding_rows(lengths);
+      const int64_t width = executor.embedding_features();
+      std::vector<float> values(static_cast<size_t>(rows * width));
+      const Status status = executor.encode(tokens, lengths, token_types,
+                                            MatrixView<float>(values.data(), rows, width));
+      EXPECT_TRUE(status.ok()) << status.message();
+      result.insert(result.end(), values.begin(), values.end());
+      tokens.clear();
+      token_types.clear();
+      lengths.clear();
+    }
+    return result;
+  }
+
+  static Artifact w8a8(Artifact artifact) {
+    artifact = sample::quantized(std::move(artifact), "int8n/r@f32");
+    for (const Node& node : artifact.program.nodes) {
+      if (node.op != "linear") continue;
+      ActivationScheme input;
+      input.scheme = sample::take(parse_scheme("int8n/r@f32"));
+      input.dynamic = true;
+      artifact.layers.at(node.parameter("weight")).input = input;
+    }
+    return artifact;
   }
 
   std::filesystem::path directory_;

@@ -27,30 +27,6 @@ constexpr double kSameCodes = 1e-6;  // of the largest value; 1e-7 was measured
 
 class Bert : public bert::Encoders {
  protected:
-  // Each sequence alone (batch false), or all in one call.
-  std::vector<float> ours(const Artifact& artifact, const Sequences& ids, bool batch) {
-    Executor executor =
-        take(Executor::create(std::make_shared<const Artifact>(artifact), {}));
-    std::vector<float> result;
-    std::vector<int32_t> tokens;
-    std::vector<int64_t> lengths;
-    for (size_t i = 0; i < ids.size(); ++i) {
-      tokens.insert(tokens.end(), ids[i].begin(), ids[i].end());
-      lengths.push_back(static_cast<int64_t>(ids[i].size()));
-      if (batch && i + 1 < ids.size()) continue;
-      const int64_t rows = executor.embedding_rows(lengths);
-      const int64_t width = executor.embedding_features();
-      std::vector<float> values(static_cast<size_t>(rows * width));
-      const Status status = executor.encode(tokens, lengths, {},
-                                            MatrixView<float>(values.data(), rows, width));
-      EXPECT_TRUE(status.ok()) << status.message();
-      result.insert(result.end(), values.begin(), values.end());
-      tokens.clear();
-      lengths.clear();
-    }
-    return result;
-  }
-
   // What ONNX Runtime makes of an artifact's graph: all sequences as one padded batch, and
   // each alone.
   struct Theirs {
@@ -111,18 +87,6 @@ class Bert : public bert::Encoders {
       result[i / 384] += static_cast<double>(a[i]) * b[i];
     }
     return result;
-  }
-
-  static Artifact w8a8(Artifact artifact) {
-    artifact = sample::quantized(std::move(artifact), "int8n/r@f32");
-    for (const Node& node : artifact.program.nodes) {
-      if (node.op != "linear") continue;
-      ActivationScheme input;
-      input.scheme = take(parse_scheme("int8n/r@f32"));
-      input.dynamic = true;
-      artifact.layers.at(node.parameter("weight")).input = input;
-    }
-    return artifact;
   }
 };
 

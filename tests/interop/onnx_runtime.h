@@ -19,6 +19,7 @@
 namespace nibble::onnx_runtime {
 
 using sample::take;
+using transformers::relative_difference;
 using transformers::Ran;
 
 // Both sides sum in f32 in their own order; 1.2e-6 is what was measured.
@@ -29,25 +30,11 @@ inline Ran run_python(const std::string& arguments) {
 }
 
 inline std::vector<float> read_floats(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string bytes(std::istreambuf_iterator<char>(file), {});
-  std::vector<float> values(bytes.size() / sizeof(float));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
-  return values;
+  return transformers::read_values<float>(path);
 }
 
 inline int32_t argmax(std::span<const float> row) {
   return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
-}
-
-// max |a - b| / max |b|: how far two sets of logits are apart, against their size.
-inline double relative_difference(std::span<const float> a, std::span<const float> b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference = std::max(difference, std::abs(static_cast<double>(a[i]) - b[i]));
-    size = std::max(size, std::abs(static_cast<double>(b[i])));
-  }
-  return difference / size;
 }
 
 class Fixture : public ::testing::Test {
