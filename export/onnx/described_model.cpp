@@ -48,6 +48,7 @@ bool level_of(const ScaleLevel& level, const CodedMatrix& read, At at,
 // What the graph holds in the scheme that the layer had; nothing when it is not of that
 // scheme any more.
 std::optional<CodedMatrix> in_scheme(const CodedMatrix& read, const QuantScheme& scheme) {
+  if (read.scheme == scheme) return read;
   const bool plain = scheme.scales.size() == 1 && !scheme.scales[0].shifted &&
                      scheme.offset != OffsetKind::minimum && scheme.offsets.size() <= 1 &&
                      (scheme.offsets.empty() || !scheme.offsets[0].shifted);

@@ -108,6 +108,9 @@ TEST_F(OnnxDescribed, DecodersComeBackCodeByCode) {
                                    {"int4/b16x16@f32", "qdq", false},
                                    {"e4m3/b16x16@f32", "qdq", false},
                                    {"int2/g16@f16", "qdq", false},
+                                   {"e2m1/g16@f16", "qdq", false},
+                                   {"e2m1/g16@e8m0", "qdq", false},
+                                   {"e2m1/g16@e4m3/t@f32", "qdq", false},
                                    {"int4/g16@f16", "matmulnbits", false},
                                    {"int3/g16@f16", "matmulnbits", false},
                                    {"int8n/r@f32", "matmulnbits", false},
@@ -193,12 +196,7 @@ TEST_F(OnnxDescribed, EncodersComeBackWithDynamicInputsAndInFloat64) {
   }
 }
 
-// Biases are int32 codes there: floats of the same codes come back.
-TEST_F(OnnxDescribed, IntegerNetsComeBackWithTheSameOutputs) {
-  Artifact artifact = sample::quantized(sample::residual_net(21), "int8n/r@f32");
-  sample::add_activations(
-      artifact, [](const std::string& name) { return name == "images" ? 2.0 : 6.0; });
-  const Artifact found = there_and_back(artifact);
+void compare(const Artifact& artifact, const Artifact& found) {
   EXPECT_TRUE(artifact.program == found.program);
   EXPECT_TRUE(artifact.activations == found.activations);
   EXPECT_EQ(artifact.image_std, found.image_std);
@@ -220,8 +218,21 @@ TEST_F(OnnxDescribed, IntegerNetsComeBackWithTheSameOutputs) {
     return y;
   };
   EXPECT_EQ(run(artifact), run(found));
-  // And once more: now nothing changes.
-  expect_same(found, there_and_back(found));
+}
+
+// Biases are int32 codes there: floats of the same codes come back.
+TEST_F(OnnxDescribed, IntegerNetsComeBackWithTheSameOutputs) {
+  Artifact artifact = sample::quantized(sample::residual_net(21), "int8n/r@f32");
+  sample::add_activations(
+      artifact, [](const std::string& name) { return name == "images" ? 2.0 : 6.0; });
+  for (const char* format : {"qdq", "qoperator"}) {
+    SCOPED_TRACE(format);
+    ExportOptions options;
+    options.quant_format = format;
+    const Artifact found = there_and_back(artifact, options);
+    compare(artifact, found);
+    expect_same(found, there_and_back(found, options));  // now nothing changes
+  }
 }
 
 // Two levels are multiplied out in DequantizeLinear; what the codes stand for is the
