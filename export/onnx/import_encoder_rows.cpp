@@ -16,7 +16,7 @@ using symbolic::Sizes;
 
 namespace {
 
-constexpr double kClose = 1e-5;  // of a constant that was written in float
+constexpr double kClose = 5e-4;  // 2^-11: of a constant that was written in half
 
 bool is_close(double a, double b) { return std::abs(a - b) <= kClose * std::abs(b); }
 
