@@ -162,29 +162,62 @@ Status Import::add_constants(const onnx::GraphProto& graph) {
   return ok_status();
 }
 
-Status Import::add_input(const onnx::GraphProto& graph) {
+// The inputs that a node reads are floats; another, such as a sample rate that only chose
+// branches, stays an input that nobody reads.
+Status Import::add_inputs(const onnx::GraphProto& graph, const onnx::GraphProto& folded) {
+  std::set<std::string> read;
+  for (const NodeProto& node : folded.node()) read.insert(node.input().begin(), node.input().end());
+  std::vector<const onnx::ValueInfoProto*> inputs;
   for (const auto& input : graph.input()) {
-    if (constants_.count(input.name())) continue;  // opset 7 and 8 list initializers too
-    const auto& type = input.type().tensor_type();
+    // opset 7 and 8 list initializers too
+    if (!constants_.count(input.name())) inputs.push_back(&input);
+  }
+  signals_ = true;
+  for (const auto* input : inputs) {
+    const auto& type = input->type().tensor_type();
     const bool is_float = type.elem_type() == onnx::TensorProto::FLOAT ||
                           type.elem_type() == onnx::TensorProto::FLOAT16;
-    if (!result_.program.inputs.empty() || !is_float || type.shape().dim_size() < 2) {
-      return error(StatusCode::unsupported, "[onnx] input ", input.name(),
-                   ": one input of floats [batch, ..] was required; found ",
-                   result_.program.inputs.empty() ? "another type or shape" : "a second one",
+    signals_ = signals_ && (is_float || !read.count(input->name()));
+  }
+  for (const auto* input : inputs) {
+    const auto& type = input->type().tensor_type();
+    const std::string& name = input->name();
+    ProgramValue value{name, DType::f32, {}};
+    const bool integers = type.elem_type() == onnx::TensorProto::INT64;
+    if (integers && !read.count(name) && inputs.size() > 1) {
+      value.dtype = DType::i64;
+      for (const int64_t size : shapes_[name])
+        value.shape.push_back(size == kBatchSize ? "batch" : std::to_string(size));
+      result_.program.inputs.push_back(std::move(value));
+      continue;
+    }
+    if (!signals_ || type.shape().dim_size() < 2) {
+      return error(StatusCode::unsupported, "[onnx] input ", name,
+                   ": floats [batch, ..] were required; found another type or shape"
                    "; language models are read from their own checkpoints");
     }
-    ProgramValue value{input.name(), DType::f32, {"batch"}};
-    for (int i = 1; i < type.shape().dim_size(); ++i) {
-      const auto& dim = type.shape().dim(i);
-      if (dim.dim_value() < 1) {
-        return error(StatusCode::unsupported, "[onnx] input ", input.name(),
-                     ": sizes after the batch must be fixed; found `", dim.dim_param(),
-                     "`; fix the input's shape");
-      }
-      value.shape.push_back(std::to_string(dim.dim_value()));
+    const Sizes& shape = shapes_.at(name);
+    for (int i = 0; i < type.shape().dim_size(); ++i) {
+      if (shape[static_cast<size_t>(i)] != kNoSize) continue;
+      const std::string& symbol = type.shape().dim(i).dim_param();
+      return error(StatusCode::unsupported, "[onnx] input ", name,
+                   ": sizes after the batch must be fixed; found `", symbol,
+                   symbol.empty() ? "`; fix the input's shape"
+                                  : cat("`; give it with --size ", symbol, "=N"));
     }
-    values_[input.name()] = {input.name(), type.shape().dim_size(), false};
+    if (std::count(shape.begin(), shape.end(), kBatchSize) != 1) {
+      return error(StatusCode::unsupported, "[onnx] input ", name,
+                   ": one size with the batch's name was required; found ", 
+                   std::count(shape.begin(), shape.end(), kBatchSize),
+                   "; name it in every input");
+    }
+    if (inputs.size() > 1 || shape.size() == 3) {
+      NIBBLE_RETURN_IF_ERROR(add_signal(name, value));
+    } else {
+      value.shape = {"batch"};
+      for (size_t i = 1; i < shape.size(); ++i) value.shape.push_back(std::to_string(shape[i]));
+      values_[name] = {name, static_cast<int64_t>(shape.size()), false};
+    }
     result_.program.inputs.push_back(std::move(value));
   }
   if (!result_.program.inputs.empty()) return ok_status();
@@ -260,27 +293,11 @@ Status Import::fold_shape(const NodeProto& node) {
   return ok_status();
 }
 
-// If on a constant: the nodes of its branch stand in its place.
+// What import_fold.h could not resolve.
 Status Import::branch(const NodeProto& node) {
-  const Tensor* condition = constant(node.input(0));
-  const auto *then_branch = attribute(node, "then_branch"),
-             *else_branch = attribute(node, "else_branch");
-  if (condition == nullptr || condition->dtype != DType::u8 || condition->numel() != 1 ||
-      then_branch == nullptr || else_branch == nullptr) {
-    return refuse(node, "is resolved on a constant condition; found `", node.input(0),
-                  "`; simplify the graph");
-  }
-  const bool taken = condition->bytes.data()[0] != std::byte{0};
-  const onnx::GraphProto& graph = (taken ? then_branch : else_branch)->g();
-  NIBBLE_RETURN_IF_ERROR(add_constants(graph));
-  NIBBLE_RETURN_IF_ERROR(run_nodes(graph));
-  for (int i = 0; i < std::min(node.output_size(), graph.output_size()); ++i) {
-    const std::string& inner = graph.output(i).name();
-    if (values_.count(inner)) values_[node.output(i)] = values_.at(inner);
-    if (constants_.count(inner)) constants_[node.output(i)] = constants_.at(inner);
-    if (sizes_.count(inner)) sizes_[node.output(i)] = sizes_.at(inner);
-  }
-  return ok_status();
+  return refuse(node, "is resolved on a constant condition; found `",
+                node.input_size() > 0 ? node.input(0) : "",
+                "`; give open sizes with --size NAME=N, or simplify the graph");
 }
 
 Status Import::run_node(const NodeProto& node) {
@@ -311,6 +328,8 @@ Status Import::run_node(const NodeProto& node) {
     one.mutable_initializer(0)->set_name(node.output(0));
     return add_constants(one);
   }
+  NIBBLE_ASSIGN_OR_RETURN(const bool done, signal(node));
+  if (done) return ok_status();
   if (op == "GlobalAveragePool") return average(node, true);
   const auto row = rows.find(op);
   if (row != rows.end()) return (this->*row->second)(node);
@@ -325,13 +344,19 @@ Status Import::run_nodes(const onnx::GraphProto& graph) {
 // Drops what the output does not need, and declares the output's shape.
 Status Import::finish(const onnx::GraphProto& graph) {
   Program& program = result_.program;
-  if (graph.output_size() != 1 || !values_.count(graph.output(0).name())) {
-    return error(StatusCode::unsupported,
-                 "[onnx] graph: one output that the network makes was required; found ",
-                 graph.output_size(), graph.output_size() == 1 ? ", a constant" : " outputs");
+  std::set<std::string> needed;
+  std::vector<std::string> outputs;
+  for (const auto& output : graph.output()) {
+    if (!values_.count(output.name())) {
+      return error(StatusCode::unsupported, "[onnx] graph: outputs that the network makes were "
+                   "required; found the constant ", output.name());
+    }
+    if (signals_) NIBBLE_RETURN_IF_ERROR(finish_signal(output.name()));
   }
-  const std::string output = values_.at(graph.output(0).name()).name;
-  std::set<std::string> needed = {output};
+  for (const auto& output : graph.output()) {
+    outputs.push_back(values_.at(output.name()).name);
+    needed.insert(outputs.back());
+  }
   std::vector<Node> kept;
   for (auto node = program.nodes.rbegin(); node != program.nodes.rend(); ++node) {
     if (!needed.count(node->outputs[0])) continue;
@@ -353,10 +378,12 @@ Status Import::finish(const onnx::GraphProto& graph) {
   }
   result_.tensors = std::move(used);
   NIBBLE_RETURN_IF_ERROR(check_shapes(program, given, &values));
-  ProgramValue declared{output, DType::f32, {"batch"}};
-  const std::vector<int64_t>& shape = values.at(output);
-  for (size_t i = 1; i < shape.size(); ++i) declared.shape.push_back(std::to_string(shape[i]));
-  program.outputs = {std::move(declared)};
+  for (const std::string& output : outputs) {
+    ProgramValue declared{output, DType::f32, {}};
+    for (const int64_t size : values.at(output))
+      declared.shape.push_back(size == kUnknownSize ? "batch" : std::to_string(size));
+    program.outputs.push_back(std::move(declared));
+  }
   return check_program(program);
 }
 
@@ -371,8 +398,11 @@ Result<ImportedGraph> Import::run(const onnx::ModelProto& model) {
   const onnx::GraphProto& graph = model.graph();
   result_.program.architecture = "ONNX";
   NIBBLE_RETURN_IF_ERROR(add_constants(graph));
-  NIBBLE_RETURN_IF_ERROR(add_input(graph));
-  NIBBLE_RETURN_IF_ERROR(run_nodes(graph));
+  onnx::GraphProto folded;
+  NIBBLE_ASSIGN_OR_RETURN(shapes_, fold_graph(graph, directory_, given_, constants_, folded));
+  NIBBLE_RETURN_IF_ERROR(add_constants(folded));
+  NIBBLE_RETURN_IF_ERROR(add_inputs(graph, folded));
+  NIBBLE_RETURN_IF_ERROR(run_nodes(folded));
   NIBBLE_RETURN_IF_ERROR(finish(graph));
   for (const auto& entry : model.metadata_props()) {
     result_.metadata[entry.key()] = entry.value();
@@ -380,7 +410,8 @@ Result<ImportedGraph> Import::run(const onnx::ModelProto& model) {
   return std::move(result_);
 }
 
-Result<ImportedGraph> import_onnx(const std::filesystem::path& path) {
+Result<ImportedGraph> import_onnx(const std::filesystem::path& path,
+                                  const std::map<std::string, int64_t>& sizes) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
     return error(StatusCode::not_found, "[onnx] ", path.string(), ": the file must exist");
@@ -394,7 +425,7 @@ Result<ImportedGraph> import_onnx(const std::filesystem::path& path) {
                  bytes.size(), " bytes do not parse as one");
   }
   if (reads_tokens(model.graph())) return import_encoder(model, path.parent_path());
-  return Import(path.parent_path()).run(model);
+  return Import(path.parent_path(), sizes).run(model);
 }
 
 }  // namespace nibble

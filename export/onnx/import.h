@@ -1,11 +1,13 @@
 // Reads an ONNX graph into a Program, so that it can be run, quantized and written again.
 //
-// opset 7 to 21, one float input [batch, ..] (a fixed batch is left open), one output:
-// Conv, BatchNormalization, Relu, LeakyRelu, MaxPool, GlobalAveragePool, ReduceMean over an
-// image, Concat and Add of values, Gemm and MatMul with constants, Flatten, Reshape and
-// Squeeze that flatten, Softmax, strided Slice and channel Pad (a ResNet's shortcut),
-// Dropout, Identity and Cast between floats. Folded: Constant, Transpose and Cast of
-// constants, Shape with what picks the batch out of it; If on a constant.
+// opset 7 to 21, float inputs with a batch (of one input a fixed batch is left open): Conv,
+// BatchNormalization, Relu, LeakyRelu, MaxPool, GlobalAveragePool, ReduceMean over an image,
+// Concat and Add of values, Gemm and MatMul with constants, Flatten, Reshape and Squeeze
+// that flatten, Softmax, strided Slice and channel Pad (a ResNet's shortcut), Dropout,
+// Identity and Cast between floats; and of nets over signals (several inputs, or one of
+// three dimensions) Conv over [n, c, l], LSTM, Pad by reflection, Slice, Gather of one index,
+// Transpose, Squeeze, Unsqueeze, Reshape, Sqrt, Sigmoid, Mul, squares, ReduceMean over the
+// last axes. Folded (import_fold.h): what follows from constants and sizes, and If on it.
 //
 // Graphs whose inputs are all integers are encoders': import_encoder.h.
 //
@@ -33,6 +35,8 @@ struct ImportedGraph {
   std::map<std::string, std::string> metadata;  // image_mean ... as the graph has it
   Ledger ledger;                                // of what the program does not read
 };
-Result<ImportedGraph> import_onnx(const std::filesystem::path& file);
+// sizes: what open sizes other than the batch are, and integer inputs, by name.
+Result<ImportedGraph> import_onnx(const std::filesystem::path& file,
+                                  const std::map<std::string, int64_t>& sizes = {});
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "export/onnx/import.h"
+#include "export/onnx/import_fold.h"
 
 namespace onnx {
 class AttributeProto;
@@ -32,12 +33,21 @@ class Import {
   using Sizes = std::vector<int64_t>;
   using NodeProto = onnx::NodeProto;
 
-  explicit Import(std::filesystem::path directory) : directory_(std::move(directory)) {}
+  Import(std::filesystem::path directory, std::map<std::string, int64_t> given)
+      : directory_(std::move(directory)), given_(std::move(given)) {}
   Result<ImportedGraph> run(const onnx::ModelProto& model);
+
+  // --- what a node says
+  static std::string name_of(const NodeProto& node);
+  static const onnx::AttributeProto* attribute(const NodeProto& node, const char* name);
+  static int64_t integer(const NodeProto& node, const char* name, int64_t otherwise);
+  static float number(const NodeProto& node, const char* name, float otherwise);
+  static Sizes integers(const NodeProto& node, const char* name, Sizes otherwise);
+  static bool has_input(const NodeProto& node, int i);
 
  private:
   Status add_constants(const onnx::GraphProto& graph);
-  Status add_input(const onnx::GraphProto& graph);
+  Status add_inputs(const onnx::GraphProto& graph, const onnx::GraphProto& folded);
   Status run_nodes(const onnx::GraphProto& graph);
   Status run_node(const NodeProto& node);
   Status finish(const onnx::GraphProto& graph);
@@ -64,23 +74,41 @@ class Import {
   Status fold_shape(const NodeProto& node);
   Status branch(const NodeProto& node);
 
-  // --- what a node says
-  static std::string name_of(const NodeProto& node);
   static std::string at(const NodeProto& node);  // "[onnx] <name>: <operator> "
   template <class... Parts>
   static Status refuse(const NodeProto& node, const Parts&... parts) {
     return error(StatusCode::unsupported, at(node), parts...);
   }
-  static const onnx::AttributeProto* attribute(const NodeProto& node, const char* name);
-  static int64_t integer(const NodeProto& node, const char* name, int64_t otherwise);
-  static float number(const NodeProto& node, const char* name, float otherwise);
-  static Sizes integers(const NodeProto& node, const char* name, Sizes otherwise);
-  static bool has_input(const NodeProto& node, int i);
   // An attribute of older opsets that became the i-th input.
   Sizes integers_at(const NodeProto& node, const char* name, int i) const;
   // Padding that is the same at both ends, [h, w]; refused: other padding.
   Result<Sizes> padding(const NodeProto& node) const;
   Status check_ones(const NodeProto& node, const char* name) const;
+
+  // --- nets over signals (import_signal.cpp): its rows' answer is false where the node is
+  // another's. Their values are held batch first and in any other shape of as many values;
+  // views_ has the program's shape of each.
+  Result<bool> signal(const NodeProto& node);
+  Result<bool> conv1d(const NodeProto& node);
+  Result<bool> elementwise(const NodeProto& node);
+  Result<bool> view(const NodeProto& node);
+  Result<bool> take(const NodeProto& node);
+  Result<bool> turn(const NodeProto& node);
+  Result<bool> join(const NodeProto& node);
+  Result<bool> mean(const NodeProto& node);
+  Result<bool> mirror(const NodeProto& node);
+  Result<bool> lstm(const NodeProto& node);
+  Status add_signal(const std::string& input, ProgramValue& value);
+  Status finish_signal(const std::string& output);
+  Sizes sizes_in_program(const NodeProto& node, int i) const;
+  Result<Sizes> batch_first(const NodeProto& node, const std::string& name) const;
+  Result<std::string> shaped(const NodeProto& node, int i, const Sizes& wanted);
+  void make(const NodeProto& node, const char* op, std::vector<std::string> inputs, Sizes shape,
+            std::map<std::string, Attribute> attributes, int output = 0);
+  std::string insert(const std::string& name, const char* op, const std::string& input,
+                     const Sizes& shape, std::map<std::string, Attribute> attributes);
+  void alias(const NodeProto& node, int output, const std::string& value);
+  std::string unique(const std::string& name);
 
   // --- values
   struct Value {
@@ -101,6 +129,11 @@ class Import {
   void parameter(Node& node, const char* role, const std::string& name);
 
   std::filesystem::path directory_;
+  std::map<std::string, int64_t> given_;  // open sizes by name
+  OnnxShapes shapes_;                     // of the ONNX graph's values
+  bool signals_ = false;                  // every input that is read holds floats
+  bool all_viewed_ = false;               // signal()'s rows come first for every value
+  std::map<std::string, Sizes> views_;    // of the program's values
   int64_t opset_ = 0;
   ImportedGraph result_;
   std::map<std::string, Tensor> constants_;

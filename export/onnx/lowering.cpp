@@ -459,7 +459,10 @@ Status OnnxLowering::add_inputs() {
     }
   } else {
     for (const ProgramValue& input : program.inputs) {
-      graph_.add_input(input.name, OnnxType::float32, input.shape);
+      const OnnxType type = input.dtype == DType::i64   ? OnnxType::int64
+                            : input.dtype == DType::i32 ? OnnxType::int32
+                                                        : OnnxType::float32;
+      graph_.add_input(input.name, type, input.shape);
     }
   }
   for (const ProgramValue& input : program.inputs) {

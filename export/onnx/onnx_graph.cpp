@@ -139,6 +139,9 @@ void OnnxGraph::add(const std::string& op, const std::vector<std::string>& input
     } else if (const auto* number = std::get_if<float>(&value)) {
       attribute->set_type(onnx::AttributeProto::FLOAT);
       attribute->set_f(*number);
+    } else if (const auto* text = std::get_if<std::string>(&value)) {
+      attribute->set_type(onnx::AttributeProto::STRING);
+      attribute->set_s(*text);
     } else {
       attribute->set_type(onnx::AttributeProto::INTS);
       for (int64_t item : std::get<std::vector<int64_t>>(value))

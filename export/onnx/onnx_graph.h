@@ -43,7 +43,7 @@ enum class OnnxType : int32_t {
 };
 int64_t onnx_type_bits(OnnxType type);
 
-using OnnxAttribute = std::variant<int64_t, float, std::vector<int64_t>>;
+using OnnxAttribute = std::variant<int64_t, float, std::vector<int64_t>, std::string>;
 using OnnxAttributes = std::map<std::string, OnnxAttribute>;
 
 inline constexpr int64_t kOnnxOpset = 21;      // the first with INT4 and blocked QDQ

@@ -110,34 +110,51 @@ Result<std::vector<float>> outputs_of_ids(Executor& model,
   return outputs;
 }
 
-Result<std::vector<float>> outputs_of_image(Executor& model) {
+// Of one row of the batch: an image's logits, or the first output of any other net.
+Result<std::vector<float>> outputs_of_net(Executor& model) {
   const Program& program = model.artifact().program;
-  std::vector<int64_t> shape = {1};
-  for (size_t i = 1; i < program.inputs.at(0).shape.size(); ++i)
-    shape.push_back(std::atoll(program.inputs[0].shape[i].c_str()));
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  const int64_t classes = program.outputs.empty() || program.outputs[0].shape.empty()
+  SplitMix64 random(kFixedSeed);
+  std::vector<std::vector<float>> values(program.inputs.size());
+  std::vector<NetInput> inputs;
+  for (size_t i = 0; i < program.inputs.size(); ++i) {
+    const ProgramValue& input = program.inputs[i];
+    if (program.inputs.size() > 1 && program.consumers(input.name).empty()) continue;
+    std::vector<int64_t> shape;
+    int64_t count = 1;
+    for (const std::string& size : input.shape) {
+      shape.push_back(size == "batch" ? 1 : std::atoll(size.c_str()));
+      count *= shape.back();
+    }
+    if (count < 1) {
+      return error(StatusCode::unsupported, "[proof] ", program.architecture,
+                   ": a net with fixed sizes behind the batch is required; found another for ",
+                   input.name);
+    }
+    for (int64_t k = 0; k < count; ++k)
+      values[i].push_back(static_cast<float>(4 * random.uniform() - 2));
+    inputs.push_back({input.name, shape, values[i]});
+  }
+  if (inputs.size() != 1 || program.outputs.size() != 1) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<NetOutput> made, model.forward_values(inputs));
+    return made[0].values;
+  }
+  const int64_t classes = program.outputs[0].shape.empty()
                               ? 0
                               : std::atoll(program.outputs[0].shape.back().c_str());
-  if (count < 1 || classes < 1) {
+  if (classes < 1) {
     return error(StatusCode::unsupported, "[proof] ", program.architecture,
-                 ": an image model with fixed sizes is required; found ",
-                 count < 1 ? "a free input size" : "no classes");
+                 ": an image model with fixed sizes is required; found no classes");
   }
-  SplitMix64 random(kFixedSeed);
-  std::vector<float> image(static_cast<size_t>(count));
-  for (float& value : image) value = static_cast<float>(4 * random.uniform() - 2);
   std::vector<float> outputs(static_cast<size_t>(classes));
-  NIBBLE_RETURN_IF_ERROR(
-      model.forward_images(image, shape, MatrixView<float>(outputs.data(), 1, classes)));
+  NIBBLE_RETURN_IF_ERROR(model.forward_images(inputs[0].values, inputs[0].shape,
+                                              MatrixView<float>(outputs.data(), 1, classes)));
   return outputs;
 }
 
 Result<std::vector<float>> fixed_outputs(Executor& model,
                                          const std::vector<int32_t>& ids) {
   const Program& program = model.artifact().program;
-  if (!program.is_language_model()) return outputs_of_image(model);
+  if (!program.is_language_model()) return outputs_of_net(model);
   const bool fits =
       !ids.empty() && static_cast<int64_t>(ids.size()) <= program.context_length &&
       std::all_of(ids.begin(), ids.end(),

@@ -10,6 +10,11 @@ std::vector<Layer> layers_of(const Node& node) {
   if (info != nullptr && info->is_layer) {
     layers.push_back({&node, "weight", node.name, node.parameter("weight")});
   }
+  if (node.op == "lstm") {
+    for (const char* role : {"weight_ih", "weight_hh"}) {
+      layers.push_back({&node, role, cat(node.name, ".", role), node.parameter(role)});
+    }
+  }
   if (node.op != "moe") return layers;
   // No more than there are parameters: the attribute may be anything.
   const int64_t most = static_cast<int64_t>(node.parameters.size());

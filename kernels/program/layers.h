@@ -1,7 +1,8 @@
 // The layers of a program: the unit of plan, ledger and calibration.
 //
 // A layer is the weight of a linear, conv2d or embedding node, named as the node; a moe
-// node owns many: gate, up and down of each expert, named as the checkpoint's modules.
+// node owns many: gate, up and down of each expert, named as the checkpoint's modules; an
+// lstm node two, <node>.weight_ih and <node>.weight_hh.
 //
 // None for a norm or a rope. Allocates. Safe to call from any thread.
 #pragma once

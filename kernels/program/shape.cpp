@@ -10,6 +10,8 @@ namespace {
 
 using Shape = std::vector<int64_t>;
 
+constexpr int64_t kMostValues = int64_t{1} << 40;  // far beyond any value's; products stay small
+
 bool same_size(int64_t a, int64_t b) {
   return a == b || a == kUnknownSize || b == kUnknownSize;
 }
@@ -375,6 +377,92 @@ class Walk {
     return joined;
   }
 
+  Result<Shape> reshape(const Node& node) {
+    const Shape x = input(node, 0), to = node.integers("shape", {});
+    Shape y = {x.empty() ? kUnknownSize : x[0]};
+    int64_t before = 1, after = 1;
+    for (size_t i = 1; i < x.size(); ++i) before = x[i] < 0 || before < 0 ? -2 : before * x[i];
+    for (const int64_t size : to) {
+      after = size < 1 || after < 0 || size > kMostValues / after ? -1 : after * size;
+      y.push_back(size);
+    }
+    if (x.empty() || after < 0 || before != after) {
+      return fail(node, "reshape reads [n, ..] and keeps its values; `shape` has the sizes after n",
+                  cat(shape_text(to), " of ", shape_text(x)));
+    }
+    return y;
+  }
+
+  Result<Shape> transpose(const Node& node) {
+    const Shape x = input(node, 0), perm = node.integers("perm", {});
+    Shape y(x.size(), kUnknownSize);
+    std::vector<bool> taken(x.size(), false);
+    bool fits = perm.size() == x.size();
+    for (size_t i = 0; fits && i < perm.size(); ++i) {
+      fits = perm[i] >= 0 && perm[i] < static_cast<int64_t>(x.size()) &&
+             !taken[static_cast<size_t>(perm[i])];
+      if (!fits) break;
+      taken[static_cast<size_t>(perm[i])] = true;
+      y[i] = x[static_cast<size_t>(perm[i])];
+    }
+    if (fits) return y;
+    return fail(node, cat("perm must order the ", x.size(), " axes"), shape_text(perm));
+  }
+
+  Result<Shape> slice(const Node& node) {
+    Shape x = input(node, 0);
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t axis, size_attribute(node, "axis", 0));
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t start, size_attribute(node, "start", 0));
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t end, size_attribute(node, "end", 1));
+    const int64_t step = node.integer("step", 1);
+    const bool there = axis < static_cast<int64_t>(x.size());
+    const int64_t size = there ? x[static_cast<size_t>(axis)] : kUnknownSize;
+    if (size == kUnknownSize || step < 1 || start >= end || end > size) {
+      return fail(node, "slice takes start to end, by step, of an axis of known size",
+                  cat(start, " to ", end, " by ", step, " of axis ", axis, " of ", shape_text(x)));
+    }
+    x[static_cast<size_t>(axis)] = (end - start + step - 1) / step;
+    return x;
+  }
+
+  Result<Shape> reflect_pad(const Node& node) {
+    Shape x = input(node, 0);
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t before, size_attribute(node, "before", 0));
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t after, size_attribute(node, "after", 0));
+    if (x.empty() || x.back() == kUnknownSize || before >= x.back() || after >= x.back()) {
+      return fail(node, "a padding by reflection must be shorter than the last axis",
+                  cat(before, " and ", after, " of ", shape_text(x)));
+    }
+    x.back() += before + after;
+    return x;
+  }
+
+  Result<Shape> lstm(const Node& node) {
+    const Shape x = input(node, 0);
+    if (x.size() != 3) return fail(node, "lstm reads [n, T, features]", shape_text(x));
+    const int64_t hidden = node.integer("hidden_size", kUnknownSize);
+    const int64_t gates = hidden == kUnknownSize ? hidden : 4 * hidden;
+    NIBBLE_ASSIGN_OR_RETURN(const Shape over_h,
+                            parameter(node, "weight_hh", {gates, hidden}, "hidden_size"));
+    if (over_h[0] != 4 * over_h[1]) {
+      return fail(node, "weight_hh must be [4 H, H]", shape_text(over_h));
+    }
+    NIBBLE_RETURN_IF_ERROR(
+        parameter(node, "weight_ih", {over_h[0], x[2]}, "hidden_size").status());
+    if (!node.parameter("bias").empty()) {
+      NIBBLE_RETURN_IF_ERROR(parameter(node, "bias", {over_h[0]}, "hidden_size").status());
+    }
+    if (node.inputs.size() != 1 && node.inputs.size() != 3) {
+      return fail(node, "lstm reads x, or x, h and c", cat(node.inputs.size(), " values"));
+    }
+    for (size_t i = 1; i < node.inputs.size(); ++i) {
+      if (same_shape(input(node, i), {x[0], over_h[1]})) continue;
+      return fail(node, cat("input ", node.inputs[i], " must be [n, ", over_h[1], "]"),
+                  shape_text(input(node, i)));
+    }
+    return Shape{x[0], x[1] == kUnknownSize ? kUnknownSize : x[1] + 1, over_h[1]};
+  }
+
   Result<Shape> output_shape(const Node& node) {
     if (node.op == "embedding" || node.op == "position_embedding") return embedding(node);
     if (node.op == "linear") return linear(node);
@@ -384,9 +472,14 @@ class Walk {
     if (node.op == "rope") return rope(node);
     if (node.op == "attention") return attention(node);
     if (node.op == "moe") return moe(node);
-    if (node.op == "silu_mul" || node.op == "add") return two_equal(node);
+    if (node.op == "silu_mul" || node.op == "add" || node.op == "mul") return two_equal(node);
+    if (node.op == "reshape") return reshape(node);
+    if (node.op == "transpose") return transpose(node);
+    if (node.op == "slice") return slice(node);
+    if (node.op == "reflect_pad") return reflect_pad(node);
+    if (node.op == "lstm") return lstm(node);
     if (node.op == "relu" || node.op == "leaky_relu" || node.op == "gelu" ||
-        node.op == "l2_normalize") {
+        node.op == "l2_normalize" || node.op == "sqrt" || node.op == "sigmoid") {
       return input(node, 0);
     }
     if (node.op == "mean_pool" || node.op == "first_token") return pool(node);

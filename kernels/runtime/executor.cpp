@@ -17,7 +17,9 @@
 #include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
+#include "kernels/runtime/net_ports.h"
 #include "kernels/runtime/pool_shape.h"
+#include "kernels/runtime/signal_step.h"
 #include "kernels/runtime/step.h"
 #include "kernels/runtime/summation_order.h"
 
@@ -64,9 +66,9 @@ struct Executor::Implementation {
   std::unique_ptr<EncoderPath> encoder;
   std::function<void(const TapValue&)> tap;
   int64_t rows = 0;  // that the slots have room for
-  int input_slot = -1;
+  // A net's inputs that are read, and its outputs.
+  std::vector<NetPort> input_ports, output_ports;
   std::vector<int64_t> image_shape;  // of one image
-  int64_t input_size = 0;            // its floats
   int64_t classes = 0;
 
   // Where each block begins, and the slots that hold a live value there.
@@ -79,15 +81,12 @@ struct Executor::Implementation {
 
   // --- preparation
 
-  // The shapes of values after the batch (and sequence) dimension.
+  // The shapes of values, with kUnknownSize for the batch (and sequence).
   Result<Shapes> value_shapes() const {
     Shapes given, values;
     for (const auto& [name, tensor] : artifact->tensors) given[name] = tensor.shape;
     for (const auto& [name, packed] : artifact->packed) given[name] = packed.shape;
     NIBBLE_RETURN_IF_ERROR(check_shapes(artifact->program, given, &values));
-    for (auto& [name, shape] : values) {
-      shape.erase(std::remove(shape.begin(), shape.end(), kUnknownSize), shape.end());
-    }
     return values;
   }
 
@@ -100,13 +99,12 @@ struct Executor::Implementation {
                                        &kernels));
       return ok_status();
     }
-    if (program.nodes.empty() || program.inputs.size() != 1 || program.outputs.size() != 1 ||
-        program.nodes.back().outputs[0] != program.outputs[0].name) {
-      return failure(StatusCode::unsupported, program.architecture,
-                     "one input and one output, made by the last node, were required; found ",
-                     program.inputs.size(), " inputs and ", program.outputs.size(), " outputs");
+    NIBBLE_ASSIGN_OR_RETURN(const Shapes full, value_shapes());
+    NIBBLE_RETURN_IF_ERROR(check_ends(program, full));
+    Shapes shapes = full;  // without the batch
+    for (auto& [name, shape] : shapes) {
+      shape.erase(std::remove(shape.begin(), shape.end(), kUnknownSize), shape.end());
     }
-    NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, value_shapes());
     const std::vector<int64_t>& input = shapes.at(program.inputs[0].name);
     image_shape.assign(input.begin(), input.end());
     if (!artifact->activations.empty() && options.integer && !program.is_language_model()) {
@@ -147,8 +145,11 @@ struct Executor::Implementation {
       return slot;
     };
     if (!program.is_language_model()) {
-      input_slot = take(program.inputs[0].name);
-      input_size = features(program.inputs[0].name);
+      for (const ProgramValue& value : program.inputs) {
+        if (!last_use.count(value.name)) continue;
+        input_ports.push_back(
+            {value.name, take(value.name), full.at(value.name), features(value.name)});
+      }
     }
     steps.reserve(program.nodes.size());
     for (size_t i = 0; i < program.nodes.size(); ++i) {
@@ -165,7 +166,10 @@ struct Executor::Implementation {
         step.inputs.push_back(at.count(name) ? at.at(name) : -1);  // -1: token ids
       }
       const auto shape = shapes.find(node.inputs[0]);
-      if (shape != shapes.end()) step.image_shape = shape->second;
+      if (shape != shapes.end()) {
+        step.image_shape = shape->second;
+        step.full_shape = full.at(node.inputs[0]);
+      }
       step.output_shape = shapes.at(node.outputs[0]);
       if (node.op == "concat") {
         for (const std::string& name : node.inputs) {
@@ -185,6 +189,10 @@ struct Executor::Implementation {
       steps.push_back(std::move(step));
     }
     classes = features(program.outputs[0].name);
+    for (const ProgramValue& value : program.outputs) {
+      output_ports.push_back(
+          {value.name, at.at(value.name), full.at(value.name), features(value.name)});
+    }
     if (program.is_language_model() && classes != program.vocabulary) {
       return failure(StatusCode::invalid_argument, program.outputs[0].name,
                      "logits over the vocabulary of ", program.vocabulary,
@@ -378,7 +386,16 @@ struct Executor::Implementation {
 
   Status run_images(int64_t n, const float* images, MatrixView<float> logits) {
     reserve(std::max(n, kImages));
-    std::copy_n(images, n * input_size, data(input_slot));
+    std::copy_n(images, n * input_ports[0].features, data(input_ports[0].slot));
+    NIBBLE_RETURN_IF_ERROR(run_net(n));
+    const float* from = data(output_ports[0].slot);
+    for (int64_t r = 0; r < n; ++r) std::copy_n(from + r * classes, classes, logits.row(r));
+    return ok_status();
+  }
+
+  // The steps over a batch whose inputs lie in their slots.
+  Status run_net(int64_t n) {
+    std::vector<const float*> inputs;
     for (const Step& step : steps) {
       const Node& node = *step.node;
       const float* x = data(step.inputs[0]);
@@ -432,14 +449,16 @@ struct Executor::Implementation {
             before += width;
           }
         } else {
-          return failure(StatusCode::unsupported, node.name, "op '", node.op,
-                         "' does not run on images");
+          inputs.clear();
+          for (const int slot : step.inputs) inputs.push_back(data(slot));
+          if (!run_signal(step, n, inputs, y)) {
+            return failure(StatusCode::unsupported, node.name, "op '", node.op,
+                           "' does not run on images");
+          }
         }
       }
       tap_value(step, n, y);
     }
-    const float* from = data(steps.back().output);
-    for (int64_t r = 0; r < n; ++r) std::copy_n(from + r * classes, classes, logits.row(r));
     return ok_status();
   }
 };
@@ -603,8 +622,15 @@ Status Executor::forward_images(std::span<const float> images, std::span<const i
                    "an image model was required; this one reads tokens");
   }
   if (net.integer) return net.integer->run(images, shape, net.tap, logits);
+  if (net.input_ports.size() != 1 || net.output_ports.size() != 1 ||
+      net.input_ports[0].shape[0] != kUnknownSize) {
+    return failure(StatusCode::invalid_argument, program.architecture,
+                   "a net of one input [n, ..] and one output was required; this one has ",
+                   net.input_ports.size(), " and ", net.output_ports.size(),
+                   "; use forward_values");
+  }
   const int64_t count = shape.empty() ? 0 : shape[0];
-  const int64_t size = net.input_size;
+  const int64_t size = net.input_ports[0].features;
   const bool same_shape = count > 0 && std::equal(shape.begin() + 1, shape.end(),
                                                   net.image_shape.begin(),
                                                   net.image_shape.end());
@@ -623,6 +649,33 @@ Status Executor::forward_images(std::span<const float> images, std::span<const i
                        MatrixView<float>(logits.row(first), now, logits.cols, logits.stride)));
   }
   return ok_status();
+}
+
+Result<std::vector<NetOutput>> Executor::forward_values(std::span<const NetInput> inputs) {
+  Implementation& net = *implementation_;
+  if (net.artifact->program.is_language_model() || net.integer) {
+    return failure(StatusCode::invalid_argument, net.artifact->program.architecture,
+                   "a net of floats was required; this one reads ",
+                   net.integer ? "integers; use forward_images" : "tokens");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t n,
+                          net_batch(net.artifact->program, net.input_ports, inputs));
+  net.reserve(n);
+  for (const NetInput& input : inputs) {
+    for (const NetPort& port : net.input_ports) {
+      if (port.name == input.name)
+        std::copy(input.values.begin(), input.values.end(), net.data(port.slot));
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(net.run_net(n));
+  std::vector<NetOutput> outputs;
+  for (const NetPort& port : net.output_ports) {
+    NetOutput& output = outputs.emplace_back(NetOutput{port.name, port.shape, {}});
+    std::replace(output.shape.begin(), output.shape.end(), kUnknownSize, n);
+    const float* from = net.data(port.slot);
+    output.values.assign(from, from + n * port.features);
+  }
+  return outputs;
 }
 
 }  // namespace nibble

@@ -45,6 +45,19 @@ struct TapValue {
 
 class KvCache;  // runtime/kv_cache.h
 
+// What goes into a net by an input's name, and what comes out: [..] with the batch where the
+// program has it.
+struct NetInput {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::span<const float> values;
+};
+struct NetOutput {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
 // What a pass over tokens leaves of the start of each block, so that another pass over the
 // same tokens can begin there: stage 0 is the program's start, then a stage a block.
 struct BlockInputs {
@@ -102,6 +115,11 @@ class Executor {
   // --- images: [count, channels, height, width] floats, preprocessed -> logits [count, classes]
   Status forward_images(std::span<const float> images, std::span<const int64_t> shape,
                         MatrixView<float> logits);
+
+  // --- nets of any inputs and outputs, each by its name (a recurrent net's state is one of
+  // both): every output for one batch. Inputs that no node reads need not be there.
+  // invalid_argument: an input is missing, twice, unknown, or of another shape or batch.
+  Result<std::vector<NetOutput>> forward_values(std::span<const NetInput> inputs);
 
   const std::vector<KvScheme>& kv_schemes() const;
 

@@ -122,6 +122,9 @@ Status prepare_step(const Artifact& artifact, const ExecutorOptions& options, St
   } else if (node.op == "moe") {
     NIBBLE_ASSIGN_OR_RETURN(MoeStep moe, MoeStep::create(artifact, node, options, kernels));
     step.moe = std::make_unique<MoeStep>(std::move(moe));
+  } else if (node.op == "lstm") {
+    NIBBLE_ASSIGN_OR_RETURN(LstmStep lstm, LstmStep::create(artifact, node, kernels));
+    step.lstm = std::make_unique<LstmStep>(std::move(lstm));
   } else if (node.op == "rms_norm") {
     NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(artifact, node, "weight"));
   } else if (node.op == "rope") {

@@ -19,6 +19,7 @@
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/rope/rope.h"
 #include "kernels/runtime/executor.h"
+#include "kernels/runtime/lstm_step.h"
 #include "kernels/runtime/moe_step.h"
 
 namespace nibble {
@@ -31,10 +32,12 @@ struct Step {
   std::vector<int64_t> input_features;  // concat: the same of each input
   std::vector<int64_t> image_shape;   // of the first input, [channels, height, width]
   std::vector<int64_t> output_shape;  // without the batch
+  std::vector<int64_t> full_shape;    // of the first input, with the batch
   LinearWeight table;                 // embedding
   PreparedLinear linear;
   std::unique_ptr<PreparedConv2d> conv;
   std::unique_ptr<MoeStep> moe;
+  std::unique_ptr<LstmStep> lstm;
   std::vector<float> weight, bias, shift;  // norms; batch norm: y = x * weight + bias
   AttentionShape attention;
   size_t state = 0;

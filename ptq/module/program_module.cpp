@@ -329,6 +329,12 @@ torch::Tensor ProgramModuleImpl::forward(const torch::Tensor& input) {
   pass.values[first] = input_as_read(first, input);
   // Token types: 0, one sequence alone.
   for (size_t i = 1; i < program_.inputs.size(); ++i) {
+    if (!program_.is_language_model()) {
+      fail(StatusCode::unsupported,
+           cat("[program_module] input ", program_.inputs[i].name,
+               ": a net of one input was required to calibrate or train on data; found ",
+               program_.inputs.size(), " inputs; round weights to nearest (w8a16)"));
+    }
     pass.values[program_.inputs[i].name] = at::zeros_like(input);
   }
   if (recompute_ && torch::GradMode::is_enabled())

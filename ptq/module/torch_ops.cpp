@@ -180,6 +180,58 @@ Tensor run_l2_normalize(const TorchOpCall& call) {
   return x / at::linalg_vector_norm(x, 2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
 }
 
+Tensor run_mul(const TorchOpCall& call) { return call.inputs[0] * call.inputs[1]; }
+
+Tensor run_sqrt(const TorchOpCall& call) { return at::sqrt(call.inputs[0]); }
+
+Tensor run_sigmoid(const TorchOpCall& call) { return at::sigmoid(call.inputs[0]); }
+
+Tensor run_reshape(const TorchOpCall& call) {
+  std::vector<int64_t> shape = call.node.integers("shape", {});
+  shape.insert(shape.begin(), call.inputs[0].size(0));
+  return call.inputs[0].reshape(shape);
+}
+
+Tensor run_transpose(const TorchOpCall& call) {
+  return call.inputs[0].permute(call.node.integers("perm", {}));
+}
+
+Tensor run_slice(const TorchOpCall& call) {
+  const Node& node = call.node;
+  return call.inputs[0].slice(node.integer("axis", 0), node.integer("start", 0),
+                              node.integer("end", 0), node.integer("step", 1));
+}
+
+// reflection_pad1d takes two or three axes.
+Tensor run_reflect_pad(const TorchOpCall& call) {
+  const Tensor& x = call.inputs[0];
+  const Tensor padded = at::reflection_pad1d(
+      x.reshape({-1, x.size(-1)}),
+      {call.node.integer("before", 0), call.node.integer("after", 0)});
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = padded.size(-1);
+  return padded.reshape(shape);
+}
+
+Tensor run_lstm(const TorchOpCall& call) {
+  const Tensor &x = call.inputs[0], over_h = call.parameter("weight_hh");
+  const Tensor bias = call.parameter("bias");
+  const bool begins = call.inputs.size() > 1;
+  const Tensor zeros = at::zeros({x.size(0), over_h.size(1)}, x.options());
+  Tensor h = begins ? call.inputs[1] : zeros, c = begins ? call.inputs[2] : zeros;
+  const Tensor over_x = at::linear(x, call.parameter("weight_ih"), bias);
+  std::vector<Tensor> steps;
+  for (int64_t t = 0; t < x.size(1); ++t) {
+    const std::vector<Tensor> gates =
+        (over_x.select(1, t) + at::linear(h, over_h)).chunk(4, -1);
+    c = at::sigmoid(gates[2]) * c + at::sigmoid(gates[0]) * at::tanh(gates[3]);
+    h = at::sigmoid(gates[1]) * at::tanh(c);
+    steps.push_back(h);
+  }
+  steps.push_back(c);
+  return at::stack(steps, 1);
+}
+
 }  // namespace
 
 const std::vector<TorchOp>& torch_ops() {

@@ -76,6 +76,7 @@ void CommandLine::json() {
 void CommandLine::model_options() {
   text("tokenizer", "FILE", "tokenizer of a model file that carries none");
   text("architecture", "NAME", "architecture of a model file that does not say");
+  list("size", "NAME=N", "what an open size of a .onnx's inputs is (the batch stays open)");
 }
 
 void CommandLine::example(const char* command, const char* purpose) {
@@ -243,6 +244,7 @@ LoadOptions CommandLine::load_options() const {
   LoadOptions options;
   options.tokenizer = path("tokenizer");
   options.architecture = text("architecture");
+  options.sizes = list("size");
   return options;
 }
 

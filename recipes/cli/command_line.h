@@ -54,7 +54,7 @@ class CommandLine {
   void positional(const char* name, bool required = true);
   void json();           // --json
   void kv_option();      // --kv
-  void model_options();  // --tokenizer, --architecture
+  void model_options();  // --tokenizer, --architecture, --size
   // command: all of it, "nibble quantize ..."; a test parses each.
   void example(const char* command, const char* purpose);
 

@@ -1,6 +1,7 @@
 #include "recipes/models/load_model.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <set>
 #include <sstream>
@@ -396,13 +397,32 @@ Status read_preprocessing(const fs::path& path, const std::map<std::string, std:
   return ok_status();
 }
 
+Result<std::map<std::string, int64_t>> parse_sizes(const std::vector<std::string>& texts) {
+  std::map<std::string, int64_t> sizes;
+  for (const std::string& text : texts) {
+    const size_t equals = text.rfind('=');
+    const char* first = text.data() + std::min(equals + 1, text.size());
+    const char* last = text.data() + text.size();
+    int64_t size = 0;
+    const auto [end, failed] = std::from_chars(first, last, size);
+    if (equals == std::string::npos || equals == 0 || failed != std::errc() || end != last ||
+        size < 1) {
+      return error(StatusCode::invalid_argument, "[models] --size ", text,
+                   ": NAME=N with a whole N of at least 1 was required; write it so");
+    }
+    sizes[text.substr(0, equals)] = size;
+  }
+  return sizes;
+}
+
 Result<Artifact> load_onnx(const fs::path& path, const LoadOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto sizes, parse_sizes(options.sizes));
   NIBBLE_ASSIGN_OR_RETURN(DescribedOnnx described, read_described(path));
   if (described.artifact) {
     NIBBLE_RETURN_IF_ERROR(add_tokenizer(*described.artifact, options.tokenizer));
     return std::move(*described.artifact);
   }
-  Result<ImportedGraph> read = import_onnx(path);
+  Result<ImportedGraph> read = import_onnx(path, sizes);
   if (!read.ok() && described.changed) {
     return error(read.status().code(), read.status().message(),
                  "; nibble wrote this file, but its graph was changed since: give the file "

@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "kernels/artifact/artifact.h"
 
@@ -19,6 +20,7 @@ struct LoadOptions {
   // For models that carry none: a tokenizer file (told apart by content) or a directory.
   std::filesystem::path tokenizer;
   std::string architecture;  // "" = config.json, else guessed from names and shapes
+  std::vector<std::string> sizes;  // NAME=N: open sizes of an ONNX graph's inputs
   // For a directory with config.json but no weights (nibble train, recipe float):
   // initialise.
   bool initialise = false;

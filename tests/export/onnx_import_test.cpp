@@ -183,8 +183,8 @@ TEST(OnnxImport, RefusesByTheNodesName) {
     const char* message;
   };
   const std::vector<Case> cases = {
-      {[](Graph& g) { g.node("LSTM", {"x"}, "y").set_name("encoder/lstm"); },
-       "[onnx] encoder/lstm: LSTM has no form in a program"},
+      {[](Graph& g) { g.node("GRU", {"x"}, "y").set_name("encoder/gru"); },
+       "[onnx] encoder/gru: GRU has no form in a program"},
       {[](Graph& g) {
          g.floats("w", {3, 2, 3, 3});
          Graph::ints(g.node("Conv", {"x", "w"}, "y"), "dilations", {2, 2});

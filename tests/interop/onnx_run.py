@@ -4,6 +4,9 @@ onnx_run.py check MODEL                     checker with full_check, strict shap
 onnx_run.py images MODEL INPUT SHAPE OUT    f32 file -> logits as f32 file
 onnx_run.py fused MODEL                     operators left after ONNX Runtime's optimizer,
                                             "19 QLinearConv" a line, sorted by name
+onnx_run.py stream FILE INPUT SIZE OUT      FILE is a .onnx with inputs input [1, SIZE] and state; rows of
+                                            SIZE floats go in one by one, each with the state that
+                                            the one before left; OUT gets output and state of each
 onnx_run.py each FILE INPUT SHAPE OUT       FILE is a .onnx; images of SHAPE go in one by one
 onnx_run.py tokens MODEL IDS STEPS OUT      prompt ids (comma separated), then STEPS greedy
                                             tokens through the cache, one at a time; OUT gets
@@ -48,7 +51,7 @@ def check(path):
                                               data_prop=True).graph
     known = {v.name for v in [*graph.value_info, *graph.output]
              if v.type.tensor_type.elem_type and v.type.tensor_type.HasField("shape")}
-    unknown = [name for node in graph.node for name in node.output if name not in known]
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
     if unknown:
         sys.exit("no type and shape follow for " + ", ".join(unknown[:5]))
 
@@ -100,6 +103,20 @@ def each(path, source, shape, target):
     kind = np.float16 if "float16" in item.type else np.float32
     rows = [model.run(None, {item.name: value[None].astype(kind)})[0].reshape(-1)
             for value in values]
+    np.array(rows).astype(np.float32).tofile(target)
+
+
+def stream(path, source, size, target):
+    values = np.fromfile(source, np.float32).reshape([-1, 1, int(size)])
+    model = session(path)
+    names = {item.name for item in model.get_inputs()}
+    feed = {"state": np.zeros([2, 1, 128], np.float32)}
+    if "sr" in names:
+        feed["sr"] = np.array(16000, np.int64)
+    rows = []
+    for value in values:
+        output, feed["state"] = model.run(["output", "stateN"], {"input": value, **feed})
+        rows.append(np.concatenate([output.reshape(-1), feed["state"].reshape(-1)]))
     np.array(rows).astype(np.float32).tofile(target)
 
 
@@ -195,6 +212,8 @@ if __name__ == "__main__":
         dequantized(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:5])
     elif sys.argv[1] == "each":
         each(*sys.argv[2:6])
+    elif sys.argv[1] == "stream":
+        stream(*sys.argv[2:6])
     elif sys.argv[1] == "padded":
         padded(os.path.join(sys.argv[2], "model.onnx"), *sys.argv[3:6])
     elif sys.argv[1] == "genai":

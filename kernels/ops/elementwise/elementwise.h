@@ -1,6 +1,9 @@
 // Small operations on whole values, f32: what a network needs between its layers.
 //
 //   add                  y = a + b
+//   mul                  y = a * b
+//   square_root          y = sqrt(x)
+//   sigmoid              y = 1 / (1 + exp(-x)), in double, rounded once
 //   relu                 y = max(x, 0)
 //   leaky_relu           y = x >= 0 ? x : slope * x
 //   shortcut_pad         y[c, i, j] = x[c - before, i * stride, j * stride], 0 outside
@@ -10,12 +13,19 @@
 // shortcut_pad). Allocates nothing. Safe to call from any thread.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace nibble {
 
 void add(const float* a, const float* b, int64_t n, float* y);
+void mul(const float* a, const float* b, int64_t n, float* y);
 void relu(const float* x, int64_t n, float* y);
+void square_root(const float* x, int64_t n, float* y);
+void sigmoid(const float* x, int64_t n, float* y);
+inline float sigmoid(float x) {
+  return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x))));
+}
 void leaky_relu(const float* x, float slope, int64_t n, float* y);
 
 // One image x [channels, height, width] -> y [before + channels + after,
