@@ -11,6 +11,7 @@
 #include "ptq/allocate.h"
 #include "ptq/calibration/bias_correction.h"
 #include "ptq/calibration/block_tuner.h"
+#include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sensitivity.h"
 #include "ptq/calibration/value_stream.h"
@@ -77,17 +78,23 @@ std::vector<float> weight_values(const Artifact& model, const LayerPlan& layer,
   return value_or_throw(to_float(tensor->second));
 }
 
-// Rounds the inputs of the nodes whose activations the plan quantizes; empty when none.
+// Rounds what nodes read, where the plan quantizes the value or the layer's input; empty
+// when it quantizes neither.
 InputRounding input_rounding(const Plan& plan) {
   std::map<std::string, ActivationScheme> schemes;
   for (const LayerPlan& layer : plan.layers) {
     if (layer.method != "float" && layer.scheme.input)
       schemes[layer.node] = *layer.scheme.input;
   }
-  if (schemes.empty()) return {};
-  return [schemes](const Node& node, const at::Tensor& x) {
-    const auto scheme = schemes.find(node.name);
-    return scheme == schemes.end() ? x : FakeQuantize(scheme->second)->forward(x);
+  if (schemes.empty() && plan.activations.empty()) return {};
+  return [schemes, values = plan.activations](const Node& node, size_t input,
+                                              const at::Tensor& x) {
+    const auto value = values.find(node.inputs.at(input));
+    at::Tensor rounded =
+        value == values.end() ? x : FakeQuantize(value->second)->forward(x);
+    const auto scheme = input == 0 ? schemes.find(node.name) : schemes.end();
+    return scheme == schemes.end() ? rounded
+                                   : FakeQuantize(scheme->second)->forward(rounded);
   };
 }
 
@@ -190,15 +197,26 @@ class LayerSolver {
         if (layers.empty()) continue;
         const std::string& value = program.nodes[i].inputs.at(0);
         std::optional<Hessian> inputs;
-        advance(i, [&](int64_t first, int64_t last) {
-          at::Tensor rows = gather_rows(stream, value, first, last);
-          // What the layers multiply: rounded, where their activations are.
-          if (rounding) rows = rounding(program.nodes[i], rows);
+        // What the layers multiply: rounded, where their activations are.
+        const auto accumulate = [&](at::Tensor x, const at::Tensor& float_x) {
+          const Node& node = program.nodes[i];
+          if (rounding) x = rounding(node, 0, x);
+          const at::Tensor rows = layer_rows(node, model_, x);
           if (!inputs) inputs.emplace(rows.size(1));
-          if (match) {
-            inputs->accumulate(rows, gather_rows(*float_stream, value, first, last));
-          } else {
-            inputs->accumulate(rows);
+          inputs->accumulate(rows,
+                             match ? layer_rows(node, model_, float_x) : at::Tensor());
+        };
+        advance(i, [&](int64_t first, int64_t last) {
+          if (program.nodes[i].op != "conv2d") {
+            accumulate(
+                gather_rows(stream, value, first, last),
+                match ? gather_rows(*float_stream, value, first, last) : at::Tensor());
+            return;
+          }
+          // Unfolded, an image is kh * kw times as large: one sample at a time.
+          for (int64_t sample = first; sample < last; ++sample) {
+            accumulate(stream.value(sample, value),
+                       match ? float_stream->value(sample, value) : at::Tensor());
           }
         });
         solve(layers, &*inputs);
@@ -296,7 +314,8 @@ class LayerSolver {
     for (const Node* reader : program.consumers(value)) {
       const LayerPlan* layer = unsolved(*reader);
       const bool again = std::find(layers.begin(), layers.end(), layer) != layers.end();
-      if (layer != nullptr && !again) layers.push_back(layer);
+      if (layer != nullptr && !again && same_rows(program.nodes[i], *reader, model_))
+        layers.push_back(layer);
     }
     return layers;
   }
@@ -521,6 +540,9 @@ void calibrate_activations(Calibrated& result, const CalibrationData& data,
   scales.observe(data, progress);
   for (auto& [value, scheme] : result.plan.activations)
     scheme = scales.scaled(value, scheme);
+  if (result.plan.byte_images) {
+    result.plan.activations.at(model.program.inputs.at(0).name).scale = 1.0f / 255;
+  }
   // These move codes and do not compute: what comes out has the scale of what went in.
   for (const Node& node : model.program.nodes) {
     if (!moves_codes(node)) continue;
@@ -528,6 +550,20 @@ void calibrate_activations(Calibrated& result, const CalibrationData& data,
     const auto to = result.plan.activations.find(node.outputs.at(0));
     if (from != result.plan.activations.end() && to != result.plan.activations.end()) {
       to->second = from->second;
+    }
+  }
+  // What only a concat reads is rounded once, to the scale of the whole.
+  for (auto node = model.program.nodes.rbegin(); node != model.program.nodes.rend();
+       ++node) {
+    const auto whole = result.plan.activations.find(node->outputs.at(0));
+    if (node->op != "concat" || whole == result.plan.activations.end()) continue;
+    for (const std::string& input : node->inputs) {
+      const auto part = result.plan.activations.find(input);
+      const bool alone = model.program.consumers(input).size() == 1;
+      if (part != result.plan.activations.end() && alone &&
+          part->second.scheme == whole->second.scheme) {
+        part->second = whole->second;
+      }
     }
   }
   result.activations = result.plan.activations;

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/program/edits/fold_batch_norm.h"
+#include "kernels/program/edits/fold_normalization.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/moves_codes.h"
 
@@ -100,10 +101,10 @@ Status check_method(const LayerPlan& layer, const Plan& plan,
   }
   if (!method->needs_inputs) return ok_status();
   for (const Layer& reader : layers) {
-    const std::string& op = reader.node->op;
-    if (reader.tensor == layer.tensor && op != "linear" && op != "moe") {
-      return refuse(layer.node, ": method ", layer.method, " solves linear layers; ",
-                    reader.name, " reads ", layer.tensor, " as ", op, "; use rtn for it");
+    if (reader.tensor == layer.tensor && !method_solves(layer.method, *reader.node)) {
+      return refuse(layer.node, ": method ", layer.method, " solves ",
+                    solvable_by(layer.method), "; ", reader.name, " reads ", layer.tensor,
+                    " as ", reader.node->op, "; use rtn for it");
     }
   }
   if (plan.gptq.act_order && !plan.gptq.static_groups) {
@@ -174,6 +175,10 @@ Status check_options(const Plan& plan) {
     return refuse("smoothquant: alpha must be at least 0 (searched) and below 1; found ",
                   plan.smoothquant_alpha);
   }
+  if (!(plan.equalize_alpha > 0 && plan.equalize_alpha <= 1)) {
+    return refuse("equalize: alpha must be above 0 and at most 1; found ",
+                  plan.equalize_alpha);
+  }
   for (const char* name : kObservers) {
     if (plan.observer == name) return ok_status();
   }
@@ -188,6 +193,20 @@ std::vector<std::string> method_names() {
   for (const MethodName& row : method_table()) names.push_back(row.name);
   names.push_back("float");
   return names;
+}
+
+// Of a convolution the Hessian is that of its patches, the same for every output channel
+// where there is one group.
+bool method_solves(const std::string& method, const Node& node) {
+  if (!method_needs_inputs(method) || node.op == "linear" || node.op == "moe")
+    return true;
+  return node.op == "conv2d" && node.integer("groups", 1) == 1 &&
+         (method == "gptq" || method == "imatrix");
+}
+
+std::string solvable_by(const std::string& method) {
+  const bool convolutions = method == "gptq" || method == "imatrix";
+  return convolutions ? "linear layers and convolutions of one group" : "linear layers";
 }
 
 bool method_needs_inputs(const std::string& name) {
@@ -236,6 +255,13 @@ Status check_plan(const Plan& plan, const Program& program) {
     return refuse("bias_correction: static activations are required, as w8a8-static has; "
                   "found none; leave it out");
   }
+  const auto images = plan.activations.find(program.inputs.at(0).name);
+  if (plan.byte_images && (images == plan.activations.end() ||
+                           images->second.scheme.code != Element::uint8)) {
+    return refuse(
+        "byte images: static activations of uint8 codes are required; found ",
+        images == plan.activations.end() ? "none" : to_string(images->second.scheme));
+  }
   std::set<std::string> planned;
   const std::vector<Layer> layers = layers_of(program);
   std::map<std::string, const Layer*> by_name;
@@ -279,7 +305,7 @@ Status check_plan(const Plan& plan, const Program& program) {
   return ok_status();
 }
 
-Result<Artifact> prepare_for_plan(const Artifact& model, bool fold) {
+Result<Artifact> prepare_for_plan(const Artifact& model, bool fold, bool byte_images) {
   if (!fold) return model;
   NIBBLE_ASSIGN_OR_RETURN(FoldedModel folded,
                           fold_batch_norm(model.program, model.tensors));
@@ -294,6 +320,12 @@ Result<Artifact> prepare_for_plan(const Artifact& model, bool fold) {
                                      .kernel = "",
                                      .parameters = tensor.parameters,
                                      .note = ""});
+  }
+  if (byte_images) {
+    NIBBLE_RETURN_IF_ERROR(fold_normalization(result.program, result.tensors,
+                                              result.image_mean, result.image_std));
+    std::fill(result.image_mean.begin(), result.image_mean.end(), 0.0f);
+    std::fill(result.image_std.begin(), result.image_std.end(), 1.0f);
   }
   return result;
 }

@@ -59,12 +59,16 @@ struct Plan {
   // Values that get an activation scheme (static: scale found by calibration), by name.
   std::map<std::string, ActivationScheme> activations;
   std::string observer = "minmax";  // a row of observers.inc: minmax, mse
+  // The images' codes are their bytes: scale 1/255, whatever the observer would find. The
+  // model must read bytes / 255 (prepare_for_plan).
+  bool byte_images = false;
   // Images whose mean error is taken out of the biases (calibration/bias_correction.h).
   int64_t bias_correction = 0;
   // Edits of the float model before anything is solved, in this order: rows of
   // ptq/methods/transforms.inc ("awq", "smoothquant").
   std::vector<std::string> transforms;
   double smoothquant_alpha = 0;  // 0: searched for each group of readers
+  double equalize_alpha = 0.7;   // ptq/methods/equalize.cpp
   GptqOptions gptq;
   AutoRoundOptions autoround;
   MixedOptions mixed;
@@ -87,6 +91,9 @@ Status check_plan(const Plan& plan, const Program& program);
 std::vector<std::string> method_names();
 std::vector<std::string> observer_names();
 bool method_needs_inputs(const std::string& name);  // false: it looks at the weight alone
+// Can it solve this node's weights? One that needs no inputs can solve any.
+bool method_solves(const std::string& method, const Node& node);
+std::string solvable_by(const std::string& method);  // "linear layers", for messages
 std::vector<std::string> transform_names();
 bool transform_needs_inputs(const std::string& name);
 // For add_method (ptq/methods/method.h), which a program calls that brings its own
@@ -94,9 +101,12 @@ bool transform_needs_inputs(const std::string& name);
 Status add_method_name(const std::string& name, bool needs_inputs);
 
 // The program that plans are made for: batch norms folded into the convolutions before
-// them where fold is true, else the model as it is. make_plan, calibrate and freeze all
-// take this one; its ledger says where the folded tensors went.
-Result<Artifact> prepare_for_plan(const Artifact& model, bool fold);
+// them where fold is true, else the model as it is; with byte_images the normalization of
+// images folded into the first layer (kernels/program/edits/fold_normalization.h).
+// make_plan, calibrate and freeze all take this one; its ledger says where the folded
+// tensors went.
+Result<Artifact> prepare_for_plan(const Artifact& model, bool fold,
+                                  bool byte_images = false);
 
 // The values that need a static scheme for the integer path
 // (kernels/runtime/integer_node.h): images and sums signed, what a ReLU made unsigned; a

@@ -219,7 +219,7 @@ Result<std::string> print_attestation(const Attestation& attestation) {
 Result<Attestation> parse_attestation(std::string_view text, const std::string& path) {
   Attestation result;
   try {
-    const Json json = parse_json_or_throw(text);
+    const Json json = parse_ordered_json_or_throw(text);
     const std::string format = json.at("format").get<std::string>();
     const int64_t version = json.at("version").get<int64_t>();
     if (format != kFormat || version != kAttestationVersion) {

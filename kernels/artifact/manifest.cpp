@@ -237,7 +237,7 @@ Result<JournalEntry> parse_journal_line(std::string_view line) {
   JournalEntry entry;
   Status status;
   try {
-    const Json json = parse_json_or_throw(line.substr(kDigits + 1));
+    const Json json = parse_ordered_json_or_throw(line.substr(kDigits + 1));
     entry.weight = weight_from(json.at("weight"), status);
     entry.ledger = entry_from(json.at("ledger"));
     entry.sha256 = json.at("sha256").get<std::map<std::string, std::string>>();
@@ -314,7 +314,7 @@ Result<Manifest> parse_manifest(std::string_view text, const std::string& path) 
   }
   Manifest manifest;
   try {
-    const Json json = parse_json_or_throw(text);
+    const Json json = parse_ordered_json_or_throw(text);
     const std::string format = json.at("format").get<std::string>();
     const int64_t version = json.at("version").get<int64_t>();
     if (format != kFormat || version != kArtifactVersion) {

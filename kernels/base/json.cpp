@@ -17,4 +17,8 @@ nlohmann::json parse_json_or_throw(std::string_view text) {
   return nlohmann::json::parse(text);
 }
 
+nlohmann::ordered_json parse_ordered_json_or_throw(std::string_view text) {
+  return nlohmann::ordered_json::parse(text);
+}
+
 }  // namespace nibble

@@ -17,5 +17,6 @@ nlohmann::ordered_json parse_ordered_json(std::string_view text);
 
 // Throws nlohmann::json::parse_error, which names line and column, unless text is JSON.
 nlohmann::json parse_json_or_throw(std::string_view text);
+nlohmann::ordered_json parse_ordered_json_or_throw(std::string_view text);
 
 }  // namespace nibble

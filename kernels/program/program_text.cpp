@@ -15,7 +15,7 @@ bool is_word_char(char c) {
          c == '_' || c == '.' || c == '/' || c == '-';
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   static const char* digits = "0123456789abcdef";
   std::string out = "\"";
   for (const char c : text) {
@@ -38,7 +38,7 @@ std::string quoted(std::string_view text) {
 std::string word(std::string_view text) {
   bool bare = !text.empty() && text[0] != '-';
   for (const char c : text) bare = bare && is_word_char(c);
-  return bare ? std::string(text) : quoted(text);
+  return bare ? std::string(text) : in_quotes(text);
 }
 
 std::string list(const std::vector<std::string>& words, char open, char close) {
@@ -62,7 +62,7 @@ std::string real(double value) {
 std::string attribute_text(const Attribute& attribute) {
   if (const auto* value = std::get_if<int64_t>(&attribute)) return std::to_string(*value);
   if (const auto* value = std::get_if<double>(&attribute)) return real(*value);
-  if (const auto* value = std::get_if<std::string>(&attribute)) return quoted(*value);
+  if (const auto* value = std::get_if<std::string>(&attribute)) return in_quotes(*value);
   std::string out = "(";
   const auto& numbers = std::get<std::vector<int64_t>>(attribute);
   for (size_t i = 0; i < numbers.size(); ++i) {
@@ -87,7 +87,7 @@ class LineParser {
     const std::string_view found = rest_.substr(0, 40);
     return error(StatusCode::invalid_argument, "[program] line ", number_, ": expected ",
                  expected, "; found ",
-                 found.empty() ? std::string("the end of the line") : quoted(found));
+                 found.empty() ? std::string("the end of the line") : in_quotes(found));
   }
   void skip_spaces() {
     while (!rest_.empty() && rest_[0] == ' ') rest_.remove_prefix(1);

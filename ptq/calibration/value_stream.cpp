@@ -13,8 +13,10 @@ namespace nibble {
 at::Tensor run_node(const Node& node, const StreamValues& values,
                     const StreamValues& parameters, const InputRounding& rounding) {
   std::vector<at::Tensor> inputs;
-  for (const std::string& name : node.inputs) inputs.push_back(values.at(name));
-  if (rounding && !inputs.empty()) inputs[0] = rounding(node, inputs[0]);
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const at::Tensor& x = values.at(node.inputs[i]);
+    inputs.push_back(rounding ? rounding(node, i, x) : x);
+  }
   TorchOpCall call{.node = node, .inputs = inputs, .parameters = {}, .training = false};
   for (const auto& [role, name] : node.parameters)
     call.parameters[role] = parameters.at(name);

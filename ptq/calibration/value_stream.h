@@ -22,9 +22,11 @@ namespace nibble {
 
 using StreamValues = std::map<std::string, at::Tensor>;
 
-// What a node does to its first input before it computes: round it, where the plan says
-// that its activations are quantized. Called from many threads.
-using InputRounding = std::function<at::Tensor(const Node& node, const at::Tensor& x)>;
+// What a node does to its input number `input` before it computes: round it, where the
+// plan says that the value, or what this layer reads, is quantized. Called from many
+// threads.
+using InputRounding =
+    std::function<at::Tensor(const Node& node, size_t input, const at::Tensor& x)>;
 
 // One node on values and parameters by name (every parameter of its that the node names).
 at::Tensor run_node(const Node& node, const StreamValues& values,

@@ -93,8 +93,7 @@ Status add_statistics(const Artifact& model, std::vector<LayerLine>& lines) {
 
 Result<PlanSize> size_under(const std::string& name, const Artifact& model) {
   NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, load_recipe(name, {}));
-  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
-                          prepare_for_plan(model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned, prepare_for_recipe(model, recipe));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
   return predict_size(plan, planned);
 }

@@ -105,7 +105,7 @@ Status check_target(const CommandLine& line, const PipelineRequest& request) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const Artifact model, load_model(request.model, request.load));
   NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
-                          prepare_for_plan(model, request.recipe.static_activations));
+                          prepare_for_recipe(model, request.recipe));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(request.recipe, planned.program));
   return check_deployment(plan, planned, line.text("target"),
                           line.integer("tensor-parallel"));
@@ -122,8 +122,7 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
         "from its float checkpoint");
   }
   const Recipe& recipe = request.recipe;
-  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned,
-                          prepare_for_plan(model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact planned, prepare_for_recipe(model, recipe));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
   const PlanSize size = predict_size(plan, planned);
   NIBBLE_ASSIGN_OR_RETURN(const MemoryPlan needs,

@@ -75,10 +75,9 @@ Status check_integer_weight(const std::string& where, const Layer& layer,
 // column does not share with other rows.
 Status check_gptq(const std::string& where, const Layer& layer,
                   const QuantScheme& scheme) {
-  const std::string& op = layer.node->op;
-  if (op != "linear" && op != "moe") {
-    return wrong(where, "method gptq solves linear layers; found ", op, " ", layer.name,
-                 "; allowed: method rtn for it");
+  if (!method_solves("gptq", *layer.node)) {
+    return wrong(where, "method gptq solves ", solvable_by("gptq"), "; found ",
+                 layer.node->op, " ", layer.name, "; allowed: method rtn for it");
   }
   const bool blocks =
       scheme.scales.size() == 1 && (scheme.scales[0].block.kind == Block::Kind::row ||
@@ -239,10 +238,16 @@ Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan
   }
   NIBBLE_ASSIGN_OR_RETURN(plan.activations,
                           integer_activations(program, is_signed, is_unsigned));
+  if (plan.byte_images)
+    plan.activations.at(program.inputs.at(0).name).scheme = is_unsigned;
   return ok_status();
 }
 
 }  // namespace
+
+Result<Artifact> prepare_for_recipe(const Artifact& model, const Recipe& recipe) {
+  return prepare_for_plan(model, recipe.static_activations, recipe.images == "bytes");
+}
 
 Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   if (recipe.kind == "float" || recipe.layers.empty()) {
@@ -252,6 +257,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   }
   Plan plan;
   plan.observer = recipe.observer;
+  plan.byte_images = recipe.images == "bytes";
   plan.bias_correction = recipe.bias_correction;
   plan.gptq = recipe.gptq;
   plan.autoround = recipe.autoround;
@@ -263,6 +269,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   }
   plan.transforms = recipe.transform_list();
   plan.smoothquant_alpha = recipe.smoothquant_alpha;
+  plan.equalize_alpha = recipe.equalize_alpha;
   plan.calibration_sequences = recipe.calibration_sequences;
   plan.calibration_length = recipe.calibration_length;
   plan.minimum_tokens_per_expert = recipe.minimum_tokens_per_expert;

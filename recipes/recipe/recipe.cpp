@@ -73,9 +73,10 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (key == "weight") return !recipe.weight.empty();
   if (parts.count(key) > 0) return recipe.weight.empty();
   const auto starts = [&key](const char* section) { return key.rfind(section, 0) == 0; };
-  if (starts("smoothquant.")) {
+  for (const std::string transform : {"equalize", "smoothquant"}) {
+    if (!starts((transform + ".").c_str())) continue;
     const std::vector<std::string> names = recipe.transform_list();
-    return std::find(names.begin(), names.end(), "smoothquant") != names.end();
+    return std::find(names.begin(), names.end(), transform) != names.end();
   }
   if (key == "transforms") return !recipe.transforms.empty();
   if (key == "mixed.schemes") return recipe.is_mixed();
@@ -174,6 +175,11 @@ class Parser {
       return wrong(place_of("train.steps"),
                    "train.steps, train.epochs or qat.blocks.epochs above 0 is required; "
                    "found 0 everywhere; allowed: train.steps of at least 1, or epochs");
+    }
+    if (recipe_->images == "bytes" && !recipe_->static_activations) {
+      return wrong(place_of("activations.images"),
+                   "activations.images: bytes is for integer values; found "
+                   "activations.static false; allowed: normalized, or static true");
     }
     const int budgets = (recipe_->mixed_bits > 0) + (recipe_->mixed_megabytes > 0) +
                         (recipe_->mixed_milliseconds > 0);

@@ -55,6 +55,7 @@ struct Recipe {
   ScaleRule scale_rule;
   std::string transforms;  // of the float model, in order, commas between: "awq"
   double smoothquant_alpha = 0;
+  double equalize_alpha = 0.7;
   GptqOptions gptq;
   AutoRoundOptions autoround;
   // Mixed precision: schemes with commas between, and one budget; 0: none.
@@ -65,6 +66,7 @@ struct Recipe {
   std::string signed_activation = kSignedActivation,
               unsigned_activation = kUnsignedActivation;
   std::string observer = "minmax";
+  std::string images = "normalized";  // normalized | bytes: what the integer path reads
   int64_t bias_correction = 0;  // images; 0: none
   int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
   int64_t minimum_tokens_per_expert = Plan::kFewTokens;
@@ -129,5 +131,8 @@ std::vector<std::string> comma_list(const std::string& text);
 // One row for every layer tensor of the program, floats too, and every activation scheme.
 // Recipes with static activations need a program whose batch norms are folded.
 Result<Plan> make_plan(const Recipe& recipe, const Program& program);
+// The model that make_plan, calibrate and freeze take (ptq/plan.h): its batch norms, and
+// the normalization of images, folded where the recipe's activations ask for it.
+Result<Artifact> prepare_for_recipe(const Artifact& model, const Recipe& recipe);
 
 }  // namespace nibble

@@ -152,6 +152,9 @@ std::vector<Setting> make_settings() {
       {"smoothquant.alpha", "", 0, 0.99, kQuantizing,
        "share of the activations' range in the factors; 0: searched",
        NIBBLE_TARGET(smoothquant_alpha)},
+      {"equalize.alpha", "", 0.01, 1, kQuantizing,
+       "share of the activations' range in the factors of transform equalize",
+       NIBBLE_TARGET(equalize_alpha)},
       {"gptq.damping", "", 0, 10, kQuantizing, "fraction of the mean Hessian diagonal",
        NIBBLE_TARGET(gptq.damping)},
       {"gptq.damping_attempts", "", 0, 20, kQuantizing,
@@ -197,6 +200,11 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(unsigned_activation)},
       {"activations.observer", "minmax|mse|percentile|kl", 0, 0, kQuantizing,
        "how their scales are found", NIBBLE_TARGET(observer)},
+      {"activations.images", "normalized|bytes", 0, 0, kPtq,
+       "bytes: the first layer, which must not pad, takes the normalization of images "
+       "and "
+       "reads their bytes / 255, which 8 bits hold exactly",
+       NIBBLE_TARGET(images)},
       {"bias_correction", "", 0, kMany, kQuantizing,
        "images whose mean error is taken out of the biases (static activations); 0: none",
        NIBBLE_TARGET(bias_correction)},

@@ -56,8 +56,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto model = std::make_shared<const Artifact>(std::move(loaded));
 
   // The plan, and so every mistake in the recipe, before any data is read.
-  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
-                          prepare_for_plan(*model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded, prepare_for_recipe(*model, recipe));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
@@ -81,7 +80,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
       held_out_data(request, *model, data, split.sequences, recipe.calibration_length));
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
-  if (recipe.needs_calibration()) calibration = calibration_data(*model, data, split);
+  if (recipe.needs_calibration()) calibration = calibration_data(*planned, data, split);
   if (!request.save_calibration.empty() && is_first_rank()) {
     if (calibration.sequences.empty()) {
       return error(StatusCode::invalid_argument,

@@ -365,8 +365,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   const Recipe& recipe = request.recipe;
   NIBBLE_ASSIGN_OR_RETURN(Artifact loaded, load_float_model(request, "train", false));
   const auto model = std::make_shared<const Artifact>(std::move(loaded));
-  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
-                          prepare_for_plan(*model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded, prepare_for_recipe(*model, recipe));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
@@ -447,8 +446,7 @@ Result<Artifact> adapter_base(const PipelineRequest& request, const Artifact& mo
                               const LoadedData& data, RunReport& report) {
   const Recipe& recipe = request.recipe;
   if (recipe.layers.empty()) return model;
-  NIBBLE_ASSIGN_OR_RETURN(Artifact folded,
-                          prepare_for_plan(model, recipe.static_activations));
+  NIBBLE_ASSIGN_OR_RETURN(Artifact folded, prepare_for_recipe(model, recipe));
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));

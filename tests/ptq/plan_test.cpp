@@ -79,7 +79,8 @@ INSTANTIATE_TEST_SUITE_P(
               "scheme; found "
               "f32; use method float"},
         Wrong{"embedding", [](Plan& p) { p.layers[0].method = "gptq"; },
-              "[plan] model.embed_tokens: method gptq solves linear layers; "
+              "[plan] model.embed_tokens: method gptq solves linear layers and "
+              "convolutions of one group; "
               "model.embed_tokens "
               "reads model.embed_tokens.weight as embedding; use rtn for it"},
         Wrong{"act_order",

@@ -89,9 +89,10 @@ TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
   const std::vector<std::string> names = builtin_recipes();
   EXPECT_THAT(names, ::testing::UnorderedElementsAre(
                          "float", "w8a16", "w8a8-dynamic", "w4a16-rtn", "w4a16-gptq",
-                         "w8a8-static", "w4a16-qat", "w4a4-qat", "w3a3-qat", "w2a2-qat", "w4a16-awq", "w4a16-hqq",
-                         "w4a16-autoround", "mixed-gptq", "w8a8-smoothquant",
-                         "lora", "qlora", "w2a16-qat", "w4a8-qat"));
+                         "w8a8-static", "w4a16-qat", "w4a4-qat", "w3a3-qat", "w2a2-qat",
+                         "w4a16-awq", "w4a16-hqq", "w4a16-autoround", "mixed-gptq",
+                         "w8a8-smoothquant", "w8a8-gptq", "lora", "qlora", "w2a16-qat",
+                         "w4a8-qat"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});
     ASSERT_TRUE(recipe.ok()) << name << ": " << recipe.status().message();
@@ -337,8 +338,10 @@ TEST(MakePlan, ALayerThatNoPatternMatchesIsAnError) {
 TEST(MakePlan, GptqIsForLinearLayersAndIntegerCodes) {
   EXPECT_THAT(
       make_plan(good({"method=gptq"}), language_model(false)).status().message(),
-      HasSubstr("[recipe] my.yaml:10: method gptq solves linear layers; found embedding "
-                "model.embed_tokens"));
+      HasSubstr(
+          "[recipe] my.yaml:10: method gptq solves linear layers and convolutions of "
+          "one group; found embedding "
+          "model.embed_tokens"));
   const Recipe recipe = load_recipe("w4a16-gptq", {"weight=nf4/f64@f32"}).value();
   EXPECT_THAT(
       make_plan(recipe, language_model(false)).status().message(),
