@@ -278,8 +278,10 @@ Status check_plan(const Plan& plan, const Program& program) {
     NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, layers));
     NIBBLE_RETURN_IF_ERROR(check_rule(layer.node, layer.rule));
     if (layer.scheme.input) {
-      if (found->second->node->op == "moe") {
-        return refuse(layer.node, " input: experts read floats; found ",
+      const std::string& op = found->second->node->op;
+      if (op == "moe" || op == "lstm") {
+        return refuse(layer.node, op == "moe" ? " input: experts read" : " input: an lstm reads",
+                      " floats; found ",
                       to_string(layer.scheme.input->scheme), "; leave it out");
       }
       NIBBLE_RETURN_IF_ERROR(

@@ -83,7 +83,7 @@ Status add_statistics(const Artifact& model, std::vector<LayerLine>& lines) {
   for (LayerLine& line : lines) {
     const OpInfo* op = find_op(line.op);
     const auto tensor = model.tensors.find(line.tensor);
-    const bool layer = op != nullptr && (op->is_layer || line.op == "moe");
+    const bool layer = op != nullptr && (op->is_layer || line.op == "moe" || line.op == "lstm");
     if (!layer || line.shape.size() < 2) continue;
     if (tensor == model.tensors.end() || !tensor->second.is_float()) continue;
     NIBBLE_ASSIGN_OR_RETURN(line.statistics, weight_statistics(tensor->second));

@@ -94,9 +94,10 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& nod
                     const Plan& plan, LayerPlan& layer) {
   if (rule.input.empty()) return ok_status();
   const std::string where = place_of(recipe, rule);
-  if (node.op == "moe") {
-    return wrong(where, "experts read floats; found input ", rule.input, " for those of ",
-                 node.name, "; allowed: leave it out");
+  if (node.op == "moe" || node.op == "lstm") {
+    return wrong(where, node.op == "moe" ? "experts read" : "an lstm reads",
+                 " floats; found input ", rule.input, " for ",
+                 node.op == "moe" ? "those of " : "", node.name, "; allowed: leave it out");
   }
   if (node.op == "embedding") {
     return wrong(where, "input is a scheme of activations; found it on ", node.name,

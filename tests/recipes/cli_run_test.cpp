@@ -4,6 +4,7 @@
 #include "command.h"
 #include "kernels/artifact/artifact.h"
 #include "recipes/eval/net_run.h"
+#include "recipes/recipe/recipe.h"
 
 namespace nibble {
 namespace {
@@ -97,6 +98,35 @@ TEST_F(CliRun, WhatDoesNotFitIsRefused) {
   write({{"x", step}, {"z", row(1, 1)}});
   EXPECT_THAT(run({"--carry", "next=state"}).error,
               HasSubstr("[run] z: an input of the net was required; found none of this name"));
+}
+
+// Before any work; the executor says it as well, of an artifact made elsewhere.
+TEST(PlanOfAnLstm, ItsMatricesAreQuantizedAndItsInputsAreNot) {
+  Program program;
+  program.architecture = "Recurrent";
+  program.inputs = {{"x", DType::f32, {"batch", "3", "5"}}};
+  program.outputs = {{"y", DType::f32, {"batch", "4", "2"}}};
+  program.nodes = {{"lstm",
+                    "cell",
+                    0,
+                    {"x"},
+                    {"y"},
+                    {{"weight_ih", "ih"}, {"weight_hh", "hh"}},
+                    {{"hidden_size", int64_t{2}}}}};
+  const auto plan = [&](const char* recipe) {
+    const Result<Recipe> read = load_recipe(recipe, {});
+    EXPECT_TRUE(read.ok()) << read.status().message();
+    return make_plan(*read, program);
+  };
+  const Result<Plan> weights = plan("w8a16");
+  ASSERT_TRUE(weights.ok()) << weights.status().message();
+  ASSERT_EQ(weights->layers.size(), 2u);
+  EXPECT_EQ(weights->layers[0].node, "cell.weight_ih");
+  EXPECT_EQ(weights->layers[1].tensor, "hh");
+  EXPECT_THAT(plan("w8a8-dynamic").status().message(),
+              HasSubstr("an lstm reads floats; found input int8n/r@f32 for cell"));
+  EXPECT_THAT(plan("w4a16-gptq").status().message(),
+              HasSubstr("found lstm cell.weight_ih"));
 }
 
 }  // namespace
