@@ -366,6 +366,7 @@ struct Refused {
   const char* scheme;
   const char* message;
 };
+void PrintTo(const Refused& row, std::ostream* out) { *out << row.scheme; }
 class OnnxCannot : public ::testing::TestWithParam<Refused> {};
 TEST_P(OnnxCannot, SaysWhichTensorAndWhy) {
   const Artifact artifact = sample::quantized(sample::llama({}, 14), GetParam().scheme);

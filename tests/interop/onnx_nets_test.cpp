@@ -77,6 +77,9 @@ struct IntegerNet {
   const char* unsigned_activation;
   const char* quant_format = "qdq";
 };
+void PrintTo(const IntegerNet& row, std::ostream* out) {
+  *out << row.weight << " " << row.unsigned_activation << " " << row.quant_format;
+}
 class IntegerNets : public OnnxNets, public ::testing::WithParamInterface<IntegerNet> {};
 
 // ONNX Runtime requantizes with other float operations than integer_node.h, so a sum that
