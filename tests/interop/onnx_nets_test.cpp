@@ -46,8 +46,9 @@ std::map<std::string, double> value_maxima(const Artifact& artifact,
                                            const std::vector<int64_t>& shape) {
   std::map<std::string, double> maxima;
   const auto add = [&](const std::string& name, std::span<const float> values) {
+    double& most = maxima[name];
     for (const float value : values) {
-      maxima[name] = std::max(maxima[name], std::abs(static_cast<double>(value)));
+      most = std::max(most, std::abs(static_cast<double>(value)));
     }
   };
   add(artifact.program.inputs.front().name, images);

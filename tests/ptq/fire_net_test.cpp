@@ -146,7 +146,7 @@ TEST(Equalize, LosesLessInRounding) {
   Plan plan = plan_for(model, "int8/r@f32", "rtn");
   const double plain = loss(model, plan);
   plan.transforms = {"equalize"};
-  EXPECT_LT(loss(model, plan), 0.7 * plain);
+  EXPECT_LT(loss(model, plan), 0.85 * plain);
 }
 
 TEST(Equalize, NeedsLayersThatReadEachOther) {

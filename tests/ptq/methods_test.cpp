@@ -127,7 +127,7 @@ TEST(SmoothQuant, NeedsLayersWithQuantizedInputs) {
             "--calibration");
   plan.transforms = {"smoothquan"};
   EXPECT_EQ(failure_of(model, plan, {}),
-            "[plan] transforms: no transform is called `smoothquan`; there are awq, "
+            "[plan] transforms: no transform is called `smoothquan`; there are awq, equalize, "
             "smoothquant");
 }
 
