@@ -39,7 +39,17 @@ endif()
 # These run the whole toolkit; once, in the build that has everything.
 if(NIBBLE_WITH_TORCH AND NOT NIBBLE_SANITIZE)
   cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
-  add_house_test(deploy_links_no_torch ${house}/deploy_links_no_torch.sh ${CMAKE_SOURCE_DIR} ${cores})
+  # The deploy preset's command from this build's libraries, which are the same without
+  # LibTorch; the preset itself is built under the label long.
+  add_executable(nibble_without_torch ${CMAKE_SOURCE_DIR}/recipes/cli/main.cpp
+    ${CMAKE_SOURCE_DIR}/recipes/torch/no_torch.cpp)
+  add_dependencies(nibble_without_torch nibble_cli)
+  target_link_libraries(nibble_without_torch PRIVATE $<TARGET_FILE:nibble_cli> nibble_recipes
+    nibble_export nibble_kernels Boost::program_options)
+  add_house_test(deploy_links_no_torch ${house}/deploy_links_no_torch.sh ${CMAKE_SOURCE_DIR}
+    $<TARGET_FILE:nibble_without_torch>)
+  add_test(NAME long.deploy_builds COMMAND bash ${house}/deploy_builds.sh ${CMAKE_SOURCE_DIR} ${cores})
+  set_tests_properties(long.deploy_builds PROPERTIES LABELS long TIMEOUT 1800 RUN_SERIAL ON)
   add_house_test(readme_commands ${house}/readme_commands.sh ${CMAKE_SOURCE_DIR} $<TARGET_FILE:nibble>)
   add_house_test(installs ${house}/installs.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
   set_tests_properties(house.deploy_links_no_torch house.readme_commands house.installs PROPERTIES
