@@ -367,7 +367,9 @@ TEST_F(Int8Fp8, LlmInt8OfBitsandbytes) {
   expect_same(stored.at("fc.weight"), "int8.codes");
   const std::vector<float> ours = take(to_float(stored.at("fc.SCB")));
   for (size_t r = 0; r < scb.size(); ++r) {
-    if (scb[r] > 0) EXPECT_FLOAT_EQ(ours[r], scb[r]) << r;
+    if (scb[r] > 0) {
+      EXPECT_FLOAT_EQ(ours[r], scb[r]) << r;
+    }
   }
   EXPECT_EQ(read_with("bitsandbytes", stored,
                       {{"fc.weight", "int8.codes"}, {"fc.SCB", "int8.SCB"}}),

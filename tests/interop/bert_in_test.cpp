@@ -29,7 +29,9 @@ class BertIn : public bert::Encoders {
   std::vector<std::string> make(const std::string& kinds) {
     const Ran ran = python(cat("make ", directory_.string(), " ", kinds));
     skipped_ = ran.status == 77 ? ran.output : "";
-    if (ran.status != 77) EXPECT_EQ(ran.status, 0) << ran.output;
+    if (ran.status != 77) {
+      EXPECT_EQ(ran.status, 0) << ran.output;
+    }
     std::vector<std::string> made;
     std::istringstream words(kinds);
     for (std::string kind; words >> kind;) {
@@ -103,7 +105,9 @@ class BertIn : public bert::Encoders {
                   folder.c_str(), difference, lost);
       EXPECT_LT(difference, dynamic ? kCodes : 2 * kFloat);
       EXPECT_LT(lost, folder.find("float") != std::string::npos ? kFloat : 0.2);
-      if (folder.find("float") == std::string::npos) EXPECT_GT(lost, 1e-4);
+      if (folder.find("float") == std::string::npos) {
+        EXPECT_GT(lost, 1e-4);
+      }
     }
   }
 };

@@ -204,7 +204,7 @@ TEST(LlamaCpp, WritesTheSameTextFromRealModels) {
   constexpr int kCount = 14;  // it rounds activations and caches: later, near ties part
   std::map<std::string, std::string> commands;  // a prompt's files
   for (const Case& c : cases) {
-    Artifact artifact = take(load_model(c.model, {.tokenizer = c.tokenizer, .architecture = ""}));
+    Artifact artifact = take(load_model(c.model, {.tokenizer = c.tokenizer, .architecture = "", .sizes = {}}));
     if (!c.scheme.empty()) {
       artifact = sample::quantized(std::move(artifact), c.scheme, [](const Node& node) {
         return node.op == "linear" && node.name != "lm_head";

@@ -49,7 +49,9 @@ std::map<std::string, std::string> contents(const fs::path& directory) {
 // What is missing, then all that write_artifact would write.
 void complete(ArtifactWriter& writer, const Artifact& artifact) {
   for (const auto& [name, packed] : artifact.packed) {
-    if (!writer.has(name)) ASSERT_TRUE(add_layer(writer, artifact, name).ok());
+    if (!writer.has(name)) {
+      ASSERT_TRUE(add_layer(writer, artifact, name).ok());
+    }
     ASSERT_TRUE(writer.end_block().ok());
   }
   for (const auto& [name, tensor] : artifact.tensors)

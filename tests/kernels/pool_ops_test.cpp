@@ -19,7 +19,7 @@ using sample::take;
 using ::testing::HasSubstr;
 
 TEST(MaxPool, IsTheLargestOfEachWindowInside) {
-  for (const MaxPoolShape s :
+  for (const MaxPoolShape& s :
        {MaxPoolShape{2, 5, 7, 3, 3, 2, 2, 0, 0}, MaxPoolShape{1, 6, 6, 3, 3, 2, 2, 1, 1},
         MaxPoolShape{3, 4, 5, 2, 3, 1, 2, 0, 1}, MaxPoolShape{1, 3, 3, 3, 3, 1, 1, 0, 0}}) {
     SplitMix64 random(7);

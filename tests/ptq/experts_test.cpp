@@ -175,6 +175,7 @@ TEST(Experts, EachIsSolvedOnItsOwnTokensAlone) {
           .scheme = layer.scheme.weight,
           .rule = layer.rule,
           .gptq = plan.gptq,
+          .autoround = {},
           .inputs = &hessian};
       EXPECT_EQ(find_method("gptq")->solve(problem).coded.codes,
                 result.weights.at(tensor).codes)

@@ -328,8 +328,9 @@ TEST(ProgramModule, BlocksThatRunAgainGiveTheSameGradients) {
     EXPECT_TRUE(at::equal(losses[0], losses[1]));
     for (const auto& [name, gradient] : gradients[0]) {
       ASSERT_EQ(gradient.defined(), gradients[1].at(name).defined()) << name;
-      if (gradient.defined())
+      if (gradient.defined()) {
         EXPECT_TRUE(at::equal(gradient, gradients[1].at(name))) << name;
+      }
     }
   }
   const Status status =

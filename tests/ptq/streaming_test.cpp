@@ -61,7 +61,7 @@ TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
   plan.activations["model.norm"] = {};
   EXPECT_FALSE(can_stream(plan, model.program));
   plan.activations.clear();
-  plan.layers[1].scheme.input = ActivationScheme{.dynamic = true};
+  plan.layers[1].scheme.input = ActivationScheme{.scheme = {}, .dynamic = true};
   EXPECT_FALSE(can_stream(plan, model.program));  // its method would look at them
   plan.layers[1].method = "rtn";
   EXPECT_TRUE(can_stream(plan, model.program));
