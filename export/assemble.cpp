@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "export/huggingface/static_caches.h"
 #include "kernels/base/file.h"
 #include "kernels/base/json.h"
 #include "kernels/packing/packed_tensor.h"
@@ -95,6 +96,7 @@ Status assemble(Decoded decoded, const std::string& format, Artifact& artifact) 
         make_tensor({static_cast<int64_t>(order->second.size())},
                     std::span<const int32_t>(order->second));
   }
+  NIBBLE_RETURN_IF_ERROR(set_static_caches(decoded.caches, artifact.program));
   account(parameters, format, decoded, artifact);
   artifact.provenance.recipe = cat("format: ", format, "\n");
   return ok_status();

@@ -10,6 +10,7 @@
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "export/huggingface/static_caches.h"
 #include "kernels/base/float_types.h"
 #include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
@@ -23,7 +24,10 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "compressed-tensors";
 constexpr const char* kCache =
-    "the scheme of a KV cache; caches here have scales a head and position, --kv chooses them";
+    "the scheme of a KV cache; read are static FP8 and symmetric INT8 with a scale a "
+    "tensor";
+
+constexpr std::string_view kKeyScale = ".k_scale", kValueScale = ".v_scale";
 
 struct QuantizationArgs {
   int64_t bits = 8;
@@ -48,9 +52,16 @@ class CompressedTensors {
     NIBBLE_RETURN_IF_ERROR(read_config());
     Decoded decoded;
     decoded.config_json = checkpoint_.config_json();
+    std::optional<Element> cache;
     if (const auto kv = checkpoint_.quantization().find("kv_cache_scheme");
         kv != checkpoint_.quantization().end() && kv->is_object()) {
-      decoded.ignored["kv_cache_scheme"] = kCache;
+      const Result<QuantizationArgs> args = read_args("kv_cache_scheme", *kv);
+      if (args.ok() && args->strategy == "tensor" && args->bits == 8 && args->symmetric &&
+          !args->dynamic) {
+        cache = args->is_float ? Element::e4m3 : Element::int8;
+      } else {
+        decoded.ignored["kv_cache_scheme"] = kCache;
+      }
     }
     decoded.keeps_permutations = true;
     NIBBLE_RETURN_IF_ERROR(checkpoint_.read_modules(
@@ -60,14 +71,24 @@ class CompressedTensors {
           one.keeps_permutations = true;
           return read_module(module, *group, one);
         }));
-    for (auto& [name, tensor] : checkpoint_.rest()) {
-      const bool kv = name.ends_with(".k_scale") || name.ends_with(".v_scale") ||
-                      name.ends_with(".q_scale");
-      if (kv) {
-        decoded.ignored[name] = kCache;
-      } else {
-        decoded.floats[name] = std::move(tensor);
+    const std::map<std::string, Tensor> rest = checkpoint_.rest();
+    const auto find = [&](const std::string& name) {
+      const auto at = rest.find(name);
+      return at == rest.end() ? nullptr : &at->second;
+    };
+    for (const auto& [name, tensor] : rest) {
+      const bool key = name.ends_with(".k_scale"), value = name.ends_with(".v_scale");
+      if (!key && !value && !name.ends_with(".q_scale")) {
+        decoded.floats[name] = tensor;
+        continue;
       }
+      std::string reason = kCache;
+      if (cache && (key || value)) {
+        const std::string module = name.substr(0, name.size() - kKeyScale.size());
+        reason = add_static_cache(module, *cache, find(cat(module, kKeyScale)),
+                                  find(cat(module, kValueScale)), decoded.caches);
+      }
+      if (!reason.empty()) decoded.ignored[name] = reason;
     }
     return decoded;
   }

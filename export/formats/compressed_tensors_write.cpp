@@ -368,8 +368,15 @@ std::string quantization_config(const Artifact& artifact,
   config["version"] = kVersion;
   config["global_compression_ratio"] = nullptr;
   config["ignore"] = float_modules(artifact);
-  // Its caches have one scale a tensor or a head; those here have one a position as well.
   config["kv_cache_scheme"] = nullptr;
+  if (const StaticCaches caches = static_caches(artifact.program); !caches.empty()) {
+    const bool is_float = static_cache_code(caches) == Element::e4m3;
+    config["kv_cache_scheme"] = {{"num_bits", 8},
+                                 {"type", is_float ? "float" : "int"},
+                                 {"symmetric", true},
+                                 {"strategy", "tensor"},
+                                 {"dynamic", false}};
+  }
   config["config_groups"] = Json::object();
   int index = 0;
   for (const auto& [text, group] : groups) {
@@ -383,6 +390,16 @@ std::string quantization_config(const Artifact& artifact,
     config["config_groups"][cat("group_", index++)] = entry;
   }
   return config.dump();
+}
+
+// In the model's dtype, as the library has them, where that holds the value.
+Tensor cache_scale(const Artifact& artifact, float value) {
+  const std::string dtype = model_dtype(artifact);
+  Element element = dtype == "float16"    ? Element::f16
+                    : dtype == "bfloat16" ? Element::bf16
+                                          : Element::f32;
+  if (round_to_element(element, value) != value) element = Element::f32;
+  return float_tensor(element, {1}, {value});
 }
 
 }  // namespace
@@ -410,6 +427,11 @@ Status write_compressed_tensors(const Artifact& artifact,
   format.tensors_of = [&](const std::string& weight, const CodedMatrix& q) {
     return converter.tensors_of(weight, q);
   };
+  format.caches = static_caches(ordered.program);
+  for (const auto& [module, scheme] : format.caches) {
+    format.cache_tensors[module + ".k_scale"] = cache_scale(ordered, scheme.key_scale);
+    format.cache_tensors[module + ".v_scale"] = cache_scale(ordered, scheme.value_scale);
+  }
   format.read = read_compressed_tensors;
   return write_quantized_directory(ordered, format, directory, options);
 }

@@ -8,6 +8,7 @@
 
 #include "export/formats/readers.h"
 #include "export/huggingface/checkpoint.h"
+#include "export/huggingface/static_caches.h"
 #include "kernels/base/float_types.h"
 #include "kernels/base/json.h"
 
@@ -18,6 +19,9 @@ using Json = nlohmann::json;
 
 constexpr const char* kFormat = "modelopt";
 constexpr int64_t kGroup = 16;  // of NVFP4
+constexpr const char* kNoScheme =
+    "the scale of a KV cache that the config does not call FP8 with a scale a layer";
+constexpr std::string_view kKeyScale = ".k_proj.k_scale", kValueScale = ".v_proj.v_scale";
 
 class ModelOpt {
  public:
@@ -40,25 +44,44 @@ class ModelOpt {
                                  [this](const std::string& module, Decoded& one) {
                                    return read_module(module, one);
                                  }));
-    for (auto& [name, tensor] : checkpoint_.rest()) {
-      const bool cache = name.ends_with(".k_scale") || name.ends_with(".v_scale");
-      if (cache) {
-        decoded.ignored[name] =
-            "the scale of a KV cache; caches here have scales a head and position, --kv "
-            "chooses them";
+    const bool fp8_cache = has_fp8_cache();
+    const std::map<std::string, Tensor> rest = checkpoint_.rest();
+    const auto find = [&](const std::string& name) {
+      const auto at = rest.find(name);
+      return at == rest.end() ? nullptr : &at->second;
+    };
+    for (const auto& [name, tensor] : rest) {
+      const bool key = name.ends_with(kKeyScale), value = name.ends_with(kValueScale);
+      if (key || value) {
+        const std::string module = name.substr(0, name.size() - kKeyScale.size());
+        const std::string reason =
+            fp8_cache
+                ? add_static_cache(module, Element::e4m3, find(cat(module, kKeyScale)),
+                                   find(cat(module, kValueScale)), decoded.caches)
+                : kNoScheme;
+        if (!reason.empty()) decoded.ignored[name] = reason;
+      } else if (name.ends_with(".k_scale") || name.ends_with(".v_scale")) {
+        decoded.ignored[name] = kNoScheme;
       } else if (name.ends_with(".pre_quant_scale")) {
         return checkpoint_.unsupported(
             name,
             "weights that need nothing before them are read; found factors of "
             "their input's channels");
       } else {
-        decoded.floats[name] = std::move(tensor);
+        decoded.floats[name] = tensor;
       }
     }
     return decoded;
   }
 
  private:
+  bool has_fp8_cache() const {
+    const Json& config = checkpoint_.quantization();
+    const auto scheme = config.find("kv_cache_scheme");
+    return scheme != config.end() && scheme->is_object() &&
+           scheme->value("type", "") == "float" && scheme->value("num_bits", 0) == 8;
+  }
+
   Status read_module(const std::string& module, Decoded& decoded) {
     const std::string weight = module + ".weight";
     NIBBLE_ASSIGN_OR_RETURN(

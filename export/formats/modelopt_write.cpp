@@ -139,9 +139,19 @@ Status write_modelopt(const Artifact& artifact, const std::filesystem::path& dir
   own["producer"] = producer;
   own["quantization"]["quant_algo"] = algorithm;
   own["quantization"]["kv_cache_quant_algo"] = nullptr;
+  QuantizedFormat format;
+  const StaticCaches caches = static_caches(ordered.program);
+  if (!caches.empty() && static_cache_code(caches) == Element::e4m3) {
+    own["quantization"]["kv_cache_quant_algo"] = kFp8;
+    config["kv_cache_scheme"] = {{"dynamic", false}, {"num_bits", 8}, {"type", "float"}};
+    format.caches = caches;
+    for (const auto& [module, scheme] : caches) {
+      format.cache_tensors[module + ".k_proj.k_scale"] = scalar(scheme.key_scale);
+      format.cache_tensors[module + ".v_proj.v_scale"] = scalar(scheme.value_scale);
+    }
+  }
   if (nvfp4) own["quantization"]["group_size"] = kGroup;
   own["quantization"]["exclude_modules"] = excluded;
-  QuantizedFormat format;
   format.name = kFormat;
   format.quantization_config = config.dump();
   format.extra_files["hf_quant_config.json"] = own.dump(4) + "\n";

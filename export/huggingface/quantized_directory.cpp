@@ -73,6 +73,8 @@ class DirectoryWriter {
         }
       }
     }
+    for (const auto& [name, tensor] : format_.cache_tensors)
+      sizes[name] = static_cast<int64_t>(tensor.bytes.size());
     NIBBLE_RETURN_IF_ERROR(write_config());
     std::vector<Shard> shards = split_shards(sizes, shard_bytes);
     std::vector<std::pair<std::string, size_t>> weights;  // and their files
@@ -127,11 +129,16 @@ class DirectoryWriter {
     std::map<std::string, StoredShape> shapes;
   };
 
+  const Tensor& stored_as_is(const std::string& name) const {
+    const auto scale = format_.cache_tensors.find(name);
+    return scale == format_.cache_tensors.end() ? artifact_.tensors.at(name)
+                                                : scale->second;
+  }
+
   // The types and shapes of what a parameter becomes.
   Result<Parts> outline_of(const std::string& name) const {
     const auto packed = artifact_.packed.find(name);
-    if (packed == artifact_.packed.end())
-      return Parts{{name, artifact_.tensors.at(name)}};
+    if (packed == artifact_.packed.end()) return Parts{{name, stored_as_is(name)}};
     CodedMatrix levels;
     NIBBLE_RETURN_IF_ERROR(unpack_levels(packed->second, levels));
     return format_.tensors_of(name, levels);
@@ -144,7 +151,7 @@ class DirectoryWriter {
     CodedMatrix q = spare.take();
     const auto packed = artifact_.packed.find(name);
     if (packed == artifact_.packed.end()) {
-      parts[name] = artifact_.tensors.at(name);
+      parts[name] = stored_as_is(name);
     } else {
       NIBBLE_RETURN_IF_ERROR(unpack(packed->second, q));
       NIBBLE_ASSIGN_OR_RETURN(parts, format_.tensors_of(name, q));
@@ -287,6 +294,11 @@ Status write_quantized_directory(const Artifact& artifact, const QuantizedFormat
   };
   NIBBLE_ASSIGN_OR_RETURN(const Decoded decoded, format.read(files.staging(), check));
   NIBBLE_RETURN_IF_ERROR(check_decoded(artifact, decoded, checked));
+  if (!same_static_caches(decoded.caches, format.caches))
+    return error(
+        StatusCode::data_loss, "[", format.name,
+        "] the scales of KV caches must be read back as they were written; found ",
+        decoded.caches.size(), " caches of ", format.caches.size(), " or other scales");
   return files.commit();
 }
 

@@ -17,6 +17,7 @@
 
 #include "export/exporter.h"
 #include "export/huggingface/each_weight.h"
+#include "export/huggingface/static_caches.h"
 
 namespace nibble {
 
@@ -24,6 +25,8 @@ struct QuantizedFormat {
   const char* name;                                // of the exporter, for messages
   std::string quantization_config;                 // JSON text
   std::map<std::string, std::string> extra_files;  // name -> contents
+  StaticCaches caches;                             // that are written, and
+  std::map<std::string, Tensor> cache_tensors;     // their scales
   // The tensors of one weight, by their names in the checkpoint. Where q has no codes
   // yet, those of codes have their types and shapes alone. May point into q. Called from
   // several threads.

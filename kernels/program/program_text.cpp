@@ -319,8 +319,9 @@ std::string print_program(const Program& program) {
     out += cat("state ", word(state.name), " kv_heads ", state.kv_heads, " head_dim ",
                state.head_dim);
     if (!state.scheme.is_f32())
-      out += cat(" keys ", word(to_string(state.scheme.keys)), " values ",
-                 word(to_string(state.scheme.values)));
+      out +=
+          cat(" keys ", word(kv_text(state.scheme.keys, state.scheme.key_scale)),
+              " values ", word(kv_text(state.scheme.values, state.scheme.value_scale)));
     out += "\n";
   }
   for (const Node& node : program.nodes) {

@@ -12,10 +12,10 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const Program& program,
   for (size_t i = 0; i < program.states.size(); ++i) {
     const ProgramState& state = program.states[i];
     const int64_t width = state.kv_heads * state.head_dim;
-    NIBBLE_ASSIGN_OR_RETURN(KvRows keys,
-                            KvRows::create(schemes[i].keys, capacity, width));
-    NIBBLE_ASSIGN_OR_RETURN(KvRows values,
-                            KvRows::create(schemes[i].values, capacity, width));
+    NIBBLE_ASSIGN_OR_RETURN(KvRows keys, KvRows::create(schemes[i].keys, capacity, width,
+                                                        schemes[i].key_scale));
+    NIBBLE_ASSIGN_OR_RETURN(KvRows values, KvRows::create(schemes[i].values, capacity,
+                                                          width, schemes[i].value_scale));
     cache->keys_.push_back(std::move(keys));
     cache->values_.push_back(std::move(values));
   }
@@ -52,7 +52,9 @@ bool KvCache::fits(const Program& program, const std::vector<KvScheme>& schemes)
     const ProgramState& state = program.states[i];
     if (keys_[i].width() != state.kv_heads * state.head_dim ||
         keys_[i].scheme() != schemes[i].keys ||
-        values_[i].scheme() != schemes[i].values) {
+        values_[i].scheme() != schemes[i].values ||
+        keys_[i].scale() != schemes[i].key_scale ||
+        values_[i].scale() != schemes[i].value_scale) {
       return false;
     }
   }

@@ -12,6 +12,7 @@
 
 #include "kernels/base/tensor.h"
 #include "kernels/scheme/coded_matrix.h"
+#include "kernels/scheme/kv_scheme.h"
 #include "kernels/scheme/layer_scheme.h"
 
 namespace nibble {
@@ -28,6 +29,8 @@ struct Decoded {
   // Weights whose scales the format stores as something else (a reciprocal, 127 times it):
   // read back, they may be a float or two away (2^-22 of the value is allowed).
   std::set<std::string> reciprocal_scales;
+  // Static KV caches, by the attention's module ("model.layers.0.self_attn").
+  std::map<std::string, KvScheme> caches;
   // Tensors, or fields of the config, that say nothing about the weights -> why they were
   // left out.
   std::map<std::string, std::string> ignored;

@@ -5,6 +5,7 @@
 
 #include "export/exporter.h"
 #include "export/gguf/gguf_model.h"
+#include "export/huggingface/static_caches.h"
 #include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
@@ -135,10 +136,14 @@ Status run_export_verb(const std::vector<std::string>& arguments) {
                           load_model(line.path("ARTIFACT"), line.load_options()));
   NIBBLE_RETURN_IF_ERROR(can_express(*exporter, artifact, options));
   NIBBLE_RETURN_IF_ERROR(exporter->write(artifact, output, options));
-  // Their caches are their own; what the artifact says of its cache goes no further.
+  // The caches of most are their user's choice; what the artifact says of its goes no
+  // further than to the two that know calibrated scales.
   const std::vector<ProgramState>& states = artifact.program.states;
-  if (!states.empty() && !states[0].scheme.is_f32() &&
-      std::string_view(exporter->name) != "nibble") {
+  const StaticCaches caches = static_caches(artifact.program);
+  const bool held =
+      to == "nibble" || (to == "compressed-tensors" && !caches.empty()) ||
+      (to == "modelopt" && !caches.empty() && static_cache_code(caches) == Element::e4m3);
+  if (!states.empty() && !states[0].scheme.is_f32() && !held) {
     note(cat("the artifact's KV cache is ", to_string(states[0].scheme), "; ",
              exporter->name, " does not hold that, its user decides"));
   }

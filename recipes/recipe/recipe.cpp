@@ -6,6 +6,7 @@
 #include <set>
 
 #include "kernels/base/file.h"
+#include "kernels/scheme/kv_scheme.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/settings.h"
 #include "recipes/report/embedded_files.h"
@@ -166,9 +167,17 @@ class Parser {
     }
     // The names' sizes depend on the model's heads; whether they are names does not.
     if (const auto kv = parse_kv_scheme(recipe_->kv, 1, 64); !kv.ok()) {
-      return wrong(place_of("kv"), "kv takes what a KV cache can be stored as; found '",
-                   recipe_->kv, "' (", kv.status().message(),
-                   "); allowed: f32, f16, bf16, int8, fp8, int4, a scheme, KEYS,VALUES");
+      return wrong(
+          place_of("kv"), "kv takes what a KV cache can be stored as; found '",
+          recipe_->kv, "' (", kv.status().message(),
+          "); allowed: f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, "
+          "a scheme, KEYS,VALUES");
+    } else if (recipe_->kind != "ptq" && is_static_kv(*kv)) {
+      return wrong(place_of("kv"),
+                   "kv: training quantizes each position by scales of its own; found '",
+                   recipe_->kv,
+                   "'; allowed: f32, f16, bf16, int8, fp8, int4, a scheme "
+                   "whose blocks are positions, KEYS,VALUES");
     }
     if (recipe_->kind == "qat" && recipe_->train.steps == 0 &&
         recipe_->train.epochs == 0 && recipe_->blocks.epochs == 0) {
@@ -436,8 +445,14 @@ std::vector<std::string> comma_list(const std::string& text) {
 
 std::vector<std::string> Recipe::transform_list() const { return comma_list(transforms); }
 
+bool Recipe::kv_needs_calibration() const {
+  const Result<KvScheme> scheme = parse_kv_scheme(kv, 1, 64);
+  return scheme.ok() && ((is_static_kv(scheme->keys) && scheme->key_scale == 0) ||
+                         (is_static_kv(scheme->values) && scheme->value_scale == 0));
+}
+
 bool Recipe::needs_calibration() const {
-  if (static_activations || is_mixed()) return true;
+  if (static_activations || is_mixed() || kv_needs_calibration()) return true;
   for (const std::string& name : transform_list()) {
     if (transform_needs_inputs(name)) return true;
   }

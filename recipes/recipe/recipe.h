@@ -106,6 +106,7 @@ struct Recipe {
   std::vector<std::string> transform_list() const;
   bool uses_method(const std::string& name) const;
   bool needs_calibration() const;  // a method or an observer looks at data
+  bool kv_needs_calibration() const;  // kv is static and brings no scale
 };
 
 // overrides: "KEY=VALUE" with a dotted key ("train.steps=60"); "seed" is train.seed.

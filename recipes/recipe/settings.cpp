@@ -216,7 +216,8 @@ std::vector<Setting> make_settings() {
        "fewer are an error; 0: such experts (under 32) are rounded to nearest",
        NIBBLE_TARGET(minimum_tokens_per_expert)},
       {"kv", "", 0, 0, kQuantizing,
-       "KV caches: f32, f16, bf16, int8, fp8, int4, a scheme, or KEYS,VALUES",
+       "KV caches: f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, a scheme, "
+       "or KEYS,VALUES",
        NIBBLE_TARGET(kv)},
       {"qat.learn_weight_scale", "", 0, 0, kQat, "LSQ on weights",
        NIBBLE_TARGET(learn_weight_scale)},

@@ -11,6 +11,7 @@
 #include "kernels/base/memory.h"
 #include "kernels/base/parallel.h"
 #include "ptq/calibrate.h"
+#include "ptq/calibration/kv_ranges.h"
 #include "ptq/calibration/pooled_allocator.h"
 #include "ptq/distributed/ranks.h"
 #include "ptq/stream.h"
@@ -107,6 +108,13 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                  bytes_text(memory.evaluation), "; found --memory ",
                  bytes_text(request.memory), "; allow more, or leave the gate out");
   }
+  if (!memory.evaluates && recipe.kv_needs_calibration()) {
+    return error(StatusCode::resource_exhausted,
+                 "[quantize] kv: a static scale is found by running the artifact, which "
+                 "takes about ",
+                 bytes_text(memory.evaluation), "; found --memory ",
+                 bytes_text(request.memory), "; allow more, or say kv=fp8 or kv=int8");
+  }
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
@@ -130,6 +138,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
+  NIBBLE_RETURN_IF_ERROR(calibrate_kv_scales(frozen, calibration.sequences));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
   NIBBLE_RETURN_IF_ERROR(check_artifact(frozen));
   NIBBLE_RETURN_IF_ERROR(check_ledger(frozen.ledger, frozen.program));

@@ -134,6 +134,35 @@ Seeds seeds_of(const std::string& reader) {
                               model("uint4/g32@uint6/g256@f16+m/g32@uint6/g256@f16", 1))},
             {"inputs", exported("nibble", model("int8n/r@f32", 1, "int8n/r@f32", true))}};
   }
+  if (reader == "onnx") {
+    const auto onnx = [](const Artifact& artifact) {
+      const fs::path directory = sample::fresh_directory("onnx");
+      const Status written =
+          sample::take(find_exporter("onnx"))->write(artifact, directory, {});
+      EXPECT_TRUE(written.ok()) << written.message();
+      const std::string bytes = contents(directory / "model.onnx");
+      fs::remove_all(directory);
+      return bytes;
+    };
+    const auto without_description = [](const std::string& bytes) {
+      onnx::ModelProto model;
+      EXPECT_TRUE(model.ParseFromString(bytes));
+      model.clear_metadata_props();
+      return model.SerializeAsString();
+    };
+    const std::string net = onnx(sample::residual_net(3));
+    const sample::LlamaSize tiny{.vocabulary = 16,
+                                 .hidden = 16,
+                                 .heads = 2,
+                                 .kv_heads = 1,
+                                 .head_dim = 8,
+                                 .intermediate = 32,
+                                 .layers = 1,
+                                 .context = 8};
+    return {{"net", net},
+            {"foreign_net", without_description(net)},
+            {"decoder", onnx(sample::quantized(sample::llama(tiny, 3), "int4/g16@f32"))}};
+  }
   if (reader == "safetensors") {
     const std::string gptq = exported("gptq", model("int4/g32@f16", 32));
     const std::string file =

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "export/assemble.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/file.h"
 #include "kernels/base/json.h"
@@ -259,7 +260,7 @@ TEST_F(CompressedTensors, ReadsWhatOthersWrite) {
   const Status same = check_decoded(artifact, decoded);
   EXPECT_TRUE(same.ok()) << same.message();
   EXPECT_EQ(decoded.ignored.count("layers.0.attn.k_scale"), 1u);
-  EXPECT_EQ(decoded.ignored.count("kv_cache_scheme"), 1u);
+  EXPECT_EQ(decoded.caches.size(), 0u);  // keys alone say nothing
 
   // Act-order: column c belongs to the group that weight_g_idx says.
   const int64_t cols = artifact.packed.begin()->second.cols;
@@ -275,6 +276,66 @@ TEST_F(CompressedTensors, ReadsWhatOthersWrite) {
   const auto& order = ordered.permutations.at("layers.0.proj.weight");
   EXPECT_EQ(order.front(), cols - 8);  // the first of the last eight, now group 0
   EXPECT_EQ(order.back(), 7);
+}
+
+TEST_F(CompressedTensors, HoldsCalibratedCaches) {
+  const auto linear = [](const Node& node) { return node.op == "linear"; };
+  Artifact artifact =
+      sample::quantized(sample::llama({.tied = false}, 67), "int4/g16@f32", linear);
+  const auto with = [&](const char* text) {
+    for (size_t i = 0; i < artifact.program.states.size(); ++i) {
+      KvScheme& scheme = artifact.program.states[i].scheme;
+      scheme = *parse_kv_scheme(text, 1, 1);
+      if (scheme.key_scale > 0) scheme.key_scale += static_cast<float>(i);
+    }
+  };
+  const std::string module = "model.layers.1.self_attn";
+  for (const char* text : {"e4m3/t@bf16=0.0625,e4m3/t@f32=0.1", "int8/t@f32=0.3"}) {
+    with(text);
+    ASSERT_TRUE(write(artifact).ok());
+    const Json scheme = config().at("quantization_config").at("kv_cache_scheme");
+    EXPECT_EQ(scheme.at("type"), text[0] == 'e' ? "float" : "int");
+    EXPECT_EQ(scheme.at("num_bits"), 8);
+    EXPECT_EQ(tensors().at(module + ".v_scale").shape, std::vector<int64_t>{1});
+    const Decoded decoded = take(exporter_->read(directory_));
+    EXPECT_EQ(decoded.ignored.size(), 0u);
+    const KvScheme& wrote = artifact.program.states[1].scheme;
+    const KvScheme& read = decoded.caches.at(module);
+    EXPECT_EQ(read.key_scale, wrote.key_scale);
+    EXPECT_EQ(read.value_scale, wrote.value_scale);
+    EXPECT_EQ(read.keys.code, wrote.keys.code);
+    EXPECT_EQ(decoded.caches.size(), artifact.program.states.size());
+    // And as a model: its caches are what the checkpoint says.
+    Artifact model;
+    model.program = artifact.program;
+    for (ProgramState& state : model.program.states) state.scheme = {};
+    ASSERT_TRUE(assemble(decoded, "compressed-tensors", model).ok());
+    EXPECT_EQ(model.program.states[1].scheme, read);
+    model.program.states.pop_back();
+    EXPECT_THAT(assemble(decoded, "compressed-tensors", model).message(),
+                HasSubstr("has no such attention; found scales of its KV cache"));
+  }
+  // Not calibrated, of two kinds, or with scales of their own: left to the user.
+  for (const char* text : {"fp8-static", "e4m3/t@f32=1,int8/t@f32=1", "int8"}) {
+    with(text);
+    ASSERT_TRUE(write(artifact).ok());
+    EXPECT_TRUE(config().at("quantization_config").at("kv_cache_scheme").is_null());
+    EXPECT_EQ(take(exporter_->read(directory_)).caches.size(), 0u);
+  }
+  // Others' files: a scheme that is not static; a scale that is none.
+  with("e4m3/t@f32=0.1");
+  ASSERT_TRUE(write(artifact).ok());
+  Json json = config();
+  auto stored = tensors();
+  json["quantization_config"]["kv_cache_scheme"]["dynamic"] = true;
+  rewrite(stored, json);
+  EXPECT_EQ(take(exporter_->read(directory_)).ignored.count("kv_cache_scheme"), 1u);
+  json["quantization_config"]["kv_cache_scheme"]["dynamic"] = false;
+  stored[module + ".k_scale"] = make_tensor({1}, std::vector<float>{0});
+  rewrite(stored, json);
+  const Decoded decoded = take(exporter_->read(directory_));
+  EXPECT_EQ(decoded.caches.count(module), 0u);
+  EXPECT_EQ(decoded.ignored.count(module + ".k_scale"), 1u);
 }
 
 // A tied table: its lm_head stays float with it.

@@ -117,6 +117,23 @@ TEST_F(ModelOpt, Nvfp4OfThePackage) {
   EXPECT_EQ(decoded.ignored.count(cat(kLayer, ".input_scale")), 1u);
 }
 
+TEST_F(ModelOpt, HoldsCalibratedFp8Caches) {
+  Artifact artifact = sample::quantized(
+      sample::llama({.tied = false}, 68), "e2m1/g16@e4m3/t@f32",
+      [](const Node& node) { return node.op == "linear" && node.name != "lm_head"; });
+  for (ProgramState& state : artifact.program.states)
+    state.scheme = *parse_kv_scheme("e4m3/t@bf16=0.0625,e4m3/t@f32=0.1", 1, 1);
+  ASSERT_TRUE(write(artifact).ok());
+  const auto stored = tensors();
+  EXPECT_EQ(take(to_float(stored.at("model.layers.0.self_attn.k_proj.k_scale"))),
+            std::vector<float>{0.0625f});
+  EXPECT_EQ(stored.at("model.layers.0.self_attn.v_proj.v_scale").shape.size(), 0u);
+  const Decoded decoded = take(exporter_->read(directory_));
+  EXPECT_EQ(decoded.caches.size(), artifact.program.states.size());
+  EXPECT_EQ(decoded.caches.at("model.layers.0.self_attn").value_scale, 0.1f);
+  EXPECT_EQ(decoded.ignored.size(), 0u);
+}
+
 TEST_F(ModelOpt, SaysFirstWhatItCannotHold) {
   EXPECT_THAT(refusal({.schemes = {"int4/g16@f16"}, .multiple = 16}),
               HasSubstr("uses int4/g16@f16; of ModelOpt's formats e4m3/t@f32 (FP8) and "

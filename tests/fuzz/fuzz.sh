@@ -4,7 +4,8 @@
 #   fuzz.sh READER [SECONDS]     300 seconds by default; readers: tests/fuzz/readers.h
 #   fuzz.sh all [SECONDS]        every folder of tests/fuzz/corpus, one after the other
 #
-# Needs clang++ and its run-time libraries (Debian: clang libclang-rt-14-dev), else exits 77.
+# Needs clang++ and its run-time libraries (Debian: clang libclang-rt-14-dev), and a build of any
+# preset, which made ONNX's protobuf sources; else exits 77.
 # New inputs stay in build/fuzz/READER/corpus; one that breaks the reader is left in
 # build/fuzz/READER as crash-*: put it into tests/fuzz/corpus/READER, which the tests replay.
 set -euo pipefail
@@ -21,14 +22,18 @@ clang=$(command -v clang++ || command -v clang++-14) || { echo "clang++ is requi
 runtime=$($clang -print-file-name=libclang_rt.fuzzer-x86_64.a)
 [[ -f $runtime || -f $($clang --print-resource-dir)/lib/linux/libclang_rt.fuzzer-x86_64.a ]] ||
   { echo "clang's libFuzzer is required (Debian: libclang-rt-14-dev)" >&2; exit 77; }
+generated=$(ls -dt build/*/generated 2> /dev/null | head -n 1)
+[[ -f $generated/onnx.pb.cc ]] || { echo "a build is required (cmake --preset release; its nibble target)" >&2; exit 77; }
 out=build/fuzz/$reader objects=build/fuzz/objects
 mkdir -p "$objects" "$out/corpus"
-flags=(-std=c++20 -I. -O1 -g1 -ffp-contract=off -fsanitize=address,undefined,fuzzer-no-link
+flags=(-std=c++20 -I. -isystem "$generated" -O1 -g1 -ffp-contract=off -fsanitize=address,undefined,fuzzer-no-link
   -fno-sanitize-recover=undefined)
 sources=(kernels/base/*.cpp kernels/scheme/*.cpp kernels/packing/*.cpp kernels/artifact/*.cpp
   kernels/tokenizer/*.cpp kernels/program/*.cpp kernels/ops/rope/*.cpp export/ggml/*.cpp
   export/gguf/*.cpp export/huggingface/checkpoint.cpp export/formats/gguf_metadata.cpp
-  export/formats/{nibble,compressed_tensors,gptq,awq,bitsandbytes,fp8,modelopt}_read.cpp)
+  export/huggingface/static_caches.cpp export/assemble.cpp "$generated/onnx.pb.cc"
+  export/onnx/{description,described_model,onnx_graph,formula,symbolic,import*}.cpp
+  export/formats/{nibble,compressed_tensors,gptq,awq,bitsandbytes,fp8,modelopt,onnx}_read.cpp)
 # load_model and gguf reach for the writers; the fuzzed readers do not.
 for source in recipes/models/*.cpp; do
   [[ $source == */load_model.cpp || $source == */gguf.cpp ]] || sources+=("$source")
@@ -45,9 +50,9 @@ rm -f "$out/library.a"
 for source in "${sources[@]}"; do echo "$objects/$(tr / _ <<< "$source").o"; done | xargs ar rcs "$out/library.a"
 # shellcheck disable=SC2086
 $clang "${flags[@]}" -fsanitize=fuzzer "-DNIBBLE_FUZZED=\"$reader\"" tests/fuzz/fuzzer.cpp "$out/library.a" \
-  -lcrypto -lutf8proc -lpcre2-8 -lpthread -o "$out/fuzzer"
+  -lcrypto -lutf8proc -lpcre2-8 -lprotobuf -lpthread -o "$out/fuzzer"
 # The files of a directory's reader go to memory.
 if [[ -d /dev/shm ]]; then export TMPDIR=/dev/shm; fi
 cd "$out"
-./fuzzer -max_total_time="$seconds" -max_len=20000 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+./fuzzer -max_total_time="$seconds" -max_len=50000 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
   corpus "../../../tests/fuzz/corpus/$reader"

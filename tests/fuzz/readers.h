@@ -7,9 +7,11 @@
 //   gguf            the file
 //   safetensors     model.safetensors.index.json (may be empty), the shard
 //   compressed_tensors, gptq, awq, bitsandbytes, fp8, modelopt    config.json,
-//   model.safetensors nibble          manifest.json, config.json, model.safetensors;
-//   checksums are made right, so
-//                   that what lies behind them is reached
+//                   model.safetensors
+//   nibble          manifest.json, config.json, model.safetensors; checksums are made
+//                   right, so that what lies behind them is reached
+//   onnx            model.onnx; the digest in one of ours is made right, so that its
+//                   description is read
 //   config          config.json, by every architecture
 //   tokenizer       a byte for the kind, the file, and of vocab.json merges.txt after it
 //
@@ -28,12 +30,15 @@
 
 #include "export/formats/readers.h"
 #include "export/gguf/gguf_model.h"
+#include "export/onnx/description.h"
+#include "export/onnx/import.h"
 #include "kernels/artifact/artifact.h"
 #include "kernels/artifact/safetensors.h"
 #include "kernels/base/json.h"
 #include "kernels/base/sha256.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/tokenizer/tokenizer.h"
+#include "onnx.pb.h"
 #include "recipes/models/architecture.h"
 
 namespace nibble::fuzz {
@@ -164,6 +169,30 @@ inline bool nibble(const uint8_t* data, size_t size) {
   return artifact.ok() && decodes;
 }
 
+inline std::string with_its_digest(const uint8_t* data, size_t size) {
+  std::string bytes(reinterpret_cast<const char*>(data), size);
+  ::onnx::ModelProto model;
+  if (!model.ParseFromString(bytes)) return bytes;
+  const auto digest = graph_digest(model, std::filesystem::temp_directory_path());
+  bool has = false;
+  for (auto& entry : *model.mutable_metadata_props()) {
+    if (entry.key() != kDigestKey || !digest.ok()) continue;
+    entry.set_value(*digest);
+    has = true;
+  }
+  return has ? model.SerializeAsString() : bytes;
+}
+
+inline bool onnx(const uint8_t* data, size_t size) {
+  const auto file =
+      directory_of({{"model.onnx", with_its_digest(data, size)}}) / "model.onnx";
+  const auto graph = import_onnx(file);
+  const auto described = read_described(file);
+  (void)packs(read_onnx_file(file));
+  return (graph.ok() && check_program(graph->program).ok()) ||
+         (described.ok() && described->artifact.has_value());
+}
+
 inline bool config(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
   bool any = false;
@@ -214,6 +243,7 @@ inline const std::vector<Reader>& readers() {
       {"fp8", quantized_directory<read_fp8>},
       {"modelopt", quantized_directory<read_modelopt>},
       {"nibble", nibble},
+      {"onnx", onnx},
       {"config", config},
       {"tokenizer", tokenizer}};
   return all;

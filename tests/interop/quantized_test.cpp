@@ -21,6 +21,7 @@ struct Case {
   const char* input = "";  // of every layer
   bool loads = true;       // transformers does
   const char* other = "";  // of down_proj layers
+  const char* cache = "";  // of keys and values
 };
 
 // transformers loads GPTQ and AWQ with packages that need a GPU's toolkit to build, and
@@ -41,6 +42,9 @@ const Case kCases[] = {
     {"compressed-tensors", "e4m3/t@f32", "e4m3/t@f32"},
     {"compressed-tensors", "e4m3/t@bf16"},
     {"compressed-tensors", "e4m3/b16x32@f32"},
+    {"compressed-tensors", "int4/g32@f32", "", true, "", "e4m3/t@f32=0.01"},
+    {"compressed-tensors", "int4/g32@f32", "", true, "",
+     "int8/t@f32=0.03,int8/t@f32=0.02"},
     {"gptq", "int4/g32@f16", "", false, "int8n/r@f16"},
     {"gptq", "uint4/g32@f16+z/g32@uint4", "", false},
     {"gptq", "uint3/g32@f16+z/g32@uint3", "", false},
@@ -90,6 +94,8 @@ Artifact model_of(const Case& c, uint64_t seed) {
       artifact.layers.at(name) = other.layers.at(name);
     }
   }
+  for (ProgramState& state : artifact.program.states)
+    state.scheme = sample::take(parse_kv_scheme(*c.cache ? c.cache : "f32", 1, 1));
   if (*c.input != '\0') {
     for (auto& [name, layer] : artifact.layers) {
       ActivationScheme input{sample::take(parse_scheme(c.input)), true, 0, 0};
@@ -120,7 +126,7 @@ class Quantized : public ::testing::Test {
   std::string name_of(size_t i) const {
     const Case& c = kCases[i];
     return cat(c.format, " ", c.scheme, *c.input ? " inputs " : "", c.input,
-               *c.other ? " and " : "", c.other);
+               *c.other ? " and " : "", c.other, *c.cache ? " cache " : "", c.cache);
   }
 
   std::filesystem::path directory_;

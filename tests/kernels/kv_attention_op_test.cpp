@@ -321,13 +321,85 @@ TEST(KvScheme, NamesAndTexts) {
   const auto refused = [](const char* name) {
     return parse_kv_scheme(name, 2, 64).status().message();
   };
-  EXPECT_THAT(refused("int9"), HasSubstr("[kv] int9: f32, f16, bf16, int8, fp8, int4, a "
-                                         "scheme or KEYS,VALUES was required"));
-  EXPECT_THAT(refused("int8/t@f32"), HasSubstr("found one that needs every position"));
+  EXPECT_THAT(refused("int9"), HasSubstr("[kv] int9: f32, f16, bf16, int8, fp8, int4, "
+                                         "int8-static, fp8-static, a scheme or "
+                                         "KEYS,VALUES was required"));
+  EXPECT_THAT(refused("uint8/t@f32"), HasSubstr("found one that needs every position"));
+  EXPECT_THAT(refused("int8/t@f32+z/t@int8"), HasSubstr("needs every position"));
+  EXPECT_THAT(refused("int8/t@e4m3"), HasSubstr("needs every position"));
   EXPECT_THAT(refused("e2m1/g16@e4m3/t@f32"), HasSubstr("needs every position"));
   EXPECT_THAT(refused("nf4/g64@dyn8+o/g64@f32"), HasSubstr("leave +o out"));
   EXPECT_THAT(refused("int4/b32x1@uint6/b64x1@f16"), HasSubstr("found 32 and 64"));
   EXPECT_THAT(refused("int4/g16@uint6/b32x16@f16"), HasSubstr("found both"));
+}
+
+TEST(KvScheme, StaticOnesBringTheirScales) {
+  EXPECT_EQ(to_string(*parse_kv_scheme("fp8-static", 2, 64)), "e4m3/t@bf16");
+  EXPECT_EQ(to_string(*parse_kv_scheme("int8-static", 2, 64)), "int8/t@bf16");
+  const std::string text = "e4m3/t@f32=0.1,int8/t@bf16=0.0625";
+  const KvScheme scheme = *parse_kv_scheme(text, 2, 64);
+  EXPECT_EQ(scheme.key_scale, 0.1f);
+  EXPECT_EQ(scheme.value_scale, 0.0625f);
+  EXPECT_EQ(to_string(scheme), text);
+  EXPECT_TRUE(is_static_kv(scheme));
+  EXPECT_FALSE(is_static_kv(*parse_kv_scheme("int8", 2, 64)));
+  for (const char* wrong :
+       {"int8/t@bf16=0.1", "int8/t@f32=0", "int8/t@f32=-1", "int8/t@f32=1x",
+        "int8/t@f32=", "int8/t@f32=inf", "int8/r@f32=0.5", "f32=1"}) {
+    EXPECT_EQ(parse_kv_scheme(wrong, 2, 64).status().code(), StatusCode::invalid_argument)
+        << wrong;
+  }
+  // The scale that reaches a magnitude, in its element, and hardly more.
+  for (const char* name : {"int8/t@f32", "int8/t@f16", "e4m3/t@bf16", "int8n/t@bf16"}) {
+    const QuantScheme keys = parse_kv_scheme(name, 2, 64)->keys;
+    const float highest = keys.code == Element::e4m3 ? 448 : 127;
+    for (const float largest : {0.01f, 1.0f, 3.1415927f, 500.0f, 0.0f}) {
+      const float scale = static_kv_scale(keys, largest);
+      EXPECT_EQ(round_to_element(keys.scales[0].element, scale), scale);
+      if (largest == 0) {
+        EXPECT_EQ(scale, 1);
+        continue;
+      }
+      EXPECT_GE(scale * (1 + 1e-6f), largest / highest) << name << " " << largest;
+      EXPECT_LE(scale, largest / highest * 1.02f) << name << " " << largest;
+    }
+  }
+}
+
+// Codes by the definition under the one scale; what it does not reach is clamped; no
+// bytes but codes.
+TEST(KvRows, StaticScale) {
+  for (const char* text : {"int8/t@f32", "e4m3/t@bf16", "int4/t@f16"}) {
+    const QuantScheme scheme = parse_kv_scheme(text, 2, 20)->keys;
+    EXPECT_THAT(KvRows::create(scheme, 8, 40).status().message(),
+                HasSubstr("a calibrated scale is required; found none"));
+    const float scale = 0.0625f;
+    KvRows rows = *KvRows::create(scheme, 8, 40, scale);
+    EXPECT_EQ(rows.bytes(), 8 * 40 * element_info(scheme.code).bits / 8) << text;
+    EXPECT_EQ(KvRows::bytes_for(scheme, 8, 40), rows.bytes());
+    std::vector<float> x(8 * 40);
+    SplitMix64 random(7);
+    for (float& v : x) v = static_cast<float>(random.uniform() - 0.5) * 3;
+    x[3] = 1e5f;
+    x[44] = -1e5f;
+    ASSERT_TRUE(rows.append({x.data(), 3, 40}).ok());
+    ASSERT_TRUE(rows.append({x.data() + 3 * 40, 5, 40}).ok());
+    CodedMatrix q{scheme, 8, 40, {}, {{1, 1, {scale}}}, {}};
+    std::vector<float> expected(x.size()), found(x.size());
+    ASSERT_TRUE(quantize({x.data(), 8, 40}, q).ok());
+    ASSERT_TRUE(dequantize(q, {expected.data(), 8, 40}).ok());
+    EXPECT_LE(expected[3], scale * 448);
+    for (const KvAttentionKernel& kernel : kv_attention_kernels()) {
+      if (!this_cpu_has(kernel.flags)) continue;
+      std::fill(found.begin(), found.end(), kPoison);
+      rows.read(kernel.decode, 0, 0, {found.data(), 8, 40});
+      EXPECT_EQ(found, expected) << text << " " << kernel.name;
+    }
+    rows.truncate(2);
+    EXPECT_EQ(rows.length(), 2);
+    const float bad[40] = {kPoison};
+    EXPECT_EQ(rows.append({bad, 1, 40}).code(), StatusCode::out_of_range);
+  }
 }
 
 // What the short names promise, partial block included, at a context of 1,024.

@@ -107,6 +107,7 @@ TEST(ProgramText, RoundTripsAnyNameAndAttribute) {
         return std::vector<int64_t>(random.below(4), -3);
     }
   };
+  const char* const kCaches[] = {"int4", "f32,int8", "fp8-static,e4m3/t@f32=0.1"};
   for (int i = 0; i < 500; ++i) {
     Program program;
     program.architecture = text();
@@ -114,8 +115,7 @@ TEST(ProgramText, RoundTripsAnyNameAndAttribute) {
     program.inputs = {{text(), DType::bf16, {text(), "3"}}};
     program.states = {{text(), 3, 4}};
     if (random.below(2) == 0) {
-      program.states[0].scheme =
-          *parse_kv_scheme(random.below(2) == 0 ? "int4" : "f32,int8", 3, 4);
+      program.states[0].scheme = *parse_kv_scheme(kCaches[random.below(3)], 3, 4);
     }
     Node node{"any op", text(), static_cast<int>(random.below(5)) - 1, {text()}, {text()},
               {},       {}};
@@ -141,7 +141,7 @@ TEST(ProgramText, StatesSayHowTheyAreStored) {
             std::string::npos)
       << printed;
   std::string wrong = printed;
-  wrong.replace(wrong.find("int8n/g64@f16"), 13, "int8n/t@f16");
+  wrong.replace(wrong.find("int8n/g64@f16"), 13, "int8n/c@f16");
   const Status status = parse_program(wrong).status();
   EXPECT_EQ(status.code(), StatusCode::invalid_argument);
   EXPECT_NE(status.message().find("needs every position"), std::string::npos)

@@ -138,6 +138,52 @@ TEST_F(CliQuality, AnArtifactKeepsItsKvCacheAndItsLayersCost) {
   EXPECT_EQ(wrong.code, 2);
 }
 
+TEST_F(CliQuality, AStaticCacheHasItsScalesFromCalibration) {
+  SKIP_WITHOUT_TORCH();
+  const std::vector<std::string> fp8 = {"--set", "kv=fp8-static", "--json"};
+  const Outcome none = run(quantize("w8a16", mine("none")), fp8);
+  EXPECT_EQ(none.code, 7) << none.error;
+  EXPECT_THAT(none.error, HasSubstr("calibration data is required; found none"));
+  const auto with_text = [&](const char* recipe, const std::string& output) {
+    std::vector<std::string> words = quantize(recipe, output);
+    words.insert(words.end(),
+                 {"--calibration", at("heldout.txt"), "--set", "calibration.sequences=8",
+                  "--set", "calibration.length=64"});
+    return words;
+  };
+  const Json made = parsed(run(with_text("w8a16", mine("fp8")), fp8));
+  EXPECT_THAT(std::string(made["after"]["kv_cache"]["scheme"]),
+              ::testing::StartsWith("e4m3/t@bf16="));
+  // Loose enough for f32's logits, tight enough that scales cannot be wrong by much.
+  EXPECT_LT(made["after"]["kl"], 0.05);
+  const auto figures = [&](const std::string& model,
+                           const std::vector<std::string>& more) {
+    std::vector<std::string> words = {"evaluate",        model,         "--text",
+                                      at("heldout.txt"), "--reference", at("model"),
+                                      "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    return parsed(run(words));
+  };
+  const Json own = figures(mine("fp8"), {});
+  EXPECT_NE(own["kl"], figures(mine("fp8"), {"--kv", "f32"})["kl"]);
+  // The checkpoint that other runtimes load says the same, and reads back as the same.
+  parsed(run({"export", mine("fp8"), "--to", "compressed-tensors", "--output",
+              mine("exported"), "--json"}));
+  // Rows in transformers' order add up in another one.
+  EXPECT_NEAR(figures(mine("exported"), {})["kl"], own["kl"], 1e-5);
+  const Outcome trained =
+      run({"train", at("model"), "--recipe", "w4a16-qat", "--data", at("heldout.txt"),
+           "--set", "kv=int8-static", "--output", mine("trained")});
+  EXPECT_EQ(trained.code, 2);
+  EXPECT_THAT(trained.error,
+              HasSubstr("training quantizes each position by scales of its "
+                        "own; found 'int8-static'"));
+  const Outcome bare = run({"generate", at("model"), "--prompt", "Once", "--tokens", "2",
+                            "--kv", "fp8-static"});
+  EXPECT_NE(bare.code, 0);
+  EXPECT_THAT(bare.error, HasSubstr("a calibrated scale is required; found none"));
+}
+
 TEST_F(CliQuality, AGateThatIsNotMetKeepsTheNameFree) {
   SKIP_WITHOUT_TORCH();
   const Outcome rejected =

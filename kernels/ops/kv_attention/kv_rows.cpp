@@ -67,10 +67,17 @@ float KvRows::Level::value(int64_t row, int64_t column) const {
                                               element_info(level.element).bits, index));
 }
 
-Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity,
-                              int64_t width) {
+Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity, int64_t width,
+                              float scale) {
   NIBBLE_RETURN_IF_ERROR(validate_kv_scheme(scheme));
+  const bool is_static = is_static_kv(scheme);
+  if (is_static && !(scale > 0))
+    return error(StatusCode::failed_precondition, "[kv] ", to_string(scheme),
+                 ": a calibrated scale is required; found none; quantize with --set "
+                 "kv=fp8-static and calibration text, or write it: ",
+                 to_string(scheme), "=0.05");
   KvRows rows;
+  rows.scale_ = scale;
   rows.scheme_ = scheme;
   rows.capacity_ = capacity;
   rows.width_ = width;
@@ -86,7 +93,7 @@ Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity,
           static_cast<size_t>(stored / rows.positions_ * to.back().row_bytes));
     }
   };
-  add(scheme.scales, rows.scales_);
+  if (!is_static) add(scheme.scales, rows.scales_);
   add(scheme.offsets, rows.offsets_);
   if (rows.positions_ > 1)
     rows.partial_.resize(static_cast<size_t>(rows.positions_ * width));
@@ -97,6 +104,7 @@ int64_t KvRows::bytes_for(const QuantScheme& scheme, int64_t capacity, int64_t w
   const int64_t positions = kv_block_positions(scheme);
   const int64_t blocks = capacity / positions;
   int64_t total = blocks * positions * packed_row_bytes(scheme.code, width);
+  if (is_static_kv(scheme)) return total;
   for (const std::vector<ScaleLevel>* levels : {&scheme.scales, &scheme.offsets}) {
     for (const ScaleLevel& level : *levels)
       total += blocks * packed_level_bytes(level, positions, width);
@@ -114,7 +122,10 @@ int64_t KvRows::bytes() const {
 }
 
 Status KvRows::store(MatrixView<const float> x, int64_t first) {
-  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, scheme_, ScaleRule{}));
+  CodedMatrix q{scheme_, x.rows, x.cols, {}, {{1, 1, {scale_}}}, {}};
+  if (!is_static_kv(scheme_)) {
+    NIBBLE_ASSIGN_OR_RETURN(q, choose_scales(x, scheme_, ScaleRule{}));
+  }
   NIBBLE_RETURN_IF_ERROR(quantize(x, q));
   NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, {x.rows, x.cols}));
   std::memcpy(codes_.data() + first * row_bytes_, packed.codes.data(),
@@ -193,6 +204,7 @@ void KvRows::truncate(int64_t length) {
 
 void KvRows::expand_block(int64_t block, int64_t column, int64_t count, float* scales,
                           float* offsets) const {
+  if (scale_ > 0) std::fill_n(scales, count, scale_);
   const auto expand = [&](const std::vector<Level>& levels, float* out) {
     for (size_t k = 0; k < levels.size(); ++k) {
       for (int64_t c = column; c < column + count;) {

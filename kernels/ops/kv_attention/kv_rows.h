@@ -2,6 +2,7 @@
 // KV cache can have (kernels/scheme/kv_scheme.h).
 //
 //   stored row t = pack(quantize(x[t], choose_scales(x[t])))     r, gN blocks, absmax
+//   stored row t = pack(quantize(x[t], s))                       a t block, s given
 //   stored rows b T .. b T + T - 1 likewise together             bTxC blocks, once all
 //   are
 //                                                                there; f16 before that
@@ -15,7 +16,8 @@
 // quantized, where tokens that came one by one would have seen their newest block in f16.
 //
 // append: out_of_range: a value is not finite, or too large for f16 scales or the f16 of
-// a partial block (names the row). create: unsupported, invalid_argument: the scheme's.
+// a partial block (names the row). create: unsupported, invalid_argument: the scheme's;
+// failed_precondition: a static scheme without its scale.
 // truncate into a completed block brings back its values as they were stored.
 // Memory is taken at create, for `capacity` rows. Reading is safe from any thread.
 #pragma once
@@ -32,8 +34,9 @@ struct KvDecodeIsa;
 
 class KvRows {
  public:
-  static Result<KvRows> create(const QuantScheme& scheme, int64_t capacity,
-                               int64_t width);
+  // scale: of a static scheme, else 0.
+  static Result<KvRows> create(const QuantScheme& scheme, int64_t capacity, int64_t width,
+                               float scale = 0);
 
   Status append(MatrixView<const float> x);
   void truncate(int64_t length);
@@ -42,6 +45,7 @@ class KvRows {
   int64_t capacity() const { return capacity_; }
   int64_t width() const { return width_; }
   const QuantScheme& scheme() const { return scheme_; }
+  float scale() const { return scale_; }
   // Codes, scales, offsets and the partial block, for the whole capacity; and what they
   // would be of such rows, without taking the memory.
   int64_t bytes() const;
@@ -71,6 +75,7 @@ class KvRows {
   QuantScheme scheme_;
   int64_t capacity_ = 0, width_ = 0, length_ = 0;
   int64_t positions_ = 1;  // that share scales
+  float scale_ = 0;        // of every position, where the scheme is static
   int64_t row_bytes_ = 0;
   std::vector<uint8_t> codes_;
   std::vector<Level> scales_, offsets_;
