@@ -103,7 +103,8 @@ Status fit_images(const Artifact& model, const std::filesystem::path& directory,
   if (images.count > kMostBytes / size) {
     return error(StatusCode::resource_exhausted, "[data] ", directory.string(),
                  ": at most ", kMostBytes / size, " images of ", height, " x ", width,
-                 " fit 2 GiB; found ", images.count, "; limit their number");
+                 " fit 2 GiB; found ", images.count,
+                 "; take fewer: --set data.images to train on, --limit to evaluate");
   }
   ImageSet fitted = images;
   fitted.height = height, fitted.width = width;

@@ -27,16 +27,24 @@ std::string some_names(const std::vector<Layer>& layers) {
   return text;
 }
 
+// Which layer is first and last is the program's to say, however a checkpoint names them.
+bool matches(const LayerRule& rule, const Layer& layer,
+             const std::vector<Layer>& layers) {
+  if (rule.pattern == "$first") return layer.name == layers.front().name;
+  if (rule.pattern == "$last") return layer.name == layers.back().name;
+  return glob_matches(rule.pattern, layer.name);
+}
+
 Status check_patterns(const Recipe& recipe, const std::vector<Layer>& layers) {
   for (const LayerRule& rule : recipe.layers) {
     if (rule.optional) continue;
-    bool matches = false;
+    bool any = false;
     std::vector<std::string> names;
     for (const Layer& layer : layers) {
-      matches = matches || glob_matches(rule.pattern, layer.name);
+      any = any || matches(rule, layer, layers);
       names.push_back(layer.name);
     }
-    if (matches) continue;
+    if (any) continue;
     return wrong(place_of(recipe, rule), "a pattern must match a layer; found '",
                  rule.pattern, "', which matches none", did_you_mean(rule.pattern, names),
                  "; allowed: ", some_names(layers));
@@ -44,9 +52,10 @@ Status check_patterns(const Recipe& recipe, const std::vector<Layer>& layers) {
   return ok_status();
 }
 
-const LayerRule* rule_of(const Recipe& recipe, const std::string& node) {
+const LayerRule* rule_of(const Recipe& recipe, const Layer& layer,
+                         const std::vector<Layer>& layers) {
   for (const LayerRule& rule : recipe.layers) {
-    if (glob_matches(rule.pattern, node)) return &rule;
+    if (matches(rule, layer, layers)) return &rule;
   }
   return nullptr;
 }
@@ -281,7 +290,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   NIBBLE_ASSIGN_OR_RETURN(const Ends ends, Ends::of(recipe, program));
   bool quantizes = false;
   for (const Layer& each : layers) {
-    const LayerRule* rule = rule_of(recipe, each.name);
+    const LayerRule* rule = rule_of(recipe, each, layers);
     if (rule == nullptr) {
       return wrong(recipe.source, "every layer is decided by a pattern; found ",
                    each.name,

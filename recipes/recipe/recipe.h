@@ -22,7 +22,8 @@ namespace nibble {
 
 // One entry of `layers`; the first whose pattern matches a layer's node name decides it.
 struct LayerRule {
-  std::string pattern;  // glob over node names: "model.layers.*.mlp.*", "*"
+  // Glob over node names ("model.layers.*.mlp.*", "*"), or $first, $last: the program's.
+  std::string pattern;
   std::string
       weight;  // scheme text; "float" keeps the layer's own dtype; "" = the recipe's
   std::string method;          // rtn | gptq; "" = the recipe's
@@ -88,6 +89,7 @@ struct Recipe {
   bool data_per_line = false;   // text: each line alone
   int64_t data_min_chars = 0;
   bool data_append_eos = false;  // per_line: each whole line ends with EOS
+  int64_t data_images = 0;       // to train on, at most; 0: all
   bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
 
   std::string kv = "f32";  // what KV caches are stored as: kernels/scheme/kv_scheme.h

@@ -137,7 +137,8 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
   const int64_t length = training_length(request.recipe, model);
   LoadedData split;
   NIBBLE_ASSIGN_OR_RETURN(
-      split.train, load_run_data(request, model, request.data, length, Split::train, 0));
+      split.train, load_run_data(request, model, request.data, length, Split::train,
+                                 request.recipe.data_images));
   const int64_t count = split.train.count();
   int64_t spare = count / 20;
   if (request.recipe.evaluation_sequences > 0) {

@@ -31,7 +31,7 @@ flags=(-std=c++20 -I. -isystem "$generated" -O1 -g1 -ffp-contract=off -fsanitize
 sources=(kernels/base/*.cpp kernels/scheme/*.cpp kernels/packing/*.cpp kernels/artifact/*.cpp
   kernels/tokenizer/*.cpp kernels/program/*.cpp kernels/ops/rope/*.cpp export/ggml/*.cpp
   export/gguf/*.cpp export/huggingface/checkpoint.cpp export/formats/gguf_metadata.cpp
-  export/huggingface/static_caches.cpp export/assemble.cpp "$generated/onnx.pb.cc"
+  kernels/runtime/integer_node.cpp export/huggingface/static_caches.cpp "$generated/onnx.pb.cc"
   export/onnx/{description,described_model,onnx_graph,formula,symbolic,import*}.cpp
   export/formats/{nibble,compressed_tensors,gptq,awq,bitsandbytes,fp8,modelopt,onnx}_read.cpp)
 # load_model and gguf reach for the writers; the fuzzed readers do not.

@@ -327,6 +327,21 @@ TEST(MakePlan, APatternThatMatchesNothingIsAnError) {
             "model.layers.0.o_proj, lm_head");
 }
 
+TEST(MakePlan, FirstAndLastAreTheProgramsWhateverTheirNames) {
+  const std::string yaml =
+      "name: ends\nkind: ptq\nlayers:\n  - pattern: $first\n    weight: float\n"
+      "    reason: first\n  - pattern: $last\n    weight: int8/r@f32\n"
+      "  - pattern: \"*\"\n    weight: int4/r@f32\n";
+  const Result<Plan> plan =
+      make_plan(parse_recipe(yaml, "my.yaml", {}).value(), language_model(false));
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  ASSERT_EQ(plan->layers.size(), 4u);
+  EXPECT_EQ(plan->layers[0].method, "float");
+  EXPECT_EQ(to_string(plan->layers[1].scheme.weight), "int4/r@f32");
+  EXPECT_EQ(to_string(plan->layers[2].scheme.weight), "int4/r@f32");
+  EXPECT_EQ(to_string(plan->layers[3].scheme.weight), "int8/r@f32");
+}
+
 TEST(MakePlan, ALayerThatNoPatternMatchesIsAnError) {
   const std::string yaml = replaced(kGood, "pattern: \"*\"", "pattern: \"*q_proj\"");
   const Recipe recipe = parse_recipe(yaml, "my.yaml", {}).value();
