@@ -18,6 +18,7 @@
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/transform.h"
+#include "ptq/module/dense_product.h"
 #include "ptq/module/fake_quantize.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
@@ -411,8 +412,8 @@ class LayerSolver {
     if (last.empty()) return;
     const bool prefix = plan_.gptq.quantized_prefix;
     const auto hidden = [&](const at::Tensor& x, bool quantized) {
-      return at::silu(at::linear(x, parameter(layers[0].tensor, quantized))) *
-             at::linear(x, parameter(layers[1].tensor, quantized));
+      return at::silu(dense_linear(x, parameter(layers[0].tensor, quantized))) *
+             dense_linear(x, parameter(layers[1].tensor, quantized));
     };
     for (ExpertRows& round : rounds) {
       round.inputs = hidden(round.inputs, prefix);

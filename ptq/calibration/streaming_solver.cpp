@@ -11,6 +11,7 @@
 #include "ptq/calibration/sharded_hessian.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
+#include "ptq/module/dense_product.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
@@ -439,8 +440,8 @@ void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::
   if (last.empty()) return;
   const bool prefix = plan_.gptq.quantized_prefix;
   const auto hidden = [&](const at::Tensor& x, bool quantized) {
-    return at::silu(at::linear(x, parameter(layers[0].tensor, quantized))) *
-           at::linear(x, parameter(layers[1].tensor, quantized));
+    return at::silu(dense_linear(x, parameter(layers[0].tensor, quantized))) *
+           dense_linear(x, parameter(layers[1].tensor, quantized));
   };
   for (std::vector<ExpertRows>& rounds : shards) {
     for (ExpertRows& round : rounds) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ptq/module/dense_product.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
@@ -11,7 +12,7 @@ namespace {
 
 // Rows of H made by one product. Small enough that half of H is never computed, large
 // enough for a matrix product to run at speed.
-constexpr int64_t kPanel = 128;
+constexpr int64_t kPanel = 192;
 
 int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -41,10 +42,10 @@ void Hessian::accumulate(const at::Tensor& inputs, const at::Tensor& float_input
     const at::Tensor left = inputs.narrow(1, begin, rows).t();
     upper_.narrow(0, begin, rows)
         .narrow(1, begin, columns_ - begin)
-        .add_(at::mm(left, inputs.narrow(1, begin, columns_ - begin)));
+        .add_(dense_mm(left, inputs.narrow(1, begin, columns_ - begin)));
     if (difference.defined()) {
       drift_.narrow(0, begin, rows)
-          .add_(at::mm(difference.narrow(1, begin, rows).t(), inputs));
+          .add_(dense_mm(difference.narrow(1, begin, rows).t(), inputs));
     }
   });
 }

@@ -7,6 +7,7 @@
 
 #include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
+#include "ptq/module/dense_product.h"
 #include "ptq/module/fused_ops.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/packed_linear.h"
@@ -30,14 +31,14 @@ Tensor run_position_embedding(const TorchOpCall& call) {
 }
 
 Tensor product(const TorchOpCall& call, const Tensor& x, const Tensor& weight) {
-  if (!call.bf16_products) return at::linear(x, weight);
+  if (!call.bf16_products) return dense_linear(x, weight);
   return at::linear(x.to(at::kBFloat16), weight.to(at::kBFloat16)).to(at::kFloat);
 }
 
 Tensor run_linear(const TorchOpCall& call) {
   const Tensor bias = call.parameter("bias");
   if (call.packed == nullptr && !call.bf16_products)
-    return at::linear(call.inputs[0], call.parameter("weight"), bias);
+    return dense_linear(call.inputs[0], call.parameter("weight"), bias);
   const Tensor y = call.packed != nullptr
                        ? packed_linear(call.inputs[0], call.packed, call.bf16_products)
                        : product(call, call.inputs[0], call.parameter("weight"));
