@@ -30,7 +30,7 @@ Result<DeviceBuffer> DeviceBuffer::allocate(int64_t bytes) {
   NIBBLE_RETURN_IF_ERROR(
       cuda_status("cuda", cudaMalloc(&buffer.data_, static_cast<size_t>(bytes))));
   buffer.size_ = bytes;
-  return buffer;
+  return std::move(buffer);  // nvcc moves a local only when told to
 }
 
 Result<DeviceBuffer> DeviceBuffer::copy_of(const void* data, int64_t bytes) {
@@ -38,7 +38,7 @@ Result<DeviceBuffer> DeviceBuffer::copy_of(const void* data, int64_t bytes) {
   NIBBLE_RETURN_IF_ERROR(
       cuda_status("cuda", cudaMemcpy(buffer.data_, data, static_cast<size_t>(bytes),
                                      cudaMemcpyHostToDevice)));
-  return buffer;
+  return std::move(buffer);  // nvcc moves a local only when told to
 }
 
 Status DeviceBuffer::fill(int byte) {

@@ -1,18 +1,16 @@
 // What every CUDA linear kernel must give, for whatever runs it: the emulator or a GPU.
-//
-//   run   (call with host pointers, plan) -> Status; runs the kernel and leaves y, partial
-//         and counters in the call's memory
 #pragma once
 
 #include <cmath>
-#include <functional>
+#include <cstring>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "cuda_runner.h"
 #include "kernels/base/float_types.h"
-#include "kernels/ops/linear/cuda_linear.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
+#include "random_data.h"
 
 namespace nibble::cuda {
 
@@ -52,12 +50,12 @@ inline float rounded(Float16 type, float x) {
                               : float_from_bf16(bf16_from_float(x));
 }
 
-inline Status make_linear_data(const LinearCase& c, const LinearWeight& weight,
-                               const std::vector<float>& floats,
-                               const std::vector<float>& bias, LinearData* data) {
-  LinearData& d = *data;
+inline Result<LinearData> make_linear_data(const LinearCase& c) {
+  LinearData d;
   d.c = c;
-  d.bias = bias;
+  NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
+                          make_random_weight(c.scheme, c.rows, c.cols, 1));
+  d.bias = random_floats(c.rows, 3);
   NIBBLE_ASSIGN_OR_RETURN(d.packed, pack_linear(weight, c.int8_activations));
   d.plan = plan_linear(d.packed.form, c.rows, c.cols, c.tokens, c.multiprocessors);
   const int per_16_bytes = c.int8_activations ? 16 : 8;
@@ -66,7 +64,7 @@ inline Status make_linear_data(const LinearCase& c, const LinearWeight& weight,
                          : c.cols + 3;
   d.x_first = c.aligned ? 0 : 1;
   d.y_stride = c.rows + 5;
-  std::vector<float> x = floats;
+  std::vector<float> x = random_floats(int64_t{c.tokens} * c.cols, 2);
   if (!c.int8_activations) {
     for (float& v : x) v = rounded(c.input, v);
     d.x16.assign(static_cast<size_t>(d.x_first + c.tokens * d.x_stride), 0x7fff);  // NaN
@@ -92,10 +90,10 @@ inline Status make_linear_data(const LinearCase& c, const LinearWeight& weight,
   const MatrixView<float> out(d.expected.data(), c.tokens, c.rows);
   NIBBLE_RETURN_IF_ERROR(linear_reference(
       weight, c.int8_activations ? LinearActivation::s8 : LinearActivation::f32, in,
-      bias.data(), out));
+      d.bias.data(), out));
   if (!c.int8_activations) {
     NIBBLE_RETURN_IF_ERROR(
-        linear_magnitude(weight, in, bias.data(),
+        linear_magnitude(weight, in, d.bias.data(),
                          MatrixView<double>(d.bound.data(), c.tokens, c.rows)));
     double factor = 4 * linear_tolerance(c.cols);
     if (d.packed.form == LinearForm::table4) {
@@ -111,7 +109,7 @@ inline Status make_linear_data(const LinearCase& c, const LinearWeight& weight,
     d.bound[i] += last_place * std::fabs(d.expected[i]) + 0x1p-25;
   }
   d.y.assign(static_cast<size_t>(c.tokens * d.y_stride * d.y_bytes()), 0xff);
-  return ok_status();
+  return d;
 }
 
 inline float value_of_y(const LinearData& d, int64_t at) {
@@ -146,6 +144,40 @@ inline std::string check_linear(const LinearData& d) {
   return found.str();
 }
 
+// Runs a case, y NaN before, and says what is wrong with it. Leaves y in d.
+inline std::string run_linear_case(Runner& runner, LinearData& d) {
+  runner.clear();
+  LinearCall call = linear_call(d.packed);
+  call.input = d.c.input;
+  call.output = d.c.output;
+  call.codes = runner.upload(d.packed.codes);
+  call.scales = runner.upload(d.packed.scales);
+  call.zeros = d.packed.zeros.size() == 0 ? nullptr : runner.upload(d.packed.zeros);
+  call.x = d.c.int8_activations ? static_cast<const void*>(runner.upload(d.x8) + d.x_first)
+                                : runner.upload(d.x16) + d.x_first;
+  call.x_stride = d.x_stride;
+  call.x_scales = runner.upload(d.x_scales);
+  call.tokens = d.c.tokens;
+  call.bias = runner.upload(d.bias);
+  std::fill(d.y.begin(), d.y.end(), 0xff);
+  uint8_t* const y = runner.upload(d.y);
+  call.y = y;
+  call.y_stride = d.y_stride;
+  call.partial = runner.upload(
+      std::vector<uint8_t>(static_cast<size_t>(d.plan.partial_bytes), 0xff));
+  std::vector<uint32_t> counters(static_cast<size_t>(d.plan.row_blocks), 0);
+  call.counters = runner.upload(counters);
+  const Status status = runner.run(call, d.plan);
+  if (!status.ok()) return status.message();
+  runner.download(y, d.y);
+  runner.download(call.counters, counters);
+  std::string wrong = check_linear(d);
+  for (const uint32_t counter : counters) {
+    if (counter != 0) wrong += "a counter is not 0 afterwards\n";
+  }
+  return wrong;
+}
+
 // Every form, scales of each type, groups of 32 and more, remainders of rows, columns and
 // groups, 1 to 8 tokens and each count of token tiles, one part of K and many.
 inline std::vector<LinearCase> linear_cases() {
@@ -162,6 +194,8 @@ inline std::vector<LinearCase> linear_cases() {
                                  "uint4/g32@f16+z/g32@uint4",
                                  "uint4/r@f32+z/r@uint4",
                                  "uint2/g64@f16+z/g64@uint2",
+                                 "uint4/g32@f16",
+                                 "uint8/g64@f16",
                                  "nf4/g64@f32",
                                  "nf4/f64@dyn8+o/f16384@f32",
                                  "fp4/g128@f16",

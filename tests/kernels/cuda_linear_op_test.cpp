@@ -2,9 +2,8 @@
 // themselves under the emulator.
 #include <gmock/gmock.h>
 
-#include "cuda_emulator.h"
+#include "cuda_emulated_runner.h"
 #include "cuda_linear_cases.h"
-#include "kernels/ops/linear/cuda_dispatch.h"
 #include "op_test.h"
 
 namespace nibble::cuda {
@@ -108,65 +107,13 @@ TEST_F(CudaLinear, PlansCoverKOnceAndFillTheGpu) {
   }
 }
 
-struct EmulatedRun {
-  std::vector<uint8_t> y;
-  std::string wrong;
-};
-EmulatedRun emulate_linear(LinearData& d, Order order) {
-  GuardedArray<uint8_t> codes(static_cast<int64_t>(d.packed.codes.size())),
-      scales(static_cast<int64_t>(d.packed.scales.size())),
-      zeros(static_cast<int64_t>(d.packed.zeros.size())), y(d.y);
-  std::memcpy(codes.data(), d.packed.codes.data(), d.packed.codes.size());
-  std::memcpy(scales.data(), d.packed.scales.data(), d.packed.scales.size());
-  std::memcpy(zeros.data(), d.packed.zeros.data(), d.packed.zeros.size());
-  GuardedArray<uint16_t> x16(d.x16);
-  GuardedArray<int8_t> x8(d.x8);
-  GuardedArray<float> x_scales(d.x_scales), bias(d.bias);
-  GuardedArray<uint8_t> partial(d.plan.partial_bytes);
-  GuardedArray<uint32_t> counters(
-      std::vector<uint32_t>(static_cast<size_t>(d.plan.row_blocks), 0));
-  LinearCall call = linear_call(d.packed);
-  call.input = d.c.input;
-  call.output = d.c.output;
-  call.codes = codes.data();
-  call.scales = scales.data();
-  call.zeros = d.packed.zeros.size() == 0 ? nullptr : zeros.data();
-  call.x = d.c.int8_activations ? static_cast<const void*>(x8.data() + d.x_first)
-                                : x16.data() + d.x_first;
-  call.x_stride = d.x_stride;
-  call.x_scales = x_scales.data();
-  call.tokens = d.c.tokens;
-  call.bias = bias.data();
-  call.y = y.data();
-  call.y_stride = d.y_stride;
-  call.partial = partial.data();
-  call.counters = counters.data();
-  Emulator emulator{order};
-  Status status = check_linear_call(call, d.plan);
-  if (status.ok()) {
-    status = with_linear_form(call.form, [&]<LinearForm kForm>() {
-      return dispatch_linear_form<kForm>(call, d.plan, emulator);
-    });
-  }
-  d.y = y.copy();
-  EmulatedRun run = {d.y, status.ok() ? check_linear(d) : status.message()};
-  for (const uint32_t counter : counters.copy()) {
-    if (counter != 0) run.wrong += "a counter is not 0 afterwards\n";
-  }
-  return run;
-}
-
 TEST_F(CudaLinear, GivesWhatTheDefinitionGives) {
   for (const LinearCase& c : linear_cases()) {
     SCOPED_TRACE(text(c));
-    const LinearWeight weight = random_weight(c.scheme, c.rows, c.cols, 1);
-    LinearData data;
-    const Status status =
-        make_linear_data(c, weight, random_floats(int64_t{c.tokens} * c.cols, 2),
-                         random_floats(c.rows, 3), &data);
-    ASSERT_TRUE(status.ok()) << status.message();
-    const EmulatedRun run = emulate_linear(data, Order::forward);
-    ASSERT_EQ(run.wrong, "");
+    Result<LinearData> data = make_linear_data(c);
+    ASSERT_TRUE(data.ok()) << data.status().message();
+    EmulatedRunner runner;
+    ASSERT_EQ(run_linear_case(runner, *data), "");
   }
 }
 
@@ -177,34 +124,30 @@ TEST_F(CudaLinear, GivesTheSameBitsInAnyOrderOfThreadsAndBlocks) {
                               {"int8/r@f32", 200, 1000, 5, Float16::f16, true}};
   for (const LinearCase& c : cases) {
     SCOPED_TRACE(text(c));
-    const LinearWeight weight = random_weight(c.scheme, c.rows, c.cols, 1);
-    LinearData data;
-    ASSERT_TRUE(make_linear_data(c, weight, random_floats(int64_t{c.tokens} * c.cols, 2),
-                                 random_floats(c.rows, 3), &data)
-                    .ok());
-    ASSERT_GT(data.plan.splits, 1);
+    Result<LinearData> data = make_linear_data(c);
+    ASSERT_TRUE(data.ok()) << data.status().message();
+    ASSERT_GT(data->plan.splits, 1);
     std::vector<uint8_t> first;
-    const std::vector<uint8_t> empty = data.y;
     for (const Order order : kOrders) {
-      data.y = empty;
-      const EmulatedRun run = emulate_linear(data, order);
-      ASSERT_EQ(run.wrong, "");
-      if (first.empty()) first = run.y;
-      ASSERT_EQ(first, run.y);
+      EmulatedRunner runner(order);
+      ASSERT_EQ(run_linear_case(runner, *data), "");
+      if (first.empty()) first = data->y;
+      ASSERT_EQ(first, data->y);
     }
   }
 }
 
 TEST_F(CudaLinear, RefusesCallsThatCannotWork) {
+  EmulatedRunner runner;
   LinearCall call;
   call.tokens = 65;
   const LinearPlan plan = plan_linear(LinearForm::int4, 8, 64, 64, 1);
-  EXPECT_THAT(check_linear_call(call, plan).message(), HasSubstr("found 65"));
+  EXPECT_THAT(runner.run(call, plan).message(), HasSubstr("found 65"));
   call.tokens = 1;
   call.cols = 64;
-  EXPECT_THAT(check_linear_call(call, plan).message(), HasSubstr("strides"));
+  EXPECT_THAT(runner.run(call, plan).message(), HasSubstr("strides"));
   call.x_stride = 64;
-  EXPECT_THAT(check_linear_call(call, plan).message(), HasSubstr("null"));
+  EXPECT_THAT(runner.run(call, plan).message(), HasSubstr("null"));
 }
 
 }  // namespace

@@ -247,7 +247,7 @@ struct KvAttention {
       }
       float score[2][4];
       multiply_keys(k, fragments, lane, score);
-      attend(p, k, v, score, factor, base, end, t, most, sum, out);
+      attend(k, v, score, factor, base, end, t, most, sum, out);
     }
     finish(p, most, sum, out, batch, first_head, heads, length - first);
   }
@@ -281,9 +281,9 @@ struct KvAttention {
     }
   }
 
-  NIBBLE_DEVICE static void attend(const Params& p, const Keys& k, const Values& v,
-                                   float (&score)[2][4], const float (&factor)[2], int base,
-                                   int end, int t, float (&most)[2], float (&sum)[2],
+  NIBBLE_DEVICE static void attend(const Keys& k, const Values& v, float (&score)[2][4],
+                                   const float (&factor)[2], int base, int end, int t,
+                                   float (&most)[2], float (&sum)[2],
                                    float (&out)[kTiles][4]) {
     constexpr float kNone = -3.0e38f;
     float inverse[2][2];  // 1 / the values' scale
@@ -329,10 +329,9 @@ struct KvAttention {
         uint32_t pair = 0;
         NIBBLE_UNROLL
         for (int j = 0; j < 2; ++j) {
-          // The sum takes the weight as the product will see it, rounded.
-          const uint16_t weight = float_to_f16(power_of_2(score[u][2 * h + j] - most[h]));
-          sum[h] = sum[h] + f16_to_float(weight) * inverse[u][j];
-          pair |= static_cast<uint32_t>(weight) << (16 * j);
+          const float weight = power_of_2(score[u][2 * h + j] - most[h]);
+          sum[h] = sum[h] + weight * inverse[u][j];
+          pair |= static_cast<uint32_t>(float_to_f16(weight)) << (16 * j);
         }
         a[2 * u + h] = pair;
       }
@@ -354,7 +353,6 @@ struct KvAttention {
         }
       }
     }
-    (void)p;
   }
 
   // Joins the warps, then the parts of the context, and writes y.

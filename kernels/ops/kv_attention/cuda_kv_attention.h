@@ -20,11 +20,10 @@
 // so that weights meet the codes as f16 numbers of at most 1. The last block of a head
 // joins the parts in their order: the same bits each run on the same kind of GPU.
 //
-// tolerance_spec: |y - reference| <= (16 (head_dim + 8) 2^-24 A + 2^-10
-//   + 2^-11 Q + 4 (length + 8) 2^-24) max_j |v[j, d]| + half a unit in y's last place;
-//   A as in attention.h, Q = max_j |scale| sum_d |k[j, d]| max|q| 2^-11: q's rounding to
-//   f16, which is none for numbers within 2^14 of the head's largest.
-//   2^-10: weights as f16.
+// tolerance_spec: |y - reference| <= (16 (head_dim + 8) 2^-24 A + 2^-24 Q + 2^-10
+//   + 4 (length + 8) 2^-24) max_j |v[j, d]| + half a unit in y's last place;
+//   A as in attention.h, Q = |scale| max_d |q[d]| max_j sum_d |k[j, d]|: what f16 loses of
+//   numbers below 2^-14 of their head's largest; 2^-10: weights as f16.
 //
 // plan_kv_attention decides the parts. No CUDA header is needed; cuda.cu or no_cuda.cpp
 // (unsupported). Pointers are device memory, stream a cudaStream_t.

@@ -49,11 +49,15 @@ struct LinearPacked {
   int group = 0, groups = 0;          // columns; their number in a row
   std::array<float, 16> table = {};   // table4
   bool table_is_rounded = false;      // some value is not an f16
-  Bytes codes, scales, zeros;         // zeros: empty without zero points
+  bool has_zeros = false;
+  Bytes codes, scales, zeros;
   int64_t bytes() const;
 };
 // unsupported: no row for the scheme (the message names it). data_loss: linear_weight's.
 Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activations);
+// The same without the codes, scales and zeros; `scale` is what the values allow.
+Result<LinearPacked> linear_frame(const QuantScheme& scheme, int64_t rows, int64_t cols,
+                                  bool int8_activations);
 bool can_pack_linear(const QuantScheme& scheme, int64_t cols, bool int8_activations);
 // The code of every element as pack_linear stored it, [rows, cols]; tests.
 std::vector<uint8_t> stored_codes(const LinearPacked& packed);
@@ -93,6 +97,20 @@ struct LinearCall {
 };
 // The call's fields that the weight gives; pointers are the caller's to set.
 LinearCall linear_call(const LinearPacked& packed);
+
+// w [rows, cols] f16 or bf16 of a packed weight: the scheme's values, rounded once.
+struct DequantizeCall {
+  LinearForm form = LinearForm::int4;
+  LinearScale scale = LinearScale::f32;
+  Float16 type = Float16::f16;
+  int rows = 0, cols = 0, tiles = 0, units = 0, group = 0, groups = 0;
+  std::array<float, 16> table = {};
+  const void *codes = nullptr, *scales = nullptr, *zeros = nullptr;
+  void* w = nullptr;
+  int64_t stride = 0;  // elements
+};
+DequantizeCall dequantize_call(const LinearCall& call);
+Status run_dequantize(const DequantizeCall& call, void* stream);
 
 // Starts the kernel; at most kMostTokens tokens. unsupported: no CUDA in this build.
 // invalid_argument: a shape or pointer (names it). internal: CUDA's own error.

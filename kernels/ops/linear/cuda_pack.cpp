@@ -65,25 +65,42 @@ bool can_pack_linear(const QuantScheme& scheme, int64_t cols, bool int8_activati
   return group == cols || (group > 0 && group % kSlab == 0);
 }
 
-Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activations) {
-  if (!can_pack_linear(weight.scheme, weight.cols, int8_activations)) {
+Result<LinearPacked> linear_frame(const QuantScheme& scheme, int64_t rows, int64_t cols,
+                                  bool int8_activations) {
+  if (!can_pack_linear(scheme, cols, int8_activations)) {
     return error(StatusCode::unsupported,
                  "[linear] cuda: codes of at most 8 bits with scales in groups of a "
                  "multiple of 32 columns and no minima are needed",
                  int8_activations ? ", for int8 activations intN with one scale a row" : "",
-                 "; found ", to_string(weight.scheme), " [", weight.rows, ", ", weight.cols,
+                 "; found ", to_string(scheme), " [", rows, ", ", cols,
                  "]; choose another scheme or run it on the CPU");
   }
-  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   LinearPacked w;
-  form_of(weight.scheme, int8_activations, &w.form);
-  const ElementInfo& element = element_info(weight.scheme.code);
-  w.rows = static_cast<int>(weight.rows);
-  w.cols = static_cast<int>(weight.cols);
+  form_of(scheme, int8_activations, &w.form);
+  w.rows = static_cast<int>(rows);
+  w.cols = static_cast<int>(cols);
   w.tiles = (w.rows + kTileRows - 1) / kTileRows;
   w.units = (w.cols + unit_columns(w.form) - 1) / unit_columns(w.form);
-  w.group = static_cast<int>(group_columns(weight.scheme, weight.cols));
+  w.group = static_cast<int>(group_columns(scheme, cols));
   w.groups = (w.cols + w.group - 1) / w.group;
+  const ElementInfo& element = element_info(scheme.code);
+  // Without zero points the kernels take the middle code for zero: unsigned codes need 0.
+  w.has_zeros = element.kind == ElementKind::integer &&
+                (element.lowest >= 0 || scheme.offset == OffsetKind::zero_point);
+  for (int code = 0; w.form == LinearForm::table4 && code < 16; ++code) {
+    const float value =
+        value_of(scheme.code, static_cast<uint8_t>(code & ((1 << element.bits) - 1)));
+    w.table[static_cast<size_t>(code)] = value;
+    w.table_is_rounded |= float_from_f16(f16_from_float(value)) != value;
+  }
+  return w;
+}
+
+Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activations) {
+  NIBBLE_ASSIGN_OR_RETURN(LinearPacked w, linear_frame(weight.scheme, weight.rows,
+                                                       weight.cols, int8_activations));
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  const ElementInfo& element = element_info(weight.scheme.code);
   const RowLevels levels = row_levels(q, w.group);
   w.scale = scale_type(w.form, w.group, w.cols, levels.scales);
 
@@ -91,12 +108,6 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
   const int bits = is_4_bit(w.form) ? 4 : 8;
   const int bias =
       is_integer && element.lowest < 0 && w.form != LinearForm::int8_s8 ? 1 << (bits - 1) : 0;
-  for (int code = 0; w.form == LinearForm::table4 && code < 16; ++code) {
-    const float value = value_of(weight.scheme.code,
-                                 static_cast<uint8_t>(code & ((1 << element.bits) - 1)));
-    w.table[static_cast<size_t>(code)] = value;
-    w.table_is_rounded |= float_from_f16(f16_from_float(value)) != value;
-  }
 
   const int64_t level_count = int64_t{w.tiles} * w.groups * kTileRows;
   const auto place = [&](int64_t row, int64_t group) {
@@ -120,10 +131,10 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
       }
     }
   }
-  if (!levels.zeros.empty()) {
+  if (w.has_zeros) {
     std::byte* zeros = nullptr;
     w.zeros = Bytes::allocate(static_cast<size_t>(level_count), &zeros);
-    for (int64_t row = 0; row < w.rows; ++row) {
+    for (int64_t row = 0; row < w.rows && !levels.zeros.empty(); ++row) {
       for (int64_t group = 0; group < w.groups; ++group) {
         const float z = levels.zeros[static_cast<size_t>(row * w.groups + group)];
         zeros[place(row, group)] = static_cast<std::byte>(static_cast<int>(z) + bias);
@@ -192,6 +203,23 @@ LinearCall linear_call(const LinearPacked& w) {
           .group = w.group,
           .groups = w.groups,
           .table = w.table};
+}
+
+DequantizeCall dequantize_call(const LinearCall& call) {
+  return {.form = call.form,
+          .scale = call.scale,
+          .type = call.input,
+          .rows = call.rows,
+          .cols = call.cols,
+          .tiles = call.tiles,
+          .units = call.units,
+          .group = call.group,
+          .groups = call.groups,
+          .table = call.table,
+          .codes = call.codes,
+          .scales = call.scales,
+          .zeros = call.zeros,
+          .stride = call.cols};
 }
 
 }  // namespace nibble::cuda
