@@ -52,7 +52,10 @@ finish() {
 }
 
 part configure 60 cmake -S tests/cuda -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-  "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" "-DCMAKE_PREFIX_PATH=$torch_prefix" || finish
+  "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" "-DCMAKE_PREFIX_PATH=$torch_prefix" ||
+  part configure_without_torch 60 cmake -S tests/cuda -B "$build" -G Ninja --fresh \
+    -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DNIBBLE_WITH_TORCH=OFF ||
+  finish
 part build 420 cmake --build "$build" || finish
 part ctest 180 ctest --test-dir "$build" -L cuda --output-on-failure || true
 # The small cases alone: a sanitizer makes kernels some hundred times slower.

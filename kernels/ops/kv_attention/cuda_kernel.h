@@ -36,8 +36,11 @@ template <KvForm kForm, Float16 kInput, int kHeadDim>
 struct KvAttention {
   using Params = KvAttentionParams;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kHeads = 16, kPositions = 16;
-  static constexpr int kBlocksPerMultiprocessor = kHeadDim <= 128 ? 3 : 1;
   static constexpr int kBytes = kForm == KvForm::f16 ? 2 : 1;
+  // Registers: 168 a thread hold a tile, the next one on its way and the sums of 128 bytes
+  // of dims; 255 those of 256 bytes. With more dims nothing is asked for ahead.
+  static constexpr bool kAsksAhead = kHeadDim <= 128;
+  static constexpr int kBlocksPerMultiprocessor = kHeadDim * kBytes <= 128 ? 3 : 2;
   static constexpr bool kHasScales = kForm != KvForm::f16;
   static constexpr int kPerRead = 16 / kBytes;         // dims in 16 bytes
   static constexpr int kKeyChunk = 4 * kPerRead;       // dims of a row that 4 lanes read
@@ -230,24 +233,34 @@ struct KvAttention {
     }
     const float factor[2] = {factors[g], factors[g + 8]};
     int base = begin + warp * kPositions;
-    Keys keys = {};
-    Values values = {};
-    if (base < end) {
-      keys = load_keys(p, row, head, base, end, g, t);
-      values = load_values(p, row, head, base, end, g, t);
-    }
-    NIBBLE_NO_UNROLL
-    for (; base < end; base += kWarps * kPositions) {
-      const Keys k = keys;
-      const Values v = values;
-      const int next = base + kWarps * kPositions;
-      if (next < end) {
-        keys = load_keys(p, row, head, next, end, g, t);
-        values = load_values(p, row, head, next, end, g, t);
+    float score[2][4];
+    if constexpr (kAsksAhead) {
+      Keys keys = {};
+      Values values = {};
+      if (base < end) {
+        keys = load_keys(p, row, head, base, end, g, t);
+        values = load_values(p, row, head, base, end, g, t);
       }
-      float score[2][4];
-      multiply_keys(k, fragments, lane, score);
-      attend(k, v, score, factor, base, end, t, most, sum, out);
+      NIBBLE_NO_UNROLL
+      for (; base < end; base += kWarps * kPositions) {
+        const Keys k = keys;
+        const Values v = values;
+        const int next = base + kWarps * kPositions;
+        if (next < end) {
+          keys = load_keys(p, row, head, next, end, g, t);
+          values = load_values(p, row, head, next, end, g, t);
+        }
+        multiply_keys(k, fragments, lane, score);
+        attend(k, v, score, factor, base, end, t, most, sum, out);
+      }
+    } else {
+      NIBBLE_NO_UNROLL
+      for (; base < end; base += kWarps * kPositions) {
+        const Keys k = load_keys(p, row, head, base, end, g, t);
+        multiply_keys(k, fragments, lane, score);
+        const Values v = load_values(p, row, head, base, end, g, t);
+        attend(k, v, score, factor, base, end, t, most, sum, out);
+      }
     }
     finish(p, most, sum, out, batch, first_head, heads, length - first);
   }

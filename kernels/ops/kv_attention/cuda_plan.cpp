@@ -12,7 +12,7 @@ KvAttentionPlan plan_kv_attention(const AttentionShape& shape, int batch, int lo
   const int64_t context = std::max<int64_t>(
       1, shape.window > 0 ? std::min<int64_t>(longest, shape.window) : longest);
   const int64_t steps = (context + kStep - 1) / kStep;
-  // Three blocks run on a multiprocessor at a time; twice as many hide their ends.
+  // Two or three blocks run on a multiprocessor at a time; twice as many hide their ends.
   const int64_t wanted = (6 * int64_t{multiprocessors} + rows - 1) / rows;
   const int64_t splits = std::clamp<int64_t>(wanted, 1, steps);
   const int64_t per_split = (steps + splits - 1) / splits;
