@@ -34,13 +34,13 @@ NIBBLE_DEVICE Words4 load16(const void* p) {
   return {v.x, v.y, v.z, v.w};
 }
 NIBBLE_DEVICE Words4 stream16(const void* p) {
+  uint64_t policy;  // not volatile: made once a kernel
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   Words4 v;
   asm volatile(
-      "{\n.reg .b64 policy;\n"
-      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-      "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], policy;\n}"
+      "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p));
+      : "l"(p), "l"(policy));
   return v;
 }
 NIBBLE_DEVICE uint32_t load_fresh(const uint32_t* p) { return __ldcg(p); }

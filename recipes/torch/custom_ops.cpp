@@ -279,9 +279,10 @@ TORCH_LIBRARY(nibble, m) {
       "pack_linear(Tensor codes, Tensor scales, Tensor? zeros, str scheme, "
       "bool int8_activations=False) -> Tensor");
   for (const char* name : {"linear_w4a16", "linear_w8a16", "linear_w8a8"}) {
-    m.def(std::string(name) +
-          "(Tensor x, Tensor packed, str scheme, int out_features, Tensor? bias=None) -> "
-          "Tensor");
+    const std::string schema = std::string(name) +
+                               "(Tensor x, Tensor packed, str scheme, int out_features, "
+                               "Tensor? bias=None) -> Tensor";
+    m.def(schema.c_str());
   }
 }
 TORCH_LIBRARY_IMPL(nibble, CPU, m) {
