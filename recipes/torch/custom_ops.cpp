@@ -147,7 +147,7 @@ at::Tensor pack_cpu(const at::Tensor& codes, const at::Tensor& scales,
   std::memcpy(to, &header, sizeof(header));
   to += padded(sizeof(Header));
   for (const Bytes* part : {&w.codes, &w.scales, &w.zeros}) {
-    std::memcpy(to, part->data(), part->size());
+    if (part->size() > 0) std::memcpy(to, part->data(), part->size());
     to += padded(static_cast<int64_t>(part->size()));
   }
   return packed;

@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <mutex>
 
@@ -47,7 +49,7 @@ at::Tensor pack_cuda(const at::Tensor& codes, const at::Tensor& scales,
   at::Tensor bytes = at::empty({packed.bytes()}, at::kByte);
   uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
   for (const Bytes* part : {&packed.codes, &packed.scales, &packed.zeros}) {
-    std::memcpy(to, part->data(), part->size());
+    if (part->size() > 0) std::memcpy(to, part->data(), part->size());
     to += part->size();
   }
   return bytes.to(codes.device());
