@@ -46,8 +46,8 @@ Status DeviceBuffer::fill(int byte) {
 }
 
 Status DeviceBuffer::download(void* to) const {
-  return cuda_status("cuda", cudaMemcpy(to, data_, static_cast<size_t>(size_),
-                                        cudaMemcpyDeviceToHost));
+  return cuda_status(
+      "cuda", cudaMemcpy(to, data_, static_cast<size_t>(size_), cudaMemcpyDeviceToHost));
 }
 
 Status synchronize() { return cuda_status("cuda", cudaDeviceSynchronize()); }

@@ -1,7 +1,7 @@
 // What a CUDA kernel may call: the machine as nibble's kernels see it.
 //
-// A kernel is a struct with Params, kThreads and a static run(const Params&), written over
-// the functions below alone. nvcc compiles it for the GPU (device_nvcc.h); any C++20
+// A kernel is a struct with Params, kThreads and a static run(const Params&), written
+// over the functions below alone. nvcc compiles it for the GPU (device_nvcc.h); any C++20
 // compiler compiles it for the emulator of the tests (device_host.h), which runs the same
 // source, thread by thread, on a machine without a GPU.
 //

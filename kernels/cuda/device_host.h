@@ -86,18 +86,18 @@ inline float f16_to_float(uint32_t bits) {
 }
 inline uint16_t float_to_f16(float x) { return f16_from_float(x); }
 inline uint16_t float_to_bf16(float x) { return bf16_from_float(x); }
-// By way of double and f32: what the kernels compute so is exact in 16 bits, so nothing is
-// rounded twice.
+// By way of double and f32: what the kernels compute so is exact in 16 bits, so nothing
+// is rounded twice.
 template <class Function>
 uint32_t each_half(Function function) {
   return static_cast<uint32_t>(function(0)) | static_cast<uint32_t>(function(16)) << 16;
 }
 inline uint32_t f16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
   return each_half([&](int at) {
-    return f16_from_float(static_cast<float>(
-        static_cast<double>(f16_to_float(a >> at & 0xffff)) *
-            f16_to_float(b >> at & 0xffff) +
-        f16_to_float(c >> at & 0xffff)));
+    return f16_from_float(
+        static_cast<float>(static_cast<double>(f16_to_float(a >> at & 0xffff)) *
+                               f16_to_float(b >> at & 0xffff) +
+                           f16_to_float(c >> at & 0xffff)));
   });
 }
 inline uint32_t f16x2_sub(uint32_t a, uint32_t b) {

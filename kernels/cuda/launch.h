@@ -30,11 +30,11 @@ struct StreamLauncher {
 
   template <class Kernel>
   void launch(Grid grid, int64_t shared_bytes, const typename Kernel::Params& params) {
-    // More than 48 KB of shared memory must be asked for, once a kernel and device; asking
-    // again costs less than remembering it for every device.
+    // More than 48 KB of shared memory must be asked for, once a kernel and device;
+    // asking again costs less than remembering it for every device.
     if (shared_bytes > (48 << 10)) {
-      status = cuda_status(who, cudaFuncSetAttribute(
-                                    kernel_entry<Kernel>,
+      status = cuda_status(
+          who, cudaFuncSetAttribute(kernel_entry<Kernel>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)));
       if (!status.ok()) return;

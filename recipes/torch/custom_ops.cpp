@@ -40,7 +40,8 @@ Status check_codes(const at::Tensor& codes, const at::Tensor& scales,
     return refuse("a scheme of one level of scales and no minima is needed; found ",
                   to_string(scheme));
   }
-  if (codes.dim() != 2 || (codes.scalar_type() != at::kByte && codes.scalar_type() != at::kChar)) {
+  if (codes.dim() != 2 ||
+      (codes.scalar_type() != at::kByte && codes.scalar_type() != at::kChar)) {
     return refuse("codes must be a matrix of int8 or uint8");
   }
   const int64_t rows = codes.size(0), cols = codes.size(1);
@@ -124,8 +125,8 @@ at::Tensor pack_cpu(const at::Tensor& codes, const at::Tensor& scales,
   }
   if (kernel == nullptr) {
     throw Error(error(StatusCode::unsupported,
-                      "[torch] pack_linear: no kernel of this CPU runs ", to_string(scheme),
-                      " [", weight.rows, ", ", weight.cols, "]",
+                      "[torch] pack_linear: no kernel of this CPU runs ",
+                      to_string(scheme), " [", weight.rows, ", ", weight.cols, "]",
                       int8_activations ? " with int8 activations" : ""));
   }
   const PreparedLinear w = value_or_throw(prepare_linear(*kernel, weight));
@@ -202,7 +203,8 @@ PreparedLinear prepared_of(const at::Tensor& packed, const QuantScheme& scheme,
 
 at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& packed,
                       std::string_view scheme_text, int64_t out_features,
-                      const std::optional<at::Tensor>& bias, LinearActivation activation) {
+                      const std::optional<at::Tensor>& bias,
+                      LinearActivation activation) {
   const QuantScheme scheme = value_or_throw(parse_scheme(scheme_text));
   const PreparedLinear w = prepared_of(packed, scheme, out_features, activation);
   check_linear(x, w.cols, out_features, bias);
@@ -247,25 +249,26 @@ void check_bits(std::string_view scheme_text, bool four) {
   const QuantScheme scheme = value_or_throw(parse_scheme(scheme_text));
   const bool is_four = element_info(scheme.code).bits <= 4;
   if (is_four == four) return;
-  throw Error(
-      error(StatusCode::invalid_argument, "[torch] ", four ? "linear_w4a16" : "linear_w8a16",
-            ": codes of ", four ? "at most 4" : "5 to 8", " bits are needed; found ",
-            to_string(scheme), "; call ", four ? "linear_w8a16" : "linear_w4a16"));
+  throw Error(error(
+      StatusCode::invalid_argument, "[torch] ", four ? "linear_w4a16" : "linear_w8a16",
+      ": codes of ", four ? "at most 4" : "5 to 8", " bits are needed; found ",
+      to_string(scheme), "; call ", four ? "linear_w8a16" : "linear_w4a16"));
 }
 
 void check_linear(const at::Tensor& x, int64_t cols, int64_t out_features,
                   const std::optional<at::Tensor>& bias) {
-  const bool has_type = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16 ||
+  const bool has_type = x.scalar_type() == at::kHalf ||
+                        x.scalar_type() == at::kBFloat16 ||
                         (x.is_cpu() && x.scalar_type() == at::kFloat);
   if (x.dim() >= 1 && x.size(-1) == cols && has_type &&
       (!bias.has_value() || bias->numel() == out_features)) {
     return;
   }
-  throw Error(error(
-      StatusCode::invalid_argument, "[torch] linear: x [..., ", cols,
-      "] of f16 or bf16 and a bias of ", out_features, " numbers are needed; found x of ",
-      c10::toString(x.scalar_type()), " with a last size of ",
-      x.dim() >= 1 ? x.size(-1) : 0, bias.has_value() ? cat(", bias ", bias->numel()) : ""));
+  throw Error(error(StatusCode::invalid_argument, "[torch] linear: x [..., ", cols,
+                    "] of f16 or bf16 and a bias of ", out_features,
+                    " numbers are needed; found x of ", c10::toString(x.scalar_type()),
+                    " with a last size of ", x.dim() >= 1 ? x.size(-1) : 0,
+                    bias.has_value() ? cat(", bias ", bias->numel()) : ""));
 }
 
 std::vector<int64_t> output_shape(const at::Tensor& x, int64_t out_features) {

@@ -57,8 +57,8 @@ at::Tensor pack_cuda(const at::Tensor& codes, const at::Tensor& scales,
 
 // The call on a weight that pack_cuda made: codes, scales and zeros one after the other,
 // each a multiple of 32 bytes. What is left beside the codes tells the scales' type.
-cuda::LinearCall call_of(const at::Tensor& packed, const QuantScheme& scheme, int64_t rows,
-                         int64_t cols, bool int8_activations) {
+cuda::LinearCall call_of(const at::Tensor& packed, const QuantScheme& scheme,
+                         int64_t rows, int64_t cols, bool int8_activations) {
   const cuda::LinearPacked frame =
       value_or_throw(cuda::linear_frame(scheme, rows, cols, int8_activations));
   cuda::LinearCall call = cuda::linear_call(frame);
@@ -126,16 +126,16 @@ at::Tensor linear_cuda(const at::Tensor& x, const at::Tensor& packed,
     call.x_stride = (cols + 15) / 16 * 16;
     codes = at::empty({tokens, call.x_stride}, x.options().dtype(at::kChar));
     code_scales = at::empty({tokens}, x.options().dtype(at::kFloat));
-    throw_if_error(cuda::run_quantize_rows(
-        {.input = call.input,
-         .x = from,
-         .x_stride = cols,
-         .codes = codes.mutable_data_ptr<int8_t>(),
-         .stride = call.x_stride,
-         .scales = code_scales.mutable_data_ptr<float>(),
-         .tokens = static_cast<int>(tokens),
-         .cols = static_cast<int>(cols)},
-        stream));
+    throw_if_error(
+        cuda::run_quantize_rows({.input = call.input,
+                                 .x = from,
+                                 .x_stride = cols,
+                                 .codes = codes.mutable_data_ptr<int8_t>(),
+                                 .stride = call.x_stride,
+                                 .scales = code_scales.mutable_data_ptr<float>(),
+                                 .tokens = static_cast<int>(tokens),
+                                 .cols = static_cast<int>(cols)},
+                                stream));
     from = static_cast<const char*>(codes.const_data_ptr());
     x_bytes = 1;
   }

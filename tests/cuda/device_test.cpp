@@ -1,5 +1,5 @@
-// The CUDA kernels on a GPU: the cases of the emulator's tests, large shapes, and the same
-// bits in each run. A program of its own, since a GPU machine may lack GoogleTest.
+// The CUDA kernels on a GPU: the cases of the emulator's tests, large shapes, and the
+// same bits in each run. A program of its own, since a GPU machine may lack GoogleTest.
 //
 //   device_test [NAME]   the tests whose name holds NAME
 //
@@ -46,7 +46,8 @@ std::string large_linear(Runner& runner) {
     }
   }
   cases.push_back({"int4/g128@f16", 4096, 4096, 1, Float16::f16, false, multiprocessors});
-  cases.push_back({"int4/g128@f16", 512, 20480, 8, Float16::bf16, false, multiprocessors});
+  cases.push_back(
+      {"int4/g128@f16", 512, 20480, 8, Float16::bf16, false, multiprocessors});
   cases.push_back({"int8/r@f32", 2000, 8192, 3, Float16::f16, true, multiprocessors});
   return run_linear(cases, runner);
 }
@@ -81,16 +82,12 @@ struct Test {
   const char* name;
   std::string (*run)(Runner& runner);
 };
-constexpr Test kTests[] = {{"linear_small", small_linear},
-                           {"linear_large", large_linear},
-                           {"attention_small", small_attention},
-                           {"attention_large", large_attention},
-                           {"rms_norm", check_rms_norm},
-                           {"rope", check_rope},
-                           {"quantize_rows", check_quantize_rows},
-                           {"store_kv", check_store_kv},
-                           {"dequantize", check_dequantize},
-                           {"fake_quantize", check_fake_quantize}};
+constexpr Test kTests[] = {
+    {"linear_small", small_linear},         {"linear_large", large_linear},
+    {"attention_small", small_attention},   {"attention_large", large_attention},
+    {"rms_norm", check_rms_norm},           {"rope", check_rope},
+    {"quantize_rows", check_quantize_rows}, {"store_kv", check_store_kv},
+    {"dequantize", check_dequantize},       {"fake_quantize", check_fake_quantize}};
 
 int run_tests(const char* only) {
   const Result<DeviceInfo> device = device_info();

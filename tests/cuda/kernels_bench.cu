@@ -143,7 +143,8 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
   const int copies = static_cast<int>(
       std::clamp<int64_t>((kRotated + code_bytes - 1) / code_bytes, 2, 64));
   // e4m3: no code of NaN (0x7f); scales: 0x21 repeated is small in f32 and in f16.
-  DeviceBuffer codes = random_bytes(code_bytes, row.form == LinearForm::e4m3 ? 0xf7 : 0xff);
+  DeviceBuffer codes =
+      random_bytes(code_bytes, row.form == LinearForm::e4m3 ? 0xf7 : 0xff);
   std::vector<DeviceBuffer> all_codes, all_scales;
   for (int i = 0; i < copies; ++i) {
     all_codes.push_back(require(DeviceBuffer::allocate(code_bytes)));
@@ -152,7 +153,8 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
     all_scales.push_back(require(DeviceBuffer::allocate(scale_size)));
     require(all_scales.back().fill(0x21));
   }
-  const LinearPlan plan = plan_linear(row.form, rows, cols, tokens, device.multiprocessors);
+  const LinearPlan plan =
+      plan_linear(row.form, rows, cols, tokens, device.multiprocessors);
   DeviceBuffer x = random_bytes(int64_t{tokens} * cols * 2, 0x3f),
                x_scales = random_bytes(tokens * 4, 0x3f),
                y = require(DeviceBuffer::allocate(int64_t{tokens} * rows * 2)),
@@ -178,12 +180,13 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
 
 void bench_attention(KvForm form, int length, int batch, const DeviceInfo& device,
                      double read) {
-  const AttentionShape shape = {.heads = 32, .kv_heads = 8, .head_dim = 128, .scale = 0.09f};
+  const AttentionShape shape = {
+      .heads = 32, .kv_heads = 8, .head_dim = 128, .scale = 0.09f};
   const int64_t width = shape.kv_heads * shape.head_dim * (form == KvForm::f16 ? 2 : 1);
   const int64_t bytes = int64_t{batch} * length * width;
   const int64_t scale_size = int64_t{batch} * length * shape.kv_heads * 2;
-  const int copies =
-      static_cast<int>(std::clamp<int64_t>((kRotated + 2 * bytes - 1) / (2 * bytes), 2, 64));
+  const int copies = static_cast<int>(
+      std::clamp<int64_t>((kRotated + 2 * bytes - 1) / (2 * bytes), 2, 64));
   std::vector<DeviceBuffer> k, v, k_scales, v_scales;
   for (int i = 0; i < copies; ++i) {
     for (auto* buffers : {&k, &v}) {
@@ -226,11 +229,13 @@ void bench_attention(KvForm form, int length, int batch, const DeviceInfo& devic
     of_copy.v_scales = static_cast<const uint16_t*>(v_scales[at].data());
     require(run_kv_attention(of_copy, plan, stream));
   });
-  const double all = 2.0 * static_cast<double>(
-                               bytes + (form == KvForm::f16 ? 0 : scale_size));
+  const double all =
+      2.0 * static_cast<double>(bytes + (form == KvForm::f16 ? 0 : scale_size));
   std::printf("| attention %s | %d | %d | %.2f | %.0f | %.2f | %d |\n",
-              form == KvForm::f16 ? "f16" : form == KvForm::int8 ? "int8" : "e4m3", length,
-              batch, time, all / time / 1000, all / time / read, plan.splits);
+              form == KvForm::f16    ? "f16"
+              : form == KvForm::int8 ? "int8"
+                                     : "e4m3",
+              length, batch, time, all / time / 1000, all / time / read, plan.splits);
   std::fflush(stdout);
 }
 
@@ -246,10 +251,15 @@ int bench(const char* only) {
   std::printf("| kernel | shape | tokens or batch | us | GB/s | of read | splits |\n");
   std::printf("|---|---|---|---|---|---|---|\n");
   const LinearRow int4 = {"int4 g128", LinearForm::int4, LinearScale::f16, 128};
-  const auto wanted = [&](const char* name) { return std::strstr(name, only) != nullptr; };
+  const auto wanted = [&](const char* name) {
+    return std::strstr(name, only) != nullptr;
+  };
   if (wanted(int4.name)) {
-    for (const auto& [rows, cols] : {std::pair{4096, 4096}, {8192, 8192}, {7168, 20480},
-                                     {14336, 4096}, {8192, 81920}}) {
+    for (const auto& [rows, cols] : {std::pair{4096, 4096},
+                                     {8192, 8192},
+                                     {7168, 20480},
+                                     {14336, 4096},
+                                     {8192, 81920}}) {
       bench_linear(int4, rows, cols, 1, *device, read);
     }
     for (const int tokens : {2, 4, 8, 16, 32, 64})

@@ -22,10 +22,12 @@ struct AttentionCase {
 };
 inline std::string text(const AttentionCase& c) {
   std::string text =
-      cat(c.form == KvForm::f16 ? "f16" : c.form == KvForm::int8 ? "int8" : "e4m3", " cache, ",
-          c.input == Float16::f16 ? "f16" : "bf16", ", ", c.heads, " heads, ", c.kv_heads,
-          " of keys, head_dim ", c.head_dim, ", window ", c.window, ", ", c.multiprocessors,
-          " multiprocessors, lengths");
+      cat(c.form == KvForm::f16    ? "f16"
+          : c.form == KvForm::int8 ? "int8"
+                                   : "e4m3",
+          " cache, ", c.input == Float16::f16 ? "f16" : "bf16", ", ", c.heads, " heads, ",
+          c.kv_heads, " of keys, head_dim ", c.head_dim, ", window ", c.window, ", ",
+          c.multiprocessors, " multiprocessors, lengths");
   for (const int32_t length : c.lengths) text += cat(" ", length);
   return text;
 }
@@ -101,20 +103,24 @@ inline AttentionData make_attention_data(const AttentionCase& c, uint64_t seed) 
   for (int b = 0; b < batch; ++b) {
     const uint64_t s = seed * 100 + static_cast<uint64_t>(b) * 3;
     const int length = c.lengths[static_cast<size_t>(b)];
-    std::vector<float> q = random_floats(q_width, s), k = random_floats(length * width, s + 1),
+    std::vector<float> q = random_floats(q_width, s),
+                       k = random_floats(length * width, s + 1),
                        v = random_floats(length * width, s + 2);
     for (int i = 0; i < q_width; ++i) {
       // Heads of very different sizes, one of them zero.
       const int head = i / c.head_dim;
       q[static_cast<size_t>(i)] *= head % 4 == 3 ? 0.0f : head % 4 == 1 ? 1e-6f : 3.0f;
       float& value = q[static_cast<size_t>(i)];
-      d.q.push_back(c.input == Float16::f16 ? f16_from_float(value) : bf16_from_float(value));
+      d.q.push_back(c.input == Float16::f16 ? f16_from_float(value)
+                                            : bf16_from_float(value));
       value = rounded(c.input, value);
     }
     // Positions whose values are tiny or large, so that their scales differ.
     for (int j = 0; j < length; ++j) {
       for (int i = 0; i < width; ++i) {
-        v[static_cast<size_t>(j * width + i)] *= j % 5 == 0 ? 0.01f : j % 7 == 0 ? 30.0f : 1;
+        v[static_cast<size_t>(j * width + i)] *= j % 5 == 0   ? 0.01f
+                                                 : j % 7 == 0 ? 30.0f
+                                                              : 1;
       }
     }
     store_rows(c.form, c.head_dim, {k.data(), length, width}, d.k, d.k_scales);
@@ -129,7 +135,8 @@ inline AttentionData make_attention_data(const AttentionCase& c, uint64_t seed) 
     }
     const size_t first = static_cast<size_t>(b * q_width);
     attention_reference(shape, {q.data(), 1, q_width}, {k.data(), length, width},
-                        {v.data(), length, width}, {d.expected.data() + first, 1, q_width});
+                        {v.data(), length, width},
+                        {d.expected.data() + first, 1, q_width});
     for (int h = 0; h < c.heads; ++h) {
       const int kv = h / (c.heads / c.kv_heads) * c.head_dim;
       double largest = 1, most_q = 0, keys = 0;
@@ -156,15 +163,16 @@ inline AttentionData make_attention_data(const AttentionCase& c, uint64_t seed) 
         const double last_place = c.output == Output::f32   ? 0x1p-24
                                   : c.output == Output::f16 ? 0x1p-11
                                                             : 0x1p-8;
-        d.bound[at] = (16 * (c.head_dim + 8) * 0x1p-24 * largest + 0x1p-10 +
-                       0x1p-24 * keys * most_q * shape.scale +
-                       4 * (length + 8) * 0x1p-24) *
-                          most +
-                      last_place * std::fabs(d.expected[at]) + 0x1p-25;
+        d.bound[at] =
+            (16 * (c.head_dim + 8) * 0x1p-24 * largest + 0x1p-10 +
+             0x1p-24 * keys * most_q * shape.scale + 4 * (length + 8) * 0x1p-24) *
+                most +
+            last_place * std::fabs(d.expected[at]) + 0x1p-25;
       }
     }
   }
-  d.y.assign(static_cast<size_t>(batch * q_width) * (c.output == Output::f32 ? 4 : 2), 0xff);
+  d.y.assign(static_cast<size_t>(batch * q_width) * (c.output == Output::f32 ? 4 : 2),
+             0xff);
   return d;
 }
 
@@ -232,10 +240,16 @@ inline std::vector<AttentionCase> attention_cases() {
       for (const Float16 input : {Float16::f16, Float16::bf16}) {
         const int heads = std::vector<int>{4, 8, 7, 40}[static_cast<size_t>(i % 4)];
         const int kv_heads = std::vector<int>{4, 2, 1, 2}[static_cast<size_t>(i % 4)];
-        const int32_t length = std::vector<int32_t>{1, 17, 64, 130, 200}[
-            static_cast<size_t>(i % 5)];
-        cases.push_back({form, input, heads, kv_heads, head_dim, {length},
-                         i % 3 == 2 ? 50 : 0, i % 2 == 0 ? 132 : 1,
+        const int32_t length =
+            std::vector<int32_t>{1, 17, 64, 130, 200}[static_cast<size_t>(i % 5)];
+        cases.push_back({form,
+                         input,
+                         heads,
+                         kv_heads,
+                         head_dim,
+                         {length},
+                         i % 3 == 2 ? 50 : 0,
+                         i % 2 == 0 ? 132 : 1,
                          static_cast<Output>(i % 3)});
         ++i;
       }

@@ -22,7 +22,8 @@ TEST_F(CudaAttention, GivesWhatTheDefinitionGives) {
 TEST_F(CudaAttention, GivesTheSameBitsInAnyOrderOfThreadsAndBlocks) {
   for (const KvForm form : {KvForm::f16, KvForm::int8}) {
     AttentionData data = make_attention_data(
-        {.form = form, .heads = 4, .kv_heads = 2, .head_dim = 64, .lengths = {300, 70}}, 2);
+        {.form = form, .heads = 4, .kv_heads = 2, .head_dim = 64, .lengths = {300, 70}},
+        2);
     ASSERT_GT(data.plan.splits, 1);
     std::vector<uint8_t> first;
     for (const Order order : kOrders) {

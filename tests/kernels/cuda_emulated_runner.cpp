@@ -25,7 +25,9 @@ Status EmulatedRunner::run(const KvAttentionCall& call, const KvAttentionPlan& p
 Status EmulatedRunner::run(const RmsNormCall& call) {
   return dispatch_rms_norm(call, emulator_);
 }
-Status EmulatedRunner::run(const RopeCall& call) { return dispatch_rope(call, emulator_); }
+Status EmulatedRunner::run(const RopeCall& call) {
+  return dispatch_rope(call, emulator_);
+}
 Status EmulatedRunner::run(const QuantizeRowsCall& call) {
   return dispatch_quantize_rows(call, emulator_);
 }

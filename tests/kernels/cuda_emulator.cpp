@@ -70,8 +70,8 @@ void give_way(Wait wait) {
   swapcontext(&self.context, &machine.scheduler);
 }
 
-// d [16, 8] += a [16, K] b [K, 8], K = 16 or 32; element (row, k) of a and (k, column) of b
-// by the tables of device.h. Sums in double: a GPU keeps fewer bits.
+// d [16, 8] += a [16, K] b [K, 8], K = 16 or 32; element (row, k) of a and (k, column) of
+// b by the tables of device.h. Sums in double: a GPU keeps fewer bits.
 void multiply(Warp& warp, WarpFunction function) {
   const bool is_s8 = function == WarpFunction::s8;
   const int depth = is_s8 ? 32 : 16, per_word = is_s8 ? 4 : 2;
@@ -89,8 +89,7 @@ void multiply(Warp& warp, WarpFunction function) {
             element(warp.in[lane][word], i);
       }
       for (int word = 0; word < 2; ++word) {
-        b[word * (depth / 2) + t * per_word + i][g] =
-            element(warp.in[lane][4 + word], i);
+        b[word * (depth / 2) + t * per_word + i][g] = element(warp.in[lane][4 + word], i);
       }
     }
   }
@@ -126,7 +125,8 @@ void complete(Warp& warp) {
   }
 }
 
-// Gives this lane's words to the warp, waits for the other lanes, and returns its results.
+// Gives this lane's words to the warp, waits for the other lanes, and returns its
+// results.
 const uint32_t* warp_function(WarpFunction function, const uint32_t* words, int count) {
   const int lane = machine.current % kLanes;
   const int first = machine.current - lane;

@@ -1,4 +1,5 @@
-// Runs the CUDA kernels on a machine without a GPU: the same source, one thread at a time.
+// Runs the CUDA kernels on a machine without a GPU: the same source, one thread at a
+// time.
 //
 //   emulate<Kernel>(grid, shared_bytes, params, order)
 //

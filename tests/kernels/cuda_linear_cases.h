@@ -25,7 +25,7 @@ struct LinearCase {
 };
 inline std::string text(const LinearCase& c) {
   return cat(c.scheme, " [", c.rows, ", ", c.cols, "], ", c.tokens, " tokens of ",
-             c.int8_activations             ? "int8"
+             c.int8_activations        ? "int8"
              : c.input == Float16::f16 ? "f16"
                                        : "bf16",
              c.aligned ? "" : ", unaligned", ", ", c.multiprocessors, " multiprocessors");
@@ -59,9 +59,9 @@ inline Result<LinearData> make_linear_data(const LinearCase& c) {
   NIBBLE_ASSIGN_OR_RETURN(d.packed, pack_linear(weight, c.int8_activations));
   d.plan = plan_linear(d.packed.form, c.rows, c.cols, c.tokens, c.multiprocessors);
   const int per_16_bytes = c.int8_activations ? 16 : 8;
-  d.x_stride = c.aligned ? (c.cols + per_16_bytes - 1) / per_16_bytes * per_16_bytes +
-                               per_16_bytes
-                         : c.cols + 3;
+  d.x_stride =
+      c.aligned ? (c.cols + per_16_bytes - 1) / per_16_bytes * per_16_bytes + per_16_bytes
+                : c.cols + 3;
   d.x_first = c.aligned ? 0 : 1;
   d.y_stride = c.rows + 5;
   std::vector<float> x = random_floats(int64_t{c.tokens} * c.cols, 2);
@@ -92,9 +92,8 @@ inline Result<LinearData> make_linear_data(const LinearCase& c) {
       weight, c.int8_activations ? LinearActivation::s8 : LinearActivation::f32, in,
       d.bias.data(), out));
   if (!c.int8_activations) {
-    NIBBLE_RETURN_IF_ERROR(
-        linear_magnitude(weight, in, d.bias.data(),
-                         MatrixView<double>(d.bound.data(), c.tokens, c.rows)));
+    NIBBLE_RETURN_IF_ERROR(linear_magnitude(
+        weight, in, d.bias.data(), MatrixView<double>(d.bound.data(), c.tokens, c.rows)));
     double factor = 4 * linear_tolerance(c.cols);
     if (d.packed.form == LinearForm::table4) {
       const bool exact = c.input == Float16::f16 ? !d.packed.table_is_rounded : false;
@@ -130,7 +129,8 @@ inline std::string check_linear(const LinearData& d) {
     for (int64_t n = 0; n < d.y_stride; ++n) {
       const float y = value_of_y(d, t * d.y_stride + n);
       if (n >= d.c.rows) {
-        if (!std::isnan(y)) found << "written between the rows: " << t << ", " << n << "\n";
+        if (!std::isnan(y))
+          found << "written between the rows: " << t << ", " << n << "\n";
         continue;
       }
       const size_t at = static_cast<size_t>(t * d.c.rows + n);
@@ -153,8 +153,9 @@ inline std::string run_linear_case(Runner& runner, LinearData& d) {
   call.codes = runner.upload(d.packed.codes);
   call.scales = runner.upload(d.packed.scales);
   call.zeros = d.packed.zeros.size() == 0 ? nullptr : runner.upload(d.packed.zeros);
-  call.x = d.c.int8_activations ? static_cast<const void*>(runner.upload(d.x8) + d.x_first)
-                                : runner.upload(d.x16) + d.x_first;
+  call.x = d.c.int8_activations
+               ? static_cast<const void*>(runner.upload(d.x8) + d.x_first)
+               : runner.upload(d.x16) + d.x_first;
   call.x_stride = d.x_stride;
   call.x_scales = runner.upload(d.x_scales);
   call.tokens = d.c.tokens;
@@ -233,7 +234,8 @@ inline std::vector<LinearCase> linear_cases() {
   }
   cases.push_back({"int4/g128@f16", 5, 40, 1});
   cases.push_back({"int8n/r@f32", 33, 700, 20, Float16::f16, true});
-  cases.push_back({"int8/t@f32", 130, 700, 40, Float16::f16, true, 132, true, Output::bf16});
+  cases.push_back(
+      {"int8/t@f32", 130, 700, 40, Float16::f16, true, 132, true, Output::bf16});
   return cases;
 }
 

@@ -14,8 +14,8 @@ using ::testing::HasSubstr;
 class CudaLinear : public OpTest {};
 
 TEST_F(CudaLinear, EveryCodeHasAPlaceOfItsOwn) {
-  for (const LinearForm form : {LinearForm::int4, LinearForm::table4, LinearForm::int8,
-                                LinearForm::int8_s8}) {
+  for (const LinearForm form :
+       {LinearForm::int4, LinearForm::table4, LinearForm::int8, LinearForm::int8_s8}) {
     const int rows = 64, cols = 256, units = cols / unit_columns(form);
     const int bits = is_4_bit(form) ? 4 : 8;
     std::vector<int> taken(static_cast<size_t>(rows * cols * bits / 4));
@@ -40,7 +40,8 @@ TEST_F(CudaLinear, GroupsAreFoundWithoutADivision) {
   for (int group = 32; group <= kMostColumns; group += group < 4096 ? 32 : 4096 * 7) {
     const uint32_t inverse = group_inverse(group, 2);
     for (uint32_t slab = 0; slab <= kMostColumns / kSlab; slab += slab < 512 ? 1 : 97) {
-      ASSERT_EQ(uint64_t{slab} * inverse >> 31, slab * kSlab / static_cast<uint32_t>(group))
+      ASSERT_EQ(uint64_t{slab} * inverse >> 31,
+                slab * kSlab / static_cast<uint32_t>(group))
           << group;
     }
   }
@@ -62,7 +63,8 @@ TEST_F(CudaLinear, PackingKeepsEveryCode) {
       const int bias = biased ? (is_4_bit(packed->form) ? 8 : 128) : 0;
       const std::vector<uint8_t> codes = stored_codes(*packed);
       for (size_t i = 0; i < codes.size(); ++i) {
-        ASSERT_EQ(codes[i], static_cast<uint8_t>(q->codes[i] + bias)) << scheme << " " << i;
+        ASSERT_EQ(codes[i], static_cast<uint8_t>(q->codes[i] + bias))
+            << scheme << " " << i;
       }
     }
   }
@@ -79,8 +81,8 @@ TEST_F(CudaLinear, ScalesAreAsSmallAsTheyCanBe) {
 }
 
 TEST_F(CudaLinear, SaysWhatItCannotPack) {
-  for (const char* scheme : {"uint4/g32@f16+m/g32@f16", "int4/g16@f16", "int4/g48@f16",
-                             "f16", "int8/c@f32"}) {
+  for (const char* scheme :
+       {"uint4/g32@f16+m/g32@f16", "int4/g16@f16", "int4/g48@f16", "f16", "int8/c@f32"}) {
     const LinearWeight weight = random_weight(scheme, 16, 192, 1);
     const Result<LinearPacked> packed = pack_linear(weight, false);
     ASSERT_FALSE(packed.ok()) << scheme;

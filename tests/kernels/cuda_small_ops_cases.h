@@ -1,5 +1,5 @@
-// What the smaller CUDA kernels must give, for whatever runs them: norms, rotations, codes
-// of activations and of caches, weights made floats again, fake quantization. Each
+// What the smaller CUDA kernels must give, for whatever runs them: norms, rotations,
+// codes of activations and of caches, weights made floats again, fake quantization. Each
 // function returns what is wrong, or nothing.
 #pragma once
 
@@ -88,7 +88,8 @@ inline std::string check_rope(Runner& runner) {
       }
       runner.clear();
       uint16_t* const out = runner.upload(in);
-      const std::vector<float> cosines(table.cosines(0), table.cosines(0) + 10 * head_dim / 2);
+      const std::vector<float> cosines(table.cosines(0),
+                                       table.cosines(0) + 10 * head_dim / 2);
       const std::vector<float> sines(table.sines(0), table.sines(0) + 10 * head_dim / 2);
       const Status status = runner.run(RopeCall{.type = type,
                                                 .x = out,
@@ -110,9 +111,9 @@ inline std::string check_rope(Runner& runner) {
             continue;
           }
           const float wanted = x[static_cast<size_t>(t * width + c)];
-          const double bound = (type == Float16::f16 ? 0x1p-11 : 0x1p-8) *
-                                   std::fabs(wanted) +
-                               4 * 0x1p-24 * 8;  // |a| + |b| <= 8 or so
+          const double bound =
+              (type == Float16::f16 ? 0x1p-11 : 0x1p-8) * std::fabs(wanted) +
+              4 * 0x1p-24 * 8;  // |a| + |b| <= 8 or so
           if (!(std::fabs(from_16(type, found) - wanted) <= bound))
             return cat("rope, token ", t, ", column ", c, ": ", from_16(type, found),
                        " where ", wanted);
@@ -130,10 +131,12 @@ inline std::string check_quantize_rows(Runner& runner) {
       std::vector<float> x = random_floats(tokens * cols, 3);
       std::fill(x.begin() + cols, x.begin() + 2 * cols, 0.0f);
       const std::vector<uint16_t> in = spaced_16(type, x, tokens, cols, stride);
-      std::vector<int8_t> wanted(static_cast<size_t>(tokens * stride), 77), codes = wanted;
+      std::vector<int8_t> wanted(static_cast<size_t>(tokens * stride), 77),
+          codes = wanted;
       std::vector<float> wanted_scales(tokens), scales(tokens, std::nanf(""));
       quantize_rows_reference({x.data(), tokens, cols},
-                              {wanted.data(), tokens, cols, stride}, wanted_scales.data());
+                              {wanted.data(), tokens, cols, stride},
+                              wanted_scales.data());
       runner.clear();
       int8_t* const out = runner.upload(codes);
       float* const out_scales = runner.upload(scales);
@@ -159,7 +162,8 @@ inline std::string check_store_kv(Runner& runner) {
   for (const bool fp8 : {false, true}) {
     for (const Float16 type : {Float16::f16, Float16::bf16}) {
       for (const int head_dim : {32, 64, 128}) {
-        const int tokens = 9, kv_heads = 5, width = kv_heads * head_dim, stride = width + 3;
+        const int tokens = 9, kv_heads = 5, width = kv_heads * head_dim,
+                  stride = width + 3;
         std::vector<float> x = random_floats(tokens * width, 3);
         for (int i = 0; i < head_dim; ++i) {
           x[static_cast<size_t>(width + i)] = 0;
@@ -184,16 +188,17 @@ inline std::string check_store_kv(Runner& runner) {
         runner.clear();
         uint8_t* const out = runner.upload(codes);
         uint16_t* const out_scales = runner.upload(scales);
-        const Status status = runner.run(StoreKvCall{.input = type,
-                                                     .fp8 = fp8,
-                                                     .x = runner.upload(in),
-                                                     .x_stride = stride,
-                                                     .positions = runner.upload(positions),
-                                                     .codes = out,
-                                                     .scales = out_scales,
-                                                     .tokens = tokens,
-                                                     .kv_heads = kv_heads,
-                                                     .head_dim = head_dim});
+        const Status status =
+            runner.run(StoreKvCall{.input = type,
+                                   .fp8 = fp8,
+                                   .x = runner.upload(in),
+                                   .x_stride = stride,
+                                   .positions = runner.upload(positions),
+                                   .codes = out,
+                                   .scales = out_scales,
+                                   .tokens = tokens,
+                                   .kv_heads = kv_heads,
+                                   .head_dim = head_dim});
         if (!status.ok()) return status.message();
         runner.download(out, codes);
         runner.download(out_scales, scales);
@@ -203,11 +208,12 @@ inline std::string check_store_kv(Runner& runner) {
             const float scale =
                 float_from_f16(scales[static_cast<size_t>(at * kv_heads + i / head_dim)]);
             const uint8_t code = codes[static_cast<size_t>(at * width + i)];
-            const float value =
-                fp8 ? float_from_e4m3(code) : static_cast<float>(static_cast<int8_t>(code));
+            const float value = fp8 ? float_from_e4m3(code)
+                                    : static_cast<float>(static_cast<int8_t>(code));
             if (!(scale * value == wanted[static_cast<size_t>(t * width + i)]))
-              return cat("store_kv, token ", t, ", column ", i, ", head_dim ", head_dim, ": ",
-                         scale * value, " where ", wanted[static_cast<size_t>(t * width + i)]);
+              return cat("store_kv, token ", t, ", column ", i, ", head_dim ", head_dim,
+                         ": ", scale * value, " where ",
+                         wanted[static_cast<size_t>(t * width + i)]);
           }
         }
       }
@@ -217,10 +223,9 @@ inline std::string check_store_kv(Runner& runner) {
 }
 
 inline std::string check_dequantize(Runner& runner) {
-  for (const char* scheme :
-       {"int4/g128@f16", "int4/g32@f32", "uint4/g32@f16+z/g32@uint4", "nf4/g64@f32",
-        "e2m1/g32@e8m0", "int8/r@f32", "uint8/r@f32+z/r@uint8", "e4m3/g32@f16",
-        "e5m2/g128@f32"}) {
+  for (const char* scheme : {"int4/g128@f16", "int4/g32@f32", "uint4/g32@f16+z/g32@uint4",
+                             "nf4/g64@f32", "e2m1/g32@e8m0", "int8/r@f32",
+                             "uint8/r@f32+z/r@uint8", "e4m3/g32@f16", "e5m2/g128@f32"}) {
     for (const Float16 type : {Float16::f16, Float16::bf16}) {
       for (const int cols : {40, 172, 320}) {
         const int rows = 45, stride = cols + (cols % 8 == 0 ? 8 : 3);
@@ -249,8 +254,9 @@ inline std::string check_dequantize(Runner& runner) {
         for (int r = 0; r < rows; ++r) {
           for (int c = 0; c < stride; ++c) {
             const uint16_t found = w[static_cast<size_t>(r * stride + c)];
-            if (c >= cols ? found != 0x7fff
-                          : found != to_16(type, wanted[static_cast<size_t>(r * cols + c)]))
+            if (c >= cols
+                    ? found != 0x7fff
+                    : found != to_16(type, wanted[static_cast<size_t>(r * cols + c)]))
               return cat("dequantize ", scheme, " [", rows, ", ", cols, "], row ", r,
                          ", column ", c, ": ", from_16(type, found));
           }
@@ -267,10 +273,10 @@ inline std::string check_fake_quantize(Runner& runner) {
     int rows, cols, group;
     bool has_zeros;
   };
-  for (const Case& c : {Case{"int4/g32@f32", 7, 160, 32, false},
-                        Case{"int8/r@f32", 5, 333, 333, false},
-                        Case{"uint4/g64@f32+z/g64@uint4", 9, 192, 64, true},
-                        Case{"int4n/g20@f32", 3, 50, 20, false}}) {
+  for (const Case& c :
+       {Case{"int4/g32@f32", 7, 160, 32, false}, Case{"int8/r@f32", 5, 333, 333, false},
+        Case{"uint4/g64@f32+z/g64@uint4", 9, 192, 64, true},
+        Case{"int4n/g20@f32", 3, 50, 20, false}}) {
     const int groups = (c.cols + c.group - 1) / c.group;
     std::vector<float> x = random_floats(c.rows * c.cols, 1);
     const Result<QuantScheme> scheme = parse_scheme(c.scheme);
@@ -291,11 +297,10 @@ inline std::string check_fake_quantize(Runner& runner) {
         c.has_zeros ? q->offsets[0].values : std::vector<float>(scales.size(), 0.0f);
 
     runner.clear();
-    std::vector<float> y(x.size(), std::nanf("")), dx = y,
-                                  ds(static_cast<size_t>(c.rows * groups), std::nanf("")),
-                                  dz = ds;
+    std::vector<float> y(x.size(), std::nanf("")),
+        dx = y, ds(static_cast<size_t>(c.rows * groups), std::nanf("")), dz = ds;
     float *const out = runner.upload(y), *const out_dx = runner.upload(dx),
-                *const out_ds = runner.upload(ds), *const out_dz = runner.upload(dz);
+                 *const out_ds = runner.upload(ds), *const out_dz = runner.upload(dz);
     const float lowest = static_cast<float>(code_lowest(*scheme)),
                 highest = static_cast<float>(code_highest(*scheme));
     const FakeQuantizeCall call = {.x = runner.upload(x),
@@ -338,7 +343,8 @@ inline std::string check_fake_quantize(Runner& runner) {
           ds_size += std::fabs(term) + std::fabs(dy[i]) * std::fabs(v) * 0x1p-20;
           if (!inside) wanted_dz -= s * dy[i], dz_size += std::fabs(s * dy[i]);
           if (y[i] != wanted[i])
-            return cat("fake_quantize ", c.scheme, " ", i, ": ", y[i], " where ", wanted[i]);
+            return cat("fake_quantize ", c.scheme, " ", i, ": ", y[i], " where ",
+                       wanted[i]);
           if (dx[i] != (inside ? dy[i] : 0.0f)) return cat("dx of ", c.scheme, " ", i);
         }
         const double bound = (c.group + 8) * 0x1p-24;

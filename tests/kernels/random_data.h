@@ -23,8 +23,9 @@ inline std::vector<float> random_floats(int64_t n, uint64_t seed) {
 }
 
 // A random weight as an artifact would hold it.
-inline Result<LinearWeight> make_random_weight(const std::string& scheme_text, int64_t rows,
-                                               int64_t cols, uint64_t seed) {
+inline Result<LinearWeight> make_random_weight(const std::string& scheme_text,
+                                               int64_t rows, int64_t cols,
+                                               uint64_t seed) {
   std::vector<float> values = random_floats(rows * cols, seed);
   for (float& v : values) v = 0.3f * v + 0.1f;  // so that zero points and minima matter
   NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(scheme_text));

@@ -17,8 +17,8 @@ struct FakeQuantizeCell {
 };
 NIBBLE_DEVICE bool find_cell(const FakeQuantizeCall& p, FakeQuantizeCell& c) {
   const int groups = (p.cols + p.group - 1) / p.group;
-  c.cell = static_cast<int64_t>(block_x()) * (kFakeQuantizeThreads / 32) +
-           thread_index() / 32;
+  c.cell =
+      static_cast<int64_t>(block_x()) * (kFakeQuantizeThreads / 32) + thread_index() / 32;
   if (c.cell >= p.rows * groups) return false;
   const int64_t row = c.cell / groups;
   const int j = static_cast<int>(c.cell % groups), column = j * p.group;
@@ -98,7 +98,8 @@ Status dispatch_fake_quantize_gradient(const FakeQuantizeGradientCall& call,
                                        Launcher& launcher) {
   NIBBLE_RETURN_IF_ERROR(
       check_fake_quantize(call.forward, call.dy != nullptr && call.dx != nullptr));
-  launcher.template launch<FakeQuantizeGradient>(fake_quantize_grid(call.forward), 0, call);
+  launcher.template launch<FakeQuantizeGradient>(fake_quantize_grid(call.forward), 0,
+                                                 call);
   return ok_status();
 }
 

@@ -24,12 +24,12 @@ Status dispatch_kv_attention(const KvAttentionCall& call, const KvAttentionPlan&
        (call.k_scales == nullptr || call.v_scales == nullptr)) ||
       (plan.splits > 1 && (call.partial == nullptr || call.counters == nullptr))) {
     return refuse(StatusCode::invalid_argument,
-                  "q, k, v, y, lengths, the scales of coded caches, and for ", plan.splits,
-                  " splits partial and counters are needed; one is null");
+                  "q, k, v, y, lengths, the scales of coded caches, and for ",
+                  plan.splits, " splits partial and counters are needed; one is null");
   }
   const int group = static_cast<int>(shape.heads / shape.kv_heads);
-  const Grid grid = {plan.splits,
-                     static_cast<int>(shape.kv_heads) * ((group + 15) / 16), call.batch};
+  const Grid grid = {plan.splits, static_cast<int>(shape.kv_heads) * ((group + 15) / 16),
+                     call.batch};
   const KvAttentionParams params = {
       .q = static_cast<const uint16_t*>(call.q),
       .k = static_cast<const uint8_t*>(call.k),

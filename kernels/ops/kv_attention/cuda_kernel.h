@@ -9,9 +9,9 @@
 //
 // so that the scores' d is the weights' a, lane by lane. A lane reads 16 bytes of a row
 // together: the sum over dims has no order, so dims 16 t .. 16 t + 15 of each 64 (int8;
-// 8 of 32 in f16) are steps 0 .. 3 of lane 4 g + t; and column g of the j-th value tile is
-// dim 16 g + j of each 128 (int8), which turns the four rows that a lane reads into b by
-// byte permutations alone.
+// 8 of 32 in f16) are steps 0 .. 3 of lane 4 g + t; and column g of the j-th value tile
+// is dim 16 g + j of each 128 (int8), which turns the four rows that a lane reads into b
+// by byte permutations alone.
 #pragma once
 
 #include "kernels/ops/kv_attention/cuda_kv_attention.h"
@@ -37,15 +37,15 @@ struct KvAttention {
   using Params = KvAttentionParams;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kHeads = 16, kPositions = 16;
   static constexpr int kBytes = kForm == KvForm::f16 ? 2 : 1;
-  // Registers: 168 a thread hold a tile, the next one on its way and the sums of 128 bytes
-  // of dims; 255 those of 256 bytes. With more dims nothing is asked for ahead.
+  // Registers: 168 a thread hold a tile, the next one on its way and the sums of 128
+  // bytes of dims; 255 those of 256 bytes. With more dims nothing is asked for ahead.
   static constexpr bool kAsksAhead = kHeadDim <= 128;
   static constexpr int kBlocksPerMultiprocessor = kHeadDim * kBytes <= 128 ? 3 : 2;
   static constexpr bool kHasScales = kForm != KvForm::f16;
-  static constexpr int kPerRead = 16 / kBytes;         // dims in 16 bytes
-  static constexpr int kKeyChunk = 4 * kPerRead;       // dims of a row that 4 lanes read
+  static constexpr int kPerRead = 16 / kBytes;    // dims in 16 bytes
+  static constexpr int kKeyChunk = 4 * kPerRead;  // dims of a row that 4 lanes read
   static constexpr int kKeyChunks = kHeadDim / kKeyChunk;
-  static constexpr int kChunkSteps = kKeyChunk / 16;   // mma steps
+  static constexpr int kChunkSteps = kKeyChunk / 16;  // mma steps
   static constexpr int kSteps = kHeadDim / 16;
   // A lane's values of a row: 16 bytes, or 8 where the row is that short.
   static constexpr int kValueBytes =
@@ -118,8 +118,8 @@ struct KvAttention {
     return scales[(row + first) * p.kv_heads + head] |
            static_cast<uint32_t>(scales[(row + second) * p.kv_heads + head]) << 16;
   }
-  NIBBLE_DEVICE static Values load_values(const Params& p, int64_t row, int head, int base,
-                                          int end, int g, int t) {
+  NIBBLE_DEVICE static Values load_values(const Params& p, int64_t row, int head,
+                                          int base, int end, int g, int t) {
     Values values;
     const int64_t width = static_cast<int64_t>(p.kv_heads) * kHeadDim * kBytes;
     NIBBLE_UNROLL
@@ -151,8 +151,8 @@ struct KvAttention {
   }
 
   // The value tile's b for dims of word i, number j in it.
-  NIBBLE_DEVICE static void value_pairs(const Values& v, int c, int i, int j, uint32_t& b0,
-                                        uint32_t& b1) {
+  NIBBLE_DEVICE static void value_pairs(const Values& v, int c, int i, int j,
+                                        uint32_t& b0, uint32_t& b1) {
     if constexpr (kForm == KvForm::f16) {
       const uint32_t select = j == 0 ? 0x5410 : 0x7632;
       b0 = permute_bytes(v.words[0][c][i], v.words[1][c][i], select);
@@ -160,9 +160,11 @@ struct KvAttention {
     } else {
       const uint32_t select = j < 2 ? 0x5140 : 0x7362;  // bytes of both rows in turn
       b0 = pair_of_codes(
-          permute_bytes(biased(v.words[0][c][i]), biased(v.words[1][c][i]), select), j % 2);
+          permute_bytes(biased(v.words[0][c][i]), biased(v.words[1][c][i]), select),
+          j % 2);
       b1 = pair_of_codes(
-          permute_bytes(biased(v.words[2][c][i]), biased(v.words[3][c][i]), select), j % 2);
+          permute_bytes(biased(v.words[2][c][i]), biased(v.words[3][c][i]), select),
+          j % 2);
     }
   }
 
@@ -216,8 +218,8 @@ struct KvAttention {
     const int length = p.lengths[batch];
     const int first = p.window > 0 && length > p.window ? length - p.window : 0;
     const int begin = first + split * p.positions_per_split;
-    const int end = begin + p.positions_per_split < length ? begin + p.positions_per_split
-                                                           : length;
+    const int end =
+        begin + p.positions_per_split < length ? begin + p.positions_per_split : length;
     const int64_t row = batch * p.capacity;
 
     load_queries(p, batch, first_head, heads, fragments, factors);
@@ -378,7 +380,8 @@ struct KvAttention {
     float* const mosts = reinterpret_cast<float*>(
         shared_memory() + (kQueryBytes > kOutBytes ? kQueryBytes : kOutBytes));
     float* const sums = mosts + kWarps * kHeads;
-    uint32_t* const is_last = reinterpret_cast<uint32_t*>(sums + kWarps * kHeads + kHeads);
+    uint32_t* const is_last =
+        reinterpret_cast<uint32_t*>(sums + kWarps * kHeads + kHeads);
     sync_threads();  // q is read no more
     NIBBLE_UNROLL
     for (int h = 0; h < 2; ++h) {
@@ -394,7 +397,8 @@ struct KvAttention {
       NIBBLE_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int column = 2 * t + i % 2;
-        const int dim = j / kValueDims * kValueChunk + column * kValueDims + j % kValueDims;
+        const int dim =
+            j / kValueDims * kValueChunk + column * kValueDims + j % kValueDims;
         outs[(warp * kHeads + g + i / 2 * 8) * kOutRow + dim] = out[j][i];
       }
     }

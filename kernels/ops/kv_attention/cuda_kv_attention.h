@@ -22,16 +22,16 @@
 //
 // tolerance_spec: |y - reference| <= (16 (head_dim + 8) 2^-24 A + 2^-24 Q + 2^-10
 //   + 4 (length + 8) 2^-24) max_j |v[j, d]| + half a unit in y's last place;
-//   A as in attention.h, Q = |scale| max_d |q[d]| max_j sum_d |k[j, d]|: what f16 loses of
-//   numbers below 2^-14 of their head's largest; 2^-10: weights as f16.
+//   A as in attention.h, Q = |scale| max_d |q[d]| max_j sum_d |k[j, d]|: what f16 loses
+//   of numbers below 2^-14 of their head's largest; 2^-10: weights as f16.
 //
 // plan_kv_attention decides the parts. No CUDA header is needed; cuda.cu or no_cuda.cpp
 // (unsupported). Pointers are device memory, stream a cudaStream_t.
 #pragma once
 
+#include "kernels/base/status.h"
 #include "kernels/cuda/device.h"
 #include "kernels/ops/attention/attention.h"
-#include "kernels/base/status.h"
 
 namespace nibble::cuda {
 

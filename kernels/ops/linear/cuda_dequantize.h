@@ -35,11 +35,12 @@ struct Dequantize {
     return as_float(code == 0 ? 0x00400000u : code << 23);
   }
   // Column i of the step's four; `words` are the step's: one, or rows g and g + 8.
-  NIBBLE_DEVICE static float value(const Params& p, const uint32_t (&words)[2], int h, int i,
-                                   float zero) {
+  NIBBLE_DEVICE static float value(const Params& p, const uint32_t (&words)[2], int h,
+                                   int i, float zero) {
     if constexpr (is_4_bit(kForm)) {
       const int pair = i / 2 * 2 + h;
-      const int bit = kForm == LinearForm::int4 ? i % 2 * 16 + 4 * pair : 8 * pair + i % 2 * 4;
+      const int bit =
+          kForm == LinearForm::int4 ? i % 2 * 16 + 4 * pair : 8 * pair + i % 2 * 4;
       const uint32_t code = words[0] >> bit & 15;
       if constexpr (kForm == LinearForm::table4) return p.table[code];
       return static_cast<float>(code) - zero;
@@ -60,7 +61,8 @@ struct Dequantize {
     NIBBLE_UNROLL
     for (int m = 0; m < 2; ++m) {
       const Words4 v = stream16(
-          p.codes + (((static_cast<int64_t>(tile) * p.units + unit) * 2 + m) * 32 + lane) * 16);
+          p.codes +
+          (((static_cast<int64_t>(tile) * p.units + unit) * 2 + m) * 32 + lane) * 16);
       const uint32_t words[4] = {v.x, v.y, v.z, v.w};
       NIBBLE_UNROLL
       for (int slab = 0; slab < kSlabs; ++slab) {
@@ -106,10 +108,11 @@ template <class Launcher>
 Status dispatch_dequantize(const DequantizeCall& call, Launcher& launcher) {
   if (call.codes == nullptr || call.scales == nullptr || call.w == nullptr ||
       call.stride < call.cols || call.form == LinearForm::int8_s8) {
-    return error(StatusCode::invalid_argument,
-                 "[linear] cuda: codes for float activations, scales, w and a stride of at "
-                 "least ",
-                 call.cols, " are needed; found stride ", call.stride);
+    return error(
+        StatusCode::invalid_argument,
+        "[linear] cuda: codes for float activations, scales, w and a stride of at "
+        "least ",
+        call.cols, " are needed; found stride ", call.stride);
   }
   DequantizeParams p = {};
   p.codes = static_cast<const uint8_t*>(call.codes);
@@ -134,7 +137,8 @@ Status dispatch_dequantize(const DequantizeCall& call, Launcher& launcher) {
     }
   };
   if (call.form == LinearForm::int4) with_form.template operator()<LinearForm::int4>();
-  if (call.form == LinearForm::table4) with_form.template operator()<LinearForm::table4>();
+  if (call.form == LinearForm::table4)
+    with_form.template operator()<LinearForm::table4>();
   if (call.form == LinearForm::int8) with_form.template operator()<LinearForm::int8>();
   if (call.form == LinearForm::e4m3) with_form.template operator()<LinearForm::e4m3>();
   if (call.form == LinearForm::e5m2) with_form.template operator()<LinearForm::e5m2>();

@@ -15,7 +15,8 @@ inline Status check_linear_call(const LinearCall& call, const LinearPlan& plan) 
   const auto refuse = [](const auto&... what) {
     return error(StatusCode::invalid_argument, "[linear] cuda: ", what...);
   };
-  if (call.tokens < 1 || call.tokens > kMostTokens || call.tokens > 8 * plan.token_tiles) {
+  if (call.tokens < 1 || call.tokens > kMostTokens ||
+      call.tokens > 8 * plan.token_tiles) {
     return refuse("1 to ", std::min(kMostTokens, 8 * plan.token_tiles),
                   " tokens are needed; found ", call.tokens, "; cut the call");
   }
@@ -24,7 +25,8 @@ inline Status check_linear_call(const LinearCall& call, const LinearPlan& plan) 
                   " are needed; found ", call.x_stride, " and ", call.y_stride);
   }
   if (call.codes == nullptr || call.scales == nullptr || call.x == nullptr ||
-      call.y == nullptr || (call.form == LinearForm::int8_s8 && call.x_scales == nullptr) ||
+      call.y == nullptr ||
+      (call.form == LinearForm::int8_s8 && call.x_scales == nullptr) ||
       (plan.splits > 1 && (call.partial == nullptr || call.counters == nullptr))) {
     return refuse("codes, scales, x, y, for int8 activations x_scales, and for ",
                   plan.splits, " splits partial and counters are needed; one is null");

@@ -2,9 +2,9 @@
 //
 // A block of 8 warps has 128 rows: warp w the tile w % 4, and of every stage of K (8
 // units) the quad of units w / 4. The weight is the mma's A (16 rows), x its B (8 tokens
-// a tile). Per stage: x lies in shared memory, copied while the last stage was multiplied;
-// a lane's weights, 16 bytes a unit and mma tile, are asked for a whole quad ahead, 128
-// bytes on their way per thread.
+// a tile). Per stage: x lies in shared memory, copied while the last stage was
+// multiplied; a lane's weights, 16 bytes a unit and mma tile, are asked for a whole quad
+// ahead, 128 bytes on their way per thread.
 //
 // Runs of 32 or 128 columns (kFlush slabs) of a group are summed by the tensor cores from
 // whole numbers or table values, then scaled in f32. The two quads and the parts of K are
@@ -37,7 +37,8 @@ struct LinearParams {
 
 // kInput is not read by int8_s8. kFlush: slabs a sum runs before it is scaled, a divisor
 // of the group's.
-template <LinearForm kForm, Float16 kInput, LinearScale kScale, int kFlush, int kTokenTiles>
+template <LinearForm kForm, Float16 kInput, LinearScale kScale, int kFlush,
+          int kTokenTiles>
 struct LinearMma {
   using Params = LinearParams;
   static constexpr int kRowWarps = 4, kQuadWarps = 2, kWarps = kRowWarps * kQuadWarps;
@@ -45,7 +46,8 @@ struct LinearMma {
   static constexpr int kBlocksPerMultiprocessor = kTokenTiles <= 2 ? 2 : 1;
   static constexpr int kBlockRows = kRowWarps * kTileRows;
   static constexpr bool kIsS8 = kForm == LinearForm::int8_s8;
-  static constexpr bool kHasZeros = kForm == LinearForm::int4 || kForm == LinearForm::int8;
+  static constexpr bool kHasZeros =
+      kForm == LinearForm::int4 || kForm == LinearForm::int8;
   static constexpr int kUnitColumns = unit_columns(kForm);
   static constexpr int kUnitSlabs = kUnitColumns / kSlab;
   static constexpr int kQuad = 4;  // units
@@ -62,8 +64,9 @@ struct LinearMma {
   static constexpr int kSumsAll = kQuadWarps * kTokens * kSumRow * 4;
   static constexpr int kSharedBytes =
       kPairsBytes + (kXAll > kSumsAll ? kXAll : kSumsAll) + 16;
-  static constexpr int kScaleWords =
-      kScale == LinearScale::f32 ? 4 : kScale == LinearScale::f16 ? 2 : 1;
+  static constexpr int kScaleWords = kScale == LinearScale::f32   ? 4
+                                     : kScale == LinearScale::f16 ? 2
+                                                                  : 1;
   static constexpr int kFlushes = kQuadSlabs / kFlush;  // a quad
   static_assert(kQuadSlabs % kFlush == 0);
 
@@ -89,7 +92,7 @@ struct LinearMma {
 
   // Constants of a group for one mma tile: the number that stands for code zero.
   struct Zero {
-    uint32_t a, b;          // packed, rows g and g + 8 (int4)
+    uint32_t a, b;           // packed, rows g and g + 8 (int4)
     float float_a, float_b;  // int8 with bf16
   };
 
@@ -100,8 +103,8 @@ struct LinearMma {
       return permute_bytes(bytes, upper, 0x4040u | byte << 8 | byte);
     };
     if constexpr (kForm == LinearForm::int4 && kInput == Float16::f16) {
-      z.a = doubled(first, zeros, 0x64);         // 1024 + z
-      z.b = doubled(second, zeros << 4, 0xd4);   // -(64 + z)
+      z.a = doubled(first, zeros, 0x64);        // 1024 + z
+      z.b = doubled(second, zeros << 4, 0xd4);  // -(64 + z)
     } else if constexpr (kForm == LinearForm::int4) {
       z.a = doubled(first, zeros, 0xc3);  // -(128 + z)
       z.b = doubled(second, zeros, 0xc3);
@@ -164,14 +167,14 @@ struct LinearMma {
       second = fp8_pair(w << 8);
     }
   }
-  // Codes in bytes 1 and 3. e4m3 comes out as 2^-8 of its value (pack_linear's scales make
-  // up for it), e5m2, the upper half of an f16, as itself.
+  // Codes in bytes 1 and 3. e4m3 comes out as 2^-8 of its value (pack_linear's scales
+  // make up for it), e5m2, the upper half of an f16, as itself.
   NIBBLE_DEVICE static uint32_t fp8_pair(uint32_t w) {
     if constexpr (kForm == LinearForm::e5m2 && kInput == Float16::f16) {
       return w & 0xff00ff00u;
     } else {
-      constexpr int kDown = (kForm == LinearForm::e4m3 ? 1 : 0) +
-                            (kInput == Float16::bf16 ? 3 : 0);
+      constexpr int kDown =
+          (kForm == LinearForm::e4m3 ? 1 : 0) + (kInput == Float16::bf16 ? 3 : 0);
       constexpr uint32_t kMask = (0x7f00u >> kDown) * 0x10001u;
       const uint32_t bits = (w & 0x80008000u) | (w >> kDown & kMask);
       if constexpr (kInput == Float16::f16) return bits;
@@ -213,7 +216,8 @@ struct LinearMma {
     const int64_t row_bytes = static_cast<int64_t>(p.cols) * kXBytes;
     for (int i = thread_index(); i < p.tokens * kPieces; i += kThreads) {
       const int token = i / kPieces, piece = i % kPieces;
-      const int64_t at = static_cast<int64_t>(stage) * kStageColumns * kXBytes + piece * 16;
+      const int64_t at =
+          static_cast<int64_t>(stage) * kStageColumns * kXBytes + piece * 16;
       const int64_t left = row_bytes - at;
       const int bytes = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
       const uint8_t* row = p.x + token * p.x_stride;
@@ -305,7 +309,8 @@ struct LinearMma {
         }
       }
       const uint8_t* const x = x_memory + buffer * kTokens * kXRowBytes +
-                               quad_warp * kQuad * kUnitColumns * kXBytes + 8 * t * kXBytes;
+                               quad_warp * kQuad * kUnitColumns * kXBytes +
+                               8 * t * kXBytes;
       Sum part[2][kTokenTiles];
       Zero zero[2] = {};
       NIBBLE_UNROLL
@@ -332,9 +337,9 @@ struct LinearMma {
                 for (int j = 0; j < kTokenTiles; ++j) {
                   NIBBLE_UNROLL
                   for (int i = 0; i < 4; ++i) {
-                    total[m][j].v[i] = fused(part[m][j].v[i],
-                                             scale_of(levels[f], 2 * m + i / 2),
-                                             total[m][j].v[i]);
+                    total[m][j].v[i] =
+                        fused(part[m][j].v[i], scale_of(levels[f], 2 * m + i / 2),
+                              total[m][j].v[i]);
                   }
                   part[m][j] = Sum();
                 }
@@ -354,9 +359,9 @@ struct LinearMma {
   }
 
   // part += the slab's products.
-  NIBBLE_DEVICE static void multiply_slab(const Params& p, const Words4 (&w)[2], int in_unit,
-                                          const uint8_t* x, int g, const Zero (&zero)[2],
-                                          const uint32_t* pairs,
+  NIBBLE_DEVICE static void multiply_slab(const Params& p, const Words4 (&w)[2],
+                                          int in_unit, const uint8_t* x, int g,
+                                          const Zero (&zero)[2], const uint32_t* pairs,
                                           Sum (&part)[2][kTokenTiles]) {
     uint32_t b[kTokenTiles][4];
     NIBBLE_UNROLL
@@ -430,12 +435,12 @@ struct LinearMma {
     }
     sync_threads();
     const int first_row = block_x() * kBlockRows;
-    const int64_t padded_rows = static_cast<int64_t>((p.tiles + kRowWarps - 1) / kRowWarps) *
-                                kBlockRows;
+    const int64_t padded_rows =
+        static_cast<int64_t>((p.tiles + kRowWarps - 1) / kRowWarps) * kBlockRows;
     for (int i = thread_index(); i < p.tokens * kBlockRows; i += kThreads) {
       const int token = i / kBlockRows, row = i % kBlockRows;
-      const uint32_t sum = add_words(sums[token * kSumRow + row],
-                                     sums[(kTokens + token) * kSumRow + row]);
+      const uint32_t sum =
+          add_words(sums[token * kSumRow + row], sums[(kTokens + token) * kSumRow + row]);
       if (p.splits == 1) {
         write(p, token, first_row + row, sum);
       } else {
@@ -447,8 +452,8 @@ struct LinearMma {
     memory_fence();
     sync_threads();
     if (thread_index() == 0) {
-      *is_last = atomic_add(p.counters + block_x(), 1) ==
-                 static_cast<uint32_t>(p.splits - 1);
+      *is_last =
+          atomic_add(p.counters + block_x(), 1) == static_cast<uint32_t>(p.splits - 1);
     }
     sync_threads();
     if (*is_last == 0) return;
@@ -470,9 +475,9 @@ struct LinearMma {
     float value = as_float(sum);
     if constexpr (kIsS8) {
       // linear.h's definition for one group, with its roundings.
-      const float scale =
-          as_float(load4(p.scales + 4 * (static_cast<int64_t>(row / kTileRows) * kTileRows +
-                                         level_place(row % kTileRows))));
+      const float scale = as_float(
+          load4(p.scales + 4 * (static_cast<int64_t>(row / kTileRows) * kTileRows +
+                                level_place(row % kTileRows))));
       value = static_cast<float>(static_cast<int32_t>(sum)) * scale;
       value = value * p.x_scales[token];
     }

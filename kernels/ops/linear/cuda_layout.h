@@ -1,17 +1,17 @@
 // Where the CUDA linear kernels find a weight's codes, scales and zero points.
 //
-// Rows go in tiles of 32, two mma tiles of 16; columns in units, so that a lane's codes of
-// an mma tile and a unit are 16 bytes, a warp's 512 in a row:
+// Rows go in tiles of 32, two mma tiles of 16; columns in units, so that a lane's codes
+// of an mma tile and a unit are 16 bytes, a warp's 512 in a row:
 //
 //   codes   [tiles][units][2][32 lanes][16 bytes]   unit: 64 columns of 4 bits, 32 of 8
 //   scales  [tiles][groups][32]   f32, f16 or e8m0  (level_place)
 //   zeros   [tiles][groups][32]   uint8 codes
 //
-// The sum over k has no order that matters for the fragments, so a lane takes columns that
-// lie together in x: of each 32 columns (a slab) lane 4 g + t takes 8 t .. 8 t + 7, read
-// as 16 bytes of f16. Step s of a slab is one mma m16n8k16, whose k 2t, 2t+1, 2t+8, 2t+9
-// are columns 8 t + 4 s .. + 3; for int8 activations a slab is one mma m16n8k32, whose k
-// 4t .. and 4t + 16 .. are columns 8 t .. and 8 t + 4 ...
+// The sum over k has no order that matters for the fragments, so a lane takes columns
+// that lie together in x: of each 32 columns (a slab) lane 4 g + t takes 8 t .. 8 t + 7,
+// read as 16 bytes of f16. Step s of a slab is one mma m16n8k16, whose k 2t, 2t+1, 2t+8,
+// 2t+9 are columns 8 t + 4 s .. + 3; for int8 activations a slab is one mma m16n8k32,
+// whose k 4t .. and 4t + 16 .. are columns 8 t .. and 8 t + 4 ...
 //
 // Of a lane's 4-bit word (one step, rows g and g + 8):
 //   int4    pair i of {(g; 0, 1), (g + 8; 0, 1), (g; 2, 3), (g + 8; 2, 3)} at bits 4 i
@@ -53,8 +53,8 @@ NIBBLE_HOST_DEVICE constexpr int level_place(int row) {
 }
 
 // m with slab * m >> 31 == slab / (group / 32): ceil(2^31 / (group / 32)), which is exact
-// while the product of the two is below 2^31. Rows of kMostColumns have 2^15 slabs, and so
-// has a group at most. One group: 0.
+// while the product of the two is below 2^31. Rows of kMostColumns have 2^15 slabs, and
+// so has a group at most. One group: 0.
 inline constexpr int kMostColumns = 1 << 20;
 inline uint32_t group_inverse(int group, int groups) {
   if (groups == 1) return 0;

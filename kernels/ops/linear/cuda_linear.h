@@ -46,9 +46,9 @@ struct LinearPacked {
   LinearScale scale = LinearScale::f32;
   int rows = 0, cols = 0;
   int tiles = 0, units = 0;
-  int group = 0, groups = 0;          // columns; their number in a row
-  std::array<float, 16> table = {};   // table4
-  bool table_is_rounded = false;      // some value is not an f16
+  int group = 0, groups = 0;         // columns; their number in a row
+  std::array<float, 16> table = {};  // table4
+  bool table_is_rounded = false;     // some value is not an f16
   bool has_zeros = false;
   Bytes codes, scales, zeros;
   int64_t bytes() const;
@@ -64,10 +64,10 @@ std::vector<uint8_t> stored_codes(const LinearPacked& packed);
 
 // How a call is cut into blocks.
 struct LinearPlan {
-  int token_tiles = 1;       // of 8 tokens: 1, 2, 4 or 8
-  int row_blocks = 1;        // blocks of 128 rows
-  int stages = 1;            // of K
-  int splits = 1;            // blocks that share the rows, each a run of stages
+  int token_tiles = 1;  // of 8 tokens: 1, 2, 4 or 8
+  int row_blocks = 1;   // blocks of 128 rows
+  int stages = 1;       // of K
+  int splits = 1;       // blocks that share the rows, each a run of stages
   int stages_per_split = 1;
   int64_t partial_bytes = 0;  // of f32 or int32, when splits > 1
 };
@@ -85,7 +85,7 @@ struct LinearCall {
   std::array<float, 16> table = {};
   const void *codes = nullptr, *scales = nullptr, *zeros = nullptr;
   const void* x = nullptr;
-  int64_t x_stride = 0;            // elements
+  int64_t x_stride = 0;             // elements
   const float* x_scales = nullptr;  // [tokens], int8_s8
   int tokens = 0;
   const float* bias = nullptr;

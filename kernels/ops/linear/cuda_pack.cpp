@@ -34,7 +34,9 @@ bool form_of(const QuantScheme& s, bool int8_activations, LinearForm* form) {
 LinearScale scale_type(LinearForm form, int64_t group, int64_t cols,
                        const std::vector<float>& scales) {
   if (!is_4_bit(form)) return LinearScale::f32;
-  const auto all = [&](auto same) { return std::all_of(scales.begin(), scales.end(), same); };
+  const auto all = [&](auto same) {
+    return std::all_of(scales.begin(), scales.end(), same);
+  };
   if (form == LinearForm::table4 && group == 32 && cols > 32 &&
       all([](float s) { return float_from_e8m0(e8m0_from_float(s)) == s; })) {
     return LinearScale::e8m0;
@@ -68,12 +70,13 @@ bool can_pack_linear(const QuantScheme& scheme, int64_t cols, bool int8_activati
 Result<LinearPacked> linear_frame(const QuantScheme& scheme, int64_t rows, int64_t cols,
                                   bool int8_activations) {
   if (!can_pack_linear(scheme, cols, int8_activations)) {
-    return error(StatusCode::unsupported,
-                 "[linear] cuda: codes of at most 8 bits with scales in groups of a "
-                 "multiple of 32 columns and no minima are needed",
-                 int8_activations ? ", for int8 activations intN with one scale a row" : "",
-                 "; found ", to_string(scheme), " [", rows, ", ", cols,
-                 "]; choose another scheme or run it on the CPU");
+    return error(
+        StatusCode::unsupported,
+        "[linear] cuda: codes of at most 8 bits with scales in groups of a "
+        "multiple of 32 columns and no minima are needed",
+        int8_activations ? ", for int8 activations intN with one scale a row" : "",
+        "; found ", to_string(scheme), " [", rows, ", ", cols,
+        "]; choose another scheme or run it on the CPU");
   }
   LinearPacked w;
   form_of(scheme, int8_activations, &w.form);
@@ -106,8 +109,9 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
 
   const bool is_integer = element.kind == ElementKind::integer;
   const int bits = is_4_bit(w.form) ? 4 : 8;
-  const int bias =
-      is_integer && element.lowest < 0 && w.form != LinearForm::int8_s8 ? 1 << (bits - 1) : 0;
+  const int bias = is_integer && element.lowest < 0 && w.form != LinearForm::int8_s8
+                       ? 1 << (bits - 1)
+                       : 0;
 
   const int64_t level_count = int64_t{w.tiles} * w.groups * kTileRows;
   const auto place = [&](int64_t row, int64_t group) {
@@ -115,11 +119,12 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
            level_place(static_cast<int>(row % kTileRows));
   };
   std::byte* scales = nullptr;
-  w.scales = Bytes::allocate(static_cast<size_t>(level_count * scale_bytes(w.scale)), &scales);
+  w.scales =
+      Bytes::allocate(static_cast<size_t>(level_count * scale_bytes(w.scale)), &scales);
   for (int64_t row = 0; row < w.rows; ++row) {
     for (int64_t group = 0; group < w.groups; ++group) {
-      const float s = levels.scales[static_cast<size_t>(row * w.groups + group)] *
-                      code_unit(w.form);
+      const float s =
+          levels.scales[static_cast<size_t>(row * w.groups + group)] * code_unit(w.form);
       std::byte* out = scales + place(row, group) * scale_bytes(w.scale);
       if (w.scale == LinearScale::f32) {
         std::memcpy(out, &s, sizeof(s));

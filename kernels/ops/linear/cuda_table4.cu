@@ -3,6 +3,6 @@
 namespace nibble::cuda {
 
 template Status run_linear_form<LinearForm::table4>(const LinearCall&, const LinearPlan&,
-                                                void*);
+                                                    void*);
 
 }  // namespace nibble::cuda

@@ -72,16 +72,16 @@ struct StoreKv {
     highest = warp_max(highest);
     const float wanted = quotient(highest, p.fp8 ? 448.0f : 127.0f);
     uint32_t half = float_to_f16(wanted);
-    if (half == 0) half = 1;              // 2^-24
-    if (half > 0x7bff) half = 0x7bff;     // 65504
-    if (!(highest > 0)) half = 0x3c00;    // 1
+    if (half == 0) half = 1;            // 2^-24
+    if (half > 0x7bff) half = 0x7bff;   // 65504
+    if (!(highest > 0)) half = 0x3c00;  // 1
     const float scale = f16_to_float(half);
     const int64_t at = p.positions[block_y()] * p.kv_heads + head;
     if (lane == 0) p.scales[at] = static_cast<uint16_t>(half);
     for (int d = lane; d < p.head_dim; d += 32) {
       const float x = quotient(low_float<kInput>(row[d]), scale);
-      p.codes[at * p.head_dim + d] = static_cast<uint8_t>(
-          p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
+      p.codes[at * p.head_dim + d] =
+          static_cast<uint8_t>(p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
     }
   }
 };

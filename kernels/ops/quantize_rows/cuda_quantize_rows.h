@@ -32,7 +32,7 @@ struct StoreKvCall {
   Float16 input = Float16::f16;
   bool fp8 = false;  // e4m3, else int8
   const void* x = nullptr;
-  int64_t x_stride = 0;  // elements
+  int64_t x_stride = 0;                // elements
   const int64_t* positions = nullptr;  // [tokens]
   uint8_t* codes = nullptr;
   uint16_t* scales = nullptr;

@@ -39,8 +39,8 @@ struct RmsNorm {
     sync_threads();
     float total = 0;
     for (int w = 0; w < kThreads / 32; ++w) total = total + sums[w];
-    const float scale = quotient(
-        1.0f, root(quotient(total, static_cast<float>(p.cols)) + p.epsilon));
+    const float scale =
+        quotient(1.0f, root(quotient(total, static_cast<float>(p.cols)) + p.epsilon));
     for_columns(p, row, [&](int c, float x) {
       store_output(p.y, block_x() * p.y_stride + c, p.output, x * scale * p.weight[c]);
     });
@@ -51,9 +51,10 @@ template <class Launcher>
 Status dispatch_rms_norm(const RmsNormCall& call, Launcher& launcher) {
   if (call.rows < 1 || call.cols < 1 || call.x == nullptr || call.weight == nullptr ||
       call.y == nullptr) {
-    return error(StatusCode::invalid_argument,
-                 "[rms_norm] cuda: x, weight, y and at least one number are needed; found ",
-                 call.rows, " rows of ", call.cols);
+    return error(
+        StatusCode::invalid_argument,
+        "[rms_norm] cuda: x, weight, y and at least one number are needed; found ",
+        call.rows, " rows of ", call.cols);
   }
   const Grid grid = {call.rows};
   if (call.input == Float16::f16) {

@@ -3,8 +3,8 @@
 //   x  [rows, D] f16 or bf16   weight  [D] f32   y  [rows, D] f16, bf16 or f32, may be x
 //
 // tolerance_spec: rms_norm.h's of the rounded x, and half a unit in y's last place. The
-// sum's order is fixed. No CUDA header; cuda.cu or no_cuda.cpp (unsupported). Pointers are
-// device memory.
+// sum's order is fixed. No CUDA header; cuda.cu or no_cuda.cpp (unsupported). Pointers
+// are device memory.
 #pragma once
 
 #include "kernels/base/status.h"

@@ -33,10 +33,11 @@ Status dispatch_rope(const RopeCall& call, Launcher& launcher) {
   if (call.tokens < 1 || call.heads < 1 || call.head_dim < 2 || call.head_dim % 2 != 0 ||
       call.stride < int64_t{call.heads} * call.head_dim || call.x == nullptr ||
       call.positions == nullptr || call.cosines == nullptr || call.sines == nullptr) {
-    return error(StatusCode::invalid_argument,
-                 "[rope] cuda: x, positions, a table and an even head_dim are needed; found ",
-                 call.tokens, " tokens, ", call.heads, " heads of ", call.head_dim,
-                 ", stride ", call.stride);
+    return error(
+        StatusCode::invalid_argument,
+        "[rope] cuda: x, positions, a table and an even head_dim are needed; found ",
+        call.tokens, " tokens, ", call.heads, " heads of ", call.head_dim, ", stride ",
+        call.stride);
   }
   const Grid grid = {(call.heads * call.head_dim / 2 + 127) / 128, call.tokens};
   if (call.type == Float16::f16) {
