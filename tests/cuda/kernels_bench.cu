@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/splitmix64.h"
@@ -255,11 +257,9 @@ int bench(const char* only) {
     return std::strstr(name, only) != nullptr;
   };
   if (wanted(int4.name)) {
-    for (const auto& [rows, cols] : {std::pair{4096, 4096},
-                                     {8192, 8192},
-                                     {7168, 20480},
-                                     {14336, 4096},
-                                     {8192, 81920}}) {
+    const std::vector<std::pair<int, int>> shapes = {
+        {4096, 4096}, {8192, 8192}, {7168, 20480}, {14336, 4096}, {8192, 81920}};
+    for (const auto& [rows, cols] : shapes) {
       bench_linear(int4, rows, cols, 1, *device, read);
     }
     for (const int tokens : {2, 4, 8, 16, 32, 64})
