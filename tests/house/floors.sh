@@ -6,7 +6,7 @@
 # Prints one line a violation, FILE:LINE: what is wrong, and exits 1 if there is any.
 #
 #   kernels <- export                       kernels <- ptq <- qat      recipes sees all of them
-#   base <- scheme <- packing <- ops <- program <- artifact <- runtime;  tokenizer, hardware on base
+#   base <- scheme <- packing <- ops <- program <- artifact <- runtime;  tokenizer, hardware, cuda on base
 #   LibTorch: ptq (but plan), qat, recipes/torch (but pipeline.h, no_torch.cpp), also through headers
 #   MPI: in the .cpp files of ptq/distributed only
 #   nlohmann, protobuf and yaml-cpp: in .cpp files only; recipes/models: in recipes only
@@ -32,6 +32,7 @@ function torch_free(path) {  # files that must build on a machine without LibTor
 BEGIN {
   order["base"] = 1; order["scheme"] = 2; order["packing"] = 3; order["ops"] = 4
   order["program"] = 5; order["artifact"] = 6; order["runtime"] = 7
+  on_base["tokenizer"]; on_base["hardware"]; on_base["cuda"]
   sees["export"] = "kernels export"; sees["ptq"] = "kernels ptq"
   sees["qat"] = "kernels ptq qat"; sees["recipes"] = "kernels export ptq qat recipes"
   sees["kernels"] = "kernels"
@@ -70,10 +71,10 @@ BEGIN {
     from = floor_of(file); to = floor_of(target)
     sub(/kernels\//, "", from); sub(/kernels\//, "", to)
     if (from != to) {
-      if (from == "tokenizer" || from == "hardware") {
+      if (from in on_base) {
         if (to != "base") fail(place ": kernels/" from " stands on base alone; found " target)
       } else if (!(to in order) || order[to] >= order[from]) {
-        if (!(to == "tokenizer" || to == "hardware") || from == "base")
+        if (!(to in on_base) || from == "base")
           fail(place ": kernels/" from " may not look up to " target)
       }
     }

@@ -11,28 +11,13 @@
 #include <vector>
 
 #include "kernels/base/cpu.h"
-#include "kernels/base/float_types.h"
 #include "kernels/base/matrix_view.h"
 #include "kernels/base/parallel.h"
-#include "kernels/base/splitmix64.h"
-#include "kernels/ops/linear/linear.h"
-#include "kernels/scheme/coded_matrix.h"
+#include "random_data.h"
 
 namespace nibble {
 
 inline constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-
-// The sum of 12 uniform numbers less 6: nearly normal.
-inline std::vector<float> random_floats(int64_t n, uint64_t seed) {
-  SplitMix64 random(seed);
-  std::vector<float> x(static_cast<size_t>(n));
-  for (float& v : x) {
-    double sum = -6;
-    for (int i = 0; i < 12; ++i) sum += random.uniform();
-    v = static_cast<float>(sum);
-  }
-  return x;
-}
 
 // A matrix whose rows lie further apart than they are long; what lies between is poison.
 struct Spaced {
@@ -68,38 +53,9 @@ inline bool same_bytes(const std::vector<float>& a, const std::vector<float>& b)
          std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// A random weight as an artifact would hold it.
-inline LinearWeight random_weight(const std::string& scheme_text, int64_t rows,
-                                  int64_t cols, uint64_t seed) {
-  std::vector<float> values = random_floats(rows * cols, seed);
-  for (float& v : values) v = 0.3f * v + 0.1f;  // so that zero points and minima matter
-  const Result<QuantScheme> scheme = parse_scheme(scheme_text);
-  EXPECT_TRUE(scheme.ok()) << scheme.status().message();
-  if (!scheme.ok()) return {};
-  Result<LinearWeight> weight = Status(StatusCode::internal, "not made");
-  if (scheme->is_float()) {
-    Tensor tensor = make_tensor({rows, cols}, values);
-    if (scheme->code != Element::f32) {
-      const bool bf16 = scheme->code == Element::bf16;
-      std::vector<uint16_t> bits;
-      for (float v : values)
-        bits.push_back(bf16 ? bf16_from_float(v) : f16_from_float(v));
-      tensor.dtype = bf16 ? DType::bf16 : DType::f16;
-      tensor.bytes = Bytes::copy_of(bits.data(), bits.size() * 2);
-    }
-    weight = linear_weight(tensor);
-  } else {
-    const MatrixView<const float> x(values.data(), rows, cols);
-    Result<CodedMatrix> q = choose_scales(x, *scheme, ScaleRule{});
-    EXPECT_TRUE(q.ok()) << q.status().message();
-    if (!q.ok()) return {};
-    const Status status = quantize(x, *q);
-    EXPECT_TRUE(status.ok()) << status.message();
-    const Result<PackedTensor> packed = pack(*q, {rows, cols});
-    EXPECT_TRUE(packed.ok()) << packed.status().message();
-    if (!packed.ok()) return {};
-    weight = linear_weight(*packed);
-  }
+inline LinearWeight random_weight(const std::string& scheme, int64_t rows, int64_t cols,
+                                  uint64_t seed) {
+  Result<LinearWeight> weight = make_random_weight(scheme, rows, cols, seed);
   EXPECT_TRUE(weight.ok()) << weight.status().message();
   return weight.ok() ? *weight : LinearWeight{};
 }

@@ -1,0 +1,8 @@
+#include "kernels/ops/linear/cuda_instantiate.h"
+
+namespace nibble::cuda {
+
+template Status run_linear_form<LinearForm::e5m2>(const LinearCall&, const LinearPlan&,
+                                                  void*);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,127 @@
+// The CUDA kernels of quantize_rows and their dispatch, for the GPU and for the emulator
+// alike.
+#pragma once
+
+#include "kernels/cuda/grid.h"
+#include "kernels/ops/quantize_rows/cuda_quantize_rows.h"
+
+namespace nibble::cuda {
+
+// float_types.h's e4m3_from_float of a finite number.
+NIBBLE_DEVICE uint32_t e4m3_of(float x) {
+  const uint32_t u = word_of_float(x);
+  const uint32_t sign = u >> 24 & 0x80;
+  uint32_t a = u & 0x7fffffff;
+  if (a > 0x43e80000u) return sign | 0x7e;
+  if (a < 0x3c800000u) {  // below 2^-6: 2^14 has ulp 2^-9
+    return sign | (word_of_float(as_float(a) + 16384.0f) - word_of_float(16384.0f));
+  }
+  a -= 120u << 23;
+  a += 0x7ffff + (a >> 20 & 1);
+  return sign | a >> 20;
+}
+NIBBLE_DEVICE int int8_of(float x) {
+  return static_cast<int>(smaller(larger(nearest_integer(x), -127.0f), 127.0f));
+}
+
+template <Float16 kInput>
+struct QuantizeRows {
+  using Params = QuantizeRowsCall;
+  static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 4;
+  static constexpr int kSharedBytes = kThreads / 32 * 4;
+
+  NIBBLE_DEVICE static void run(const Params& p) {
+    float* const most = reinterpret_cast<float*>(shared_memory());
+    const uint16_t* const row =
+        static_cast<const uint16_t*>(p.x) + block_x() * p.x_stride;
+    float highest = 0;
+    for (int c = thread_index(); c < p.cols; c += kThreads) {
+      highest = larger(highest, magnitude(low_float<kInput>(row[c])));
+    }
+    highest = warp_max(highest);
+    if (thread_index() % 32 == 0) most[thread_index() / 32] = highest;
+    sync_threads();
+    for (int w = 0; w < kThreads / 32; ++w) highest = larger(highest, most[w]);
+    float scale = quotient(highest, 127.0f);
+    if (!(scale > 0)) scale = 1;
+    if (thread_index() == 0) p.scales[block_x()] = scale;
+    for (int c = thread_index(); c < p.cols; c += kThreads) {
+      p.codes[block_x() * p.stride + c] =
+          static_cast<int8_t>(int8_of(quotient(low_float<kInput>(row[c]), scale)));
+    }
+  }
+};
+
+// A warp a head of a token.
+template <Float16 kInput>
+struct StoreKv {
+  using Params = StoreKvCall;
+  static constexpr int kThreads = 128, kBlocksPerMultiprocessor = 8;
+
+  NIBBLE_DEVICE static void run(const Params& p) {
+    const int lane = thread_index() % 32;
+    const int head = block_x() * (kThreads / 32) + thread_index() / 32;
+    if (head >= p.kv_heads) return;  // a whole warp
+    const uint16_t* const row = static_cast<const uint16_t*>(p.x) +
+                                block_y() * p.x_stride +
+                                static_cast<int64_t>(head) * p.head_dim;
+    float highest = 0;
+    for (int d = lane; d < p.head_dim; d += 32) {
+      highest = larger(highest, magnitude(low_float<kInput>(row[d])));
+    }
+    highest = warp_max(highest);
+    const float wanted = quotient(highest, p.fp8 ? 448.0f : 127.0f);
+    uint32_t half = float_to_f16(wanted);
+    if (half == 0) half = 1;            // 2^-24
+    if (half > 0x7bff) half = 0x7bff;   // 65504
+    if (!(highest > 0)) half = 0x3c00;  // 1
+    const float scale = f16_to_float(half);
+    const int64_t at = p.positions[block_y()] * p.kv_heads + head;
+    if (lane == 0) p.scales[at] = static_cast<uint16_t>(half);
+    for (int d = lane; d < p.head_dim; d += 32) {
+      const float x = quotient(low_float<kInput>(row[d]), scale);
+      p.codes[at * p.head_dim + d] =
+          static_cast<uint8_t>(p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
+    }
+  }
+};
+
+template <class Launcher>
+Status dispatch_quantize_rows(const QuantizeRowsCall& call, Launcher& launcher) {
+  if (call.tokens < 1 || call.cols < 1 || call.x == nullptr || call.codes == nullptr ||
+      call.scales == nullptr) {
+    return error(StatusCode::invalid_argument,
+                 "[quantize_rows] cuda: x, codes, scales and at least one number are "
+                 "needed; found ",
+                 call.tokens, " tokens of ", call.cols);
+  }
+  const Grid grid = {call.tokens};
+  if (call.input == Float16::f16) {
+    using Kernel = QuantizeRows<Float16::f16>;
+    launcher.template launch<Kernel>(grid, Kernel::kSharedBytes, call);
+  } else {
+    using Kernel = QuantizeRows<Float16::bf16>;
+    launcher.template launch<Kernel>(grid, Kernel::kSharedBytes, call);
+  }
+  return ok_status();
+}
+
+template <class Launcher>
+Status dispatch_store_kv(const StoreKvCall& call, Launcher& launcher) {
+  if (call.tokens < 1 || call.kv_heads < 1 || call.head_dim < 1 || call.x == nullptr ||
+      call.positions == nullptr || call.codes == nullptr || call.scales == nullptr) {
+    return error(StatusCode::invalid_argument,
+                 "[kv] cuda: x, positions, codes, scales and at least one number are "
+                 "needed; found ",
+                 call.tokens, " tokens, ", call.kv_heads, " heads of ", call.head_dim);
+  }
+  const Grid grid = {(call.kv_heads + 3) / 4, call.tokens};
+  if (call.input == Float16::f16) {
+    launcher.template launch<StoreKv<Float16::f16>>(grid, 0, call);
+  } else {
+    launcher.template launch<StoreKv<Float16::bf16>>(grid, 0, call);
+  }
+  return ok_status();
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,120 @@
+// The CUDA kernels on a GPU: the cases of the emulator's tests, large shapes, and the
+// same bits in each run. A program of its own, since a GPU machine may lack GoogleTest.
+//
+//   device_test [NAME]   the tests whose name holds NAME
+//
+// Exits 0: all passed, 1: some failed, 77: there is no GPU (says why).
+#include <cstdio>
+#include <cstring>
+
+#include "device_runner.h"
+#include "tests/kernels/cuda_attention_cases.h"
+#include "tests/kernels/cuda_linear_cases.h"
+#include "tests/kernels/cuda_small_ops_cases.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kSkipped = 77;
+
+std::string run_linear(const std::vector<LinearCase>& cases, Runner& runner) {
+  for (const LinearCase& c : cases) {
+    Result<LinearData> data = make_linear_data(c);
+    if (!data.ok()) return data.status().message();
+    std::vector<uint8_t> first;
+    for (int i = 0; i < 3; ++i) {
+      const std::string wrong = run_linear_case(runner, *data);
+      if (!wrong.empty()) return text(c) + ": " + wrong;
+      if (i == 0) first = data->y;
+      if (first != data->y) return text(c) + ": other bits in another run";
+    }
+  }
+  return "";
+}
+
+std::string small_linear(Runner& runner) { return run_linear(linear_cases(), runner); }
+
+std::string large_linear(Runner& runner) {
+  const int multiprocessors = device_info()->multiprocessors;
+  std::vector<LinearCase> cases;
+  for (const char* scheme : {"int4/g128@f16", "uint4/g64@f16+z/g64@uint4", "nf4/g64@f32",
+                             "e2m1/g32@e8m0", "int8/r@f32", "e4m3/b128x128@f32"}) {
+    for (const int tokens : {1, 5, 64}) {
+      cases.push_back({scheme, 1111, 4096, tokens,
+                       tokens == 5 ? Float16::bf16 : Float16::f16, false, multiprocessors,
+                       true, tokens == 1 ? Output::f16 : Output::f32});
+    }
+  }
+  cases.push_back({"int4/g128@f16", 4096, 4096, 1, Float16::f16, false, multiprocessors});
+  cases.push_back(
+      {"int4/g128@f16", 512, 20480, 8, Float16::bf16, false, multiprocessors});
+  cases.push_back({"int8/r@f32", 2000, 8192, 3, Float16::f16, true, multiprocessors});
+  return run_linear(cases, runner);
+}
+
+std::string small_attention(Runner& runner) {
+  for (const AttentionCase& c : attention_cases()) {
+    AttentionData data = make_attention_data(c, 1);
+    const std::string wrong = run_attention_case(runner, data);
+    if (!wrong.empty()) return text(c) + ": " + wrong;
+  }
+  return "";
+}
+
+std::string large_attention(Runner& runner) {
+  const int multiprocessors = device_info()->multiprocessors;
+  for (const KvForm form : {KvForm::f16, KvForm::int8, KvForm::e4m3}) {
+    AttentionCase c = {form, Float16::bf16, 32, 8, 128, {9001, 70, 4096}};
+    c.multiprocessors = multiprocessors;
+    AttentionData data = make_attention_data(c, 1);
+    std::vector<uint8_t> first;
+    for (int i = 0; i < 3; ++i) {
+      const std::string wrong = run_attention_case(runner, data);
+      if (!wrong.empty()) return text(c) + ": " + wrong;
+      if (i == 0) first = data.y;
+      if (first != data.y) return text(c) + ": other bits in another run";
+    }
+  }
+  return "";
+}
+
+struct Test {
+  const char* name;
+  std::string (*run)(Runner& runner);
+};
+constexpr Test kTests[] = {
+    {"linear_small", small_linear},         {"linear_large", large_linear},
+    {"attention_small", small_attention},   {"attention_large", large_attention},
+    {"rms_norm", check_rms_norm},           {"rope", check_rope},
+    {"quantize_rows", check_quantize_rows}, {"store_kv", check_store_kv},
+    {"dequantize", check_dequantize},       {"fake_quantize", check_fake_quantize}};
+
+int run_tests(const char* only) {
+  const Result<DeviceInfo> device = device_info();
+  if (!device.ok()) {
+    std::printf("skipped: %s\n", device.status().message().c_str());
+    return kSkipped;
+  }
+  std::printf("%s, compute capability %d.%d, %d multiprocessors\n", device->name.c_str(),
+              device->major, device->minor, device->multiprocessors);
+  DeviceRunner runner;
+  int failed = 0, count = 0;
+  for (const Test& test : kTests) {
+    if (std::strstr(test.name, only) == nullptr) continue;
+    ++count;
+    const std::string wrong = test.run(runner);
+    std::printf("%s  %s\n", wrong.empty() ? "ok    " : "FAILED", test.name);
+    if (!wrong.empty()) std::printf("%s\n", wrong.c_str());
+    std::fflush(stdout);
+    failed += !wrong.empty();
+  }
+  if (count == 0) std::printf("no test has '%s' in its name\n", only);
+  return failed > 0 || count == 0 ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace nibble::cuda
+
+int main(int argc, char** argv) {
+  return nibble::cuda::run_tests(argc > 1 ? argv[1] : "");
+}
