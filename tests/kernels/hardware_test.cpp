@@ -221,8 +221,9 @@ TEST(PeaksTest, NamesAreDifferent) {
 TEST(PeaksTest, CoverTheKernelRows) {
   for (const LinearKernel& kernel : linear_kernels()) {
     if (kernel.flags == 0) continue;  // the definition is not for speed
-    const Numbers numbers =
-        kernel.activation == LinearActivation::s8 ? Numbers::int8 : Numbers::f32;
+    const Numbers numbers = kernel.activation == LinearActivation::s8     ? Numbers::int8
+                            : kernel.activation == LinearActivation::bf16 ? Numbers::bf16
+                                                                          : Numbers::f32;
     const PeakRow* const row = best_peak(numbers, kernel.flags);
     ASSERT_NE(row, nullptr) << kernel.name;
     EXPECT_EQ(row->flags & ~kernel.flags, 0u) << kernel.name << " " << row->name;

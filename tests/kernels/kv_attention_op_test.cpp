@@ -435,7 +435,7 @@ TEST(KvRows, RefusesWhatItCannotHold) {
 TEST(KvTable, FollowsTheForcedLevel) {
   for (const std::string& level : cpu_levels()) {
     ASSERT_TRUE(force_cpu(level).ok());
-    EXPECT_EQ(select_kv_attention().name, "attention_kv__" + level);
+    EXPECT_EQ(select_kv_attention().name, "attention_kv__" + isa_under(level));
   }
   ASSERT_TRUE(force_cpu("").ok());
 }

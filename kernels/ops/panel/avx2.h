@@ -18,6 +18,10 @@ struct V {
   static constexpr int kSmallTile = 2;
   static constexpr bool kOneTable = false;  // of 16 floats in a register
   static constexpr int kDwords = 2;
+  // Sums that registers hold beside weights, and tokens whose products come straight from
+  // codes: without VNNI, splitting bytes costs as much as the products.
+  static constexpr int kSums = 8;
+  static constexpr int kDirectS8 = 1;
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void prefetch(const void* p) {

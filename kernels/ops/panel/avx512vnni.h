@@ -25,6 +25,10 @@ struct V {
   static constexpr int kSmallTile = 4;
   static constexpr bool kOneTable = true;  // of 16 floats in a register
   static constexpr int kDwords = 1;
+  // Sums that registers hold beside weights and what unpacks them; tokens whose products
+  // come straight from codes.
+  static constexpr int kSums = 16;
+  static constexpr int kDirectS8 = 8;
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void prefetch(const void* p) {

@@ -63,6 +63,9 @@ struct PanelIsa {
 namespace avx2 {
 extern const PanelIsa panel_isa;
 }
+namespace avxvnni {
+extern const PanelIsa panel_isa;
+}
 namespace avx512vnni {
 extern const PanelIsa panel_isa;
 }
