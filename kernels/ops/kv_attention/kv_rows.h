@@ -23,14 +23,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/base/matrix_view.h"
+#include "kernels/ops/kv_attention/kv_decode.h"
 #include "kernels/scheme/kv_scheme.h"
 
 namespace nibble {
-
-struct KvDecodeIsa;
 
 class KvRows {
  public:
@@ -60,6 +60,13 @@ class KvRows {
   // definition; else by vectors, the same bits.
   void read(const KvDecodeIsa* isa, int64_t first, int64_t column,
             MatrixView<float> x) const;
+  // Columns [column, column + count) as codes with at most one scale a row, from row 0
+  // on; nothing where the scheme has more, an offset, blocks of positions, or codes that
+  // KvDecodeIsa does not multiply. scale_rows: those scales of rows [first, first + n).
+  std::optional<KvCodes> codes(int64_t column, int64_t count) const;
+  bool is_scaled() const { return !scheme_.is_float(); }
+  void scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
+                  float* scales) const;
 
  private:
   struct Level {

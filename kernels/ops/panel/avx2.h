@@ -27,6 +27,10 @@ struct V {
   static void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
+  // Into the second cache: what the first one has no room for yet.
+  static void prefetch_near(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static I mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),

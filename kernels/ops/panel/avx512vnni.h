@@ -34,6 +34,10 @@ struct V {
   static void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
+  // Into the second cache: what the first one has no room for yet.
+  static void prefetch_near(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
   // The first n < kLanes values; the others are 0.
