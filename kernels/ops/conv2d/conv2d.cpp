@@ -16,6 +16,8 @@ constexpr int32_t kShift = 128;
 constexpr int64_t kLongestPatch = int64_t{1} << 16;
 constexpr int64_t kWidest = 32;  // pixels a block: two vectors of at most 16
 constexpr int kTallest = 12;     // rows of the largest tile
+// Dwords of an image that one thread puts in order before two would have begun.
+constexpr int64_t kShortImage = 1 << 15;
 
 Status check_shape(const Conv2dShape& s, int64_t rows, int64_t cols) {
   const bool positive = s.channels > 0 && s.height > 0 && s.width > 0 && s.outputs > 0 &&
@@ -57,6 +59,23 @@ int64_t segments_of(const Conv2dShape& s, int64_t first, int64_t count, Segment*
     at += length;
   }
   return n;
+}
+
+// Codes of 4 channels as dwords, the first in the lowest byte; `flip` shifts them.
+void interleave_row(const uint8_t* a, const uint8_t* b, const uint8_t* c,
+                    const uint8_t* d, int64_t n, uint32_t flip, uint32_t* out) {
+  for (int64_t j = 0; j < n; ++j) {
+    out[j] =
+        (a[j] | uint32_t{b[j]} << 8 | uint32_t{c[j]} << 16 | uint32_t{d[j]} << 24) ^ flip;
+  }
+}
+
+// A call for so few bytes would cost more than they do: lengths that are known become a
+// few moves.
+void copy_pixels(const uint32_t* in, int64_t n, uint32_t* out) {
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) std::memcpy(out + j, in + j, 8 * sizeof(uint32_t));
+  for (; j < n; ++j) out[j] = in[j];
 }
 
 // Tiles of one group's outputs: f(rows of the tile, first output, outputs in it).
@@ -264,47 +283,58 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
   const int64_t wide = s.width + 2 * s.pad_w;
   const uint8_t zero = conv.unsigned_input ? 0 : kShift;
 
-  // [groups, high, wide, stored channels], shifted to unsigned, the border holding code
-  // 0.
-  static thread_local Scratch<uint8_t> image_scratch;
-  const int64_t group_bytes = high * wide * stored;
-  uint8_t* image = image_scratch.get(static_cast<size_t>(s.groups * group_bytes));
-  std::memset(image, zero, static_cast<size_t>(s.groups * group_bytes));
-  for (int64_t c = 0; c < s.channels; ++c) {
-    uint8_t* plane = image + c / channels * group_bytes + c % channels;
-    for (int64_t i = 0; i < s.height; ++i) {
-      const uint8_t* in = codes + (c * s.height + i) * s.width;
-      uint8_t* out = plane + ((i + s.pad_h) * wide + s.pad_w) * stored;
-      for (int64_t j = 0; j < s.width; ++j) {
-        out[j * stored] = static_cast<uint8_t>(in[j] + zero);
-      }
+  // [groups, quads, high, wide] dwords of 4 channels, shifted to unsigned, the border
+  // holding code 0: what a step reads of neighbouring pixels lies together.
+  const int64_t quads = stored / 4, plane = high * wide;
+  static thread_local Scratch<uint32_t> image_scratch;
+  uint32_t* image = image_scratch.get(static_cast<size_t>(s.groups * quads * plane));
+  const auto interleave = [&](int64_t i) {
+    const int64_t first = i / quads * channels + i % quads * 4;
+    const int64_t count = std::min<int64_t>(4, channels - i % quads * 4);
+    uint32_t* to = image + i * plane;
+    std::fill_n(to, plane, zero * 0x01010101u);
+    for (int64_t row = 0; row < s.height; ++row) {
+      const uint8_t* in = codes + (first * s.height + row) * s.width;
+      const int64_t apart = s.height * s.width;
+      // A channel that is not there repeats the last; its weights are 0.
+      interleave_row(in, in + std::min<int64_t>(1, count - 1) * apart,
+                     in + std::min<int64_t>(2, count - 1) * apart,
+                     in + std::min<int64_t>(3, count - 1) * apart, s.width,
+                     zero * 0x01010101u, to + (row + s.pad_h) * wide + s.pad_w);
     }
+  };
+  if (s.groups * quads * plane < kShortImage) {
+    for (int64_t i = 0; i < s.groups * quads; ++i) interleave(i);
+  } else {
+    parallel_for(s.groups * quads, interleave);
   }
   const int64_t blocks = (pixels + width - 1) / width;
   parallel_for(s.groups * blocks, [&](int64_t task) {
     const int64_t g = task / blocks;
     const int64_t first = task % blocks * width;
     const int64_t count = std::min(width, pixels - first);
-    static thread_local Scratch<uint8_t> panel_scratch;
-    uint8_t* panel = panel_scratch.get(static_cast<size_t>(steps * width * 4));
+    static thread_local Scratch<uint32_t> panel_scratch;
+    uint32_t* panel = panel_scratch.get(static_cast<size_t>(steps * width));
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(panel);
     Segment segments[kWidest];
     const int64_t n = segments_of(s, first, count, segments);
-    uint8_t* out = panel;  // [steps, width, 4]
+    uint32_t* out = panel;  // [steps, width] dwords
     for (int64_t a = 0; a < s.kernel_h; ++a) {
       for (int64_t b = 0; b < s.kernel_w; ++b) {
-        for (int64_t c = 0; c < stored; c += 4, out += width * 4) {
+        for (int64_t c = 0; c < quads; ++c, out += width) {
           for (int64_t i = 0; i < n; ++i) {
             const Segment& segment = segments[i];
-            const int64_t row = segment.row * s.stride_h + a;
-            const int64_t column = segment.column * s.stride_w + b;
-            const uint8_t* in =
-                image + g * group_bytes + (row * wide + column) * stored + c;
-            uint8_t* to = out + segment.at * 4;
-            for (int64_t j = 0; j < segment.length; ++j) {
-              std::memcpy(to + j * 4, in + j * s.stride_w * stored, 4);
+            const uint32_t* in = image + (g * quads + c) * plane +
+                                 (segment.row * s.stride_h + a) * wide +
+                                 segment.column * s.stride_w + b;
+            uint32_t* to = out + segment.at;
+            if (s.stride_w == 1) {
+              copy_pixels(in, segment.length, to);
+            } else {
+              for (int64_t j = 0; j < segment.length; ++j) to[j] = in[j * s.stride_w];
             }
           }
-          for (int64_t j = count * 4; j < width * 4; ++j) out[j] = 0;
+          for (int64_t j = count; j < width; ++j) out[j] = 0;
         }
       }
     }
@@ -319,7 +349,7 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
       }
       isa.product_s32(mr,
                       conv.packed.data() + (g * padded_outputs + o) * steps * isa.dwords,
-                      panel, panel + 4 * isa.lanes, 4 * width, steps, start, sums);
+                      bytes, bytes + 4 * isa.lanes, 4 * width, steps, start, sums);
       for (int64_t m = 0; m < rows; ++m) {
         std::memcpy(acc + (g * outputs + o + m) * pixels + first, sums + m * width,
                     static_cast<size_t>(count) * sizeof(int32_t));

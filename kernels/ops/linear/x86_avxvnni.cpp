@@ -3,8 +3,9 @@
 #include "kernels/ops/panel/unroll.h"
 
 namespace nibble::avxvnni {
-#include "kernels/ops/linear/linear_digits.inc"
 #include "kernels/ops/linear/linear_vector.inc"
+// The digits use what that defines.
+#include "kernels/ops/linear/linear_digits.inc"
 
 const LinearIsa linear_isa = {
     .direct_tokens = 4,
