@@ -70,12 +70,39 @@ void interleave_row(const uint8_t* a, const uint8_t* b, const uint8_t* c,
   }
 }
 
-// A call for so few bytes would cost more than they do: lengths that are known become a
-// few moves.
-void copy_pixels(const uint32_t* in, int64_t n, uint32_t* out) {
-  int64_t j = 0;
-  for (; j + 8 <= n; j += 8) std::memcpy(out + j, in + j, 8 * sizeof(uint32_t));
-  for (; j < n; ++j) out[j] = in[j];
+// What a run of neighbouring outputs reads: out[(a, b, quad), j] for each tap and pixel
+// j. `in` is the first pixel of the first tap. Lengths that are known become a few moves.
+template <int64_t kLength>
+void gather(const Conv2dShape& s, const uint32_t* in, int64_t wide, int64_t plane,
+            int64_t quads, int64_t length, uint32_t* out, int64_t width) {
+  for (int64_t a = 0; a < s.kernel_h; ++a) {
+    for (int64_t b = 0; b < s.kernel_w; ++b) {
+      const uint32_t* from = in + a * wide + b;
+      for (int64_t c = 0; c < quads; ++c, from += plane, out += width) {
+        if (kLength > 0) {
+          std::memcpy(out, from, kLength * sizeof(uint32_t));
+        } else if (s.stride_w == 1) {
+          std::copy_n(from, length, out);
+        } else {
+          for (int64_t j = 0; j < length; ++j) out[j] = from[j * s.stride_w];
+        }
+      }
+    }
+  }
+}
+void gather_run(const Conv2dShape& s, const uint32_t* in, int64_t wide, int64_t plane,
+                int64_t quads, int64_t length, uint32_t* out, int64_t width) {
+  const int64_t known = s.stride_w == 1 ? length : 0;
+  switch (known) {
+    case 8:
+      return gather<8>(s, in, wide, plane, quads, length, out, width);
+    case 16:
+      return gather<16>(s, in, wide, plane, quads, length, out, width);
+    case 32:
+      return gather<32>(s, in, wide, plane, quads, length, out, width);
+    default:
+      return gather<0>(s, in, wide, plane, quads, length, out, width);
+  }
 }
 
 // Tiles of one group's outputs: f(rows of the tile, first output, outputs in it).
@@ -318,25 +345,14 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
     const uint8_t* bytes = reinterpret_cast<const uint8_t*>(panel);
     Segment segments[kWidest];
     const int64_t n = segments_of(s, first, count, segments);
-    uint32_t* out = panel;  // [steps, width] dwords
-    for (int64_t a = 0; a < s.kernel_h; ++a) {
-      for (int64_t b = 0; b < s.kernel_w; ++b) {
-        for (int64_t c = 0; c < quads; ++c, out += width) {
-          for (int64_t i = 0; i < n; ++i) {
-            const Segment& segment = segments[i];
-            const uint32_t* in = image + (g * quads + c) * plane +
-                                 (segment.row * s.stride_h + a) * wide +
-                                 segment.column * s.stride_w + b;
-            uint32_t* to = out + segment.at;
-            if (s.stride_w == 1) {
-              copy_pixels(in, segment.length, to);
-            } else {
-              for (int64_t j = 0; j < segment.length; ++j) to[j] = in[j * s.stride_w];
-            }
-          }
-          for (int64_t j = count; j < width; ++j) out[j] = 0;
-        }
-      }
+    for (int64_t i = 0; i < n; ++i) {
+      const Segment& segment = segments[i];
+      const uint32_t* in = image + g * quads * plane + segment.row * s.stride_h * wide +
+                           segment.column * s.stride_w;
+      gather_run(s, in, wide, plane, quads, segment.length, panel + segment.at, width);
+    }
+    for (int64_t k = 0; count < width && k < steps; ++k) {
+      std::fill_n(panel + k * width + count, width - count, 0u);
     }
     // Sums may pass 2^31 on their way and come back: vector int32 wraps, so the end is
     // exact.
