@@ -5,6 +5,7 @@
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/panel/panel.h"
+#include "kernels/ops/requantize.h"
 #include "kernels/ops/scratch.h"
 
 namespace nibble {
@@ -293,11 +294,14 @@ void run_conv2d(const PreparedConv2d& conv, const float* x, const float* bias, f
   });
 }
 
-void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc) {
+namespace {
+
+// store(o, first, count, sums): `count` pixels of output o from the `first` on; sums has
+// room for a whole block.
+template <class Store>
+void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+                  const Store& store) {
   const Conv2dShape& s = conv.shape;
-  if (conv.kernel->panel == nullptr) {
-    return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
-  }
   const PanelIsa& isa = *conv.kernel->panel;
   const int64_t width = 2 * isa.lanes;
   const int64_t channels = s.channels / s.groups;
@@ -367,11 +371,56 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
                       conv.packed.data() + (g * padded_outputs + o) * steps * isa.dwords,
                       bytes, bytes + 4 * isa.lanes, 4 * width, steps, start, sums);
       for (int64_t m = 0; m < rows; ++m) {
-        std::memcpy(acc + (g * outputs + o + m) * pixels + first, sums + m * width,
-                    static_cast<size_t>(count) * sizeof(int32_t));
+        store(g * outputs + o + m, first, count, sums + m * width);
       }
     });
   });
+}
+
+}  // namespace
+
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc) {
+  const Conv2dShape& s = conv.shape;
+  if (conv.kernel->panel == nullptr) {
+    return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
+  }
+  const int64_t pixels = s.out_height() * s.out_width();
+  run_tiles_s8(conv, codes,
+               [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
+                 std::memcpy(acc + o * pixels + first, sums,
+                             static_cast<size_t>(count) * sizeof(int32_t));
+               });
+}
+
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+                   const Conv2dCodes& target, uint8_t* y) {
+  const Conv2dShape& s = conv.shape;
+  const int64_t pixels = s.out_height() * s.out_width();
+  if (conv.kernel->panel == nullptr) {
+    static thread_local Scratch<int32_t> scratch;
+    int32_t* acc = scratch.get(static_cast<size_t>(s.outputs * pixels));
+    run_conv2d_s8(conv, codes, acc);
+    for (int64_t o = 0; o < s.outputs; ++o) {
+      for (int64_t i = o * pixels; i < (o + 1) * pixels; ++i) {
+        const float real =
+            static_cast<float>(acc[i] + target.bias[o]) * target.multiplier[o];
+        y[i] = static_cast<uint8_t>(
+            quantize_real(real, target.scale, target.lowest, target.highest));
+      }
+    }
+    return;
+  }
+  const auto requantize = conv.kernel->panel->requantize;
+  const int64_t width = 2 * conv.kernel->panel->lanes;
+  run_tiles_s8(
+      conv, codes, [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
+        uint8_t rounded[kWidest];
+        uint8_t* out = y + o * pixels + first;
+        requantize(sums, target.bias[o], target.multiplier[o], target.scale,
+                   static_cast<float>(target.lowest), static_cast<float>(target.highest),
+                   count == width ? out : rounded);
+        if (count < width) std::memcpy(out, rounded, static_cast<size_t>(count));
+      });
 }
 
 }  // namespace nibble
