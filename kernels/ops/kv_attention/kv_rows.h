@@ -26,6 +26,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/base/huge_pages.h"
 #include "kernels/base/matrix_view.h"
 #include "kernels/ops/kv_attention/kv_decode.h"
 #include "kernels/scheme/kv_scheme.h"
@@ -84,7 +85,7 @@ class KvRows {
   int64_t positions_ = 1;  // that share scales
   float scale_ = 0;        // of every position, where the scheme is static
   int64_t row_bytes_ = 0;
-  std::vector<uint8_t> codes_;
+  std::vector<uint8_t, HugePages<uint8_t>> codes_;
   std::vector<Level> scales_, offsets_;
   std::vector<uint16_t> partial_;  // [positions_, width_] f16
 };
