@@ -288,8 +288,15 @@ TEST_F(KvAttends, VeryLongContextsReadRowsOfAllHeads) {
     for (const auto& [keys_as, values_as] :
          {std::pair<const char*, const char*>{"int8n/g32@f16", "e4m3/g32@f16"},
           {"bf16", "uint4/g32@f16+m/g32@f16"},
-          {"int8/g32@int8/g64@f32", "f16"}}) {
-      KvRows k = rows_of(keys_as, kLength, 64), v = rows_of(values_as, kLength, 64);
+          {"int8/g32@int8/g64@f32", "f16"},
+          {"int8/t@f32", "e4m3/t@bf16"}}) {
+      // Static schemes bring their scale.
+      const auto make = [](const char* as) {
+        const QuantScheme scheme = *parse_scheme(as);
+        return is_static_kv(scheme) ? *KvRows::create(scheme, kLength, 64, 0.03125f)
+                                    : rows_of(as, kLength, 64);
+      };
+      KvRows k = make(keys_as), v = make(values_as);
       const std::vector<float> keys = random_floats(kLength * 64, 1),
                                values = random_floats(kLength * 64, 2);
       ASSERT_TRUE(k.append({keys.data(), kLength, 64}).ok());

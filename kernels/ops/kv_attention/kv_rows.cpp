@@ -291,6 +291,7 @@ std::optional<KvCodes> KvRows::codes(int64_t column, int64_t count) const {
 
 void KvRows::scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
                         float* scales) const {
+  if (scale_ > 0) std::fill_n(scales, n, scale_);
   for (size_t k = 0; k < scales_.size(); ++k) {
     const Level& level = scales_[k];
     if (k == 0 && level.level.element == Element::f16) {
