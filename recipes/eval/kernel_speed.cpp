@@ -161,14 +161,15 @@ Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
 // Seconds of a call, the weights in turn from *next on, until `seconds` have passed.
 double time_calls(const std::vector<PreparedLinear>& weights, size_t* next,
                   MatrixView<const float> x, MatrixView<float> y, double seconds) {
-  const Clock::time_point start = Clock::now();
+  const int threads = thread_count();
+  const double start = work_seconds(threads);
   int64_t calls = 0;
   double taken = 0;
   do {
     run_linear(weights[*next], x, nullptr, y);
     *next = (*next + 1) % weights.size();
     ++calls;
-    taken = std::chrono::duration<double>(Clock::now() - start).count();
+    taken = work_seconds(threads) - start;
   } while (taken < seconds);
   return taken / static_cast<double>(calls);
 }

@@ -19,8 +19,8 @@ namespace {
 // Columns decoded at a time: 512 of 32 outputs are 64 KB, and 12 tokens of them 24 KB, so
 // that the tile's operands stay in the first two caches.
 constexpr int64_t kBlockColumns = 512;
-// Token tiles a task runs through one decoded block.
-constexpr int64_t kTaskTiles = 20;
+// Token tiles a task runs through one decoded block: a prompt of 512 at once.
+constexpr int64_t kTaskTiles = 44;
 // More where decoding a block costs as much as some hundred tokens' products.
 constexpr int64_t kAnyTaskTiles = 100;
 // Codes that one task of a direct run reads at least: less is not worth a thread's time.
