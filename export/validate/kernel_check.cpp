@@ -206,7 +206,8 @@ Result<KernelCheck> check_layer_kernels(const Artifact& artifact) {
       NIBBLE_RETURN_IF_ERROR(
           check_float_conv(layer.name, shape, weight, bias_data, &result));
     } else {
-      for (const auto activation : {LinearActivation::f32, LinearActivation::s8}) {
+      for (const auto activation :
+           {LinearActivation::f32, LinearActivation::bf16, LinearActivation::s8}) {
         NIBBLE_RETURN_IF_ERROR(
             check_linear(layer.name, weight, bias_data, activation, &result));
       }

@@ -20,9 +20,12 @@ struct Level {
 };
 
 constexpr uint32_t kAvx512VnniNeeds = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
+constexpr uint32_t kAvx512Bf16Needs = kAvx512VnniNeeds | kCpuAvx512Bf16;
 constexpr Level kLevels[] = {
     // best first
+    {"avx512bf16", kAvx512Bf16Needs, kAvx512Bf16Needs | kCpuAvxVnni},
     {"avx512vnni", kAvx512VnniNeeds, kAvx512VnniNeeds | kCpuAvxVnni},
+    {"avxvnni", kCpuAvx2 | kCpuAvxVnni, kCpuAvx2 | kCpuAvxVnni},
     {"avx2", kCpuAvx2, kCpuAvx2},
     {"reference", 0, 0},
 };
@@ -32,9 +35,12 @@ struct FlagName {
   const char* name;
 };
 constexpr FlagName kFlagNames[] = {
-    {kCpuAvx2, "AVX2/FMA/F16C"},        {kCpuAvxVnni, "AVX-VNNI"},
-    {kCpuAvx512, "AVX-512 F/BW/VL/DQ"}, {kCpuAvx512Vnni, "AVX-512 VNNI"},
-    {kCpuAvx512Bf16, "AVX-512 BF16"},   {kCpuAmxInt8, "AMX INT8"},
+    {kCpuAvx2, "AVX2/FMA/F16C"},
+    {kCpuAvxVnni, "AVX-VNNI"},
+    {kCpuAvx512, "AVX-512 F/BW/VL/DQ"},
+    {kCpuAvx512Vnni, "AVX-512 VNNI"},
+    {kCpuAvx512Bf16, "AVX-512 BF16/VBMI"},
+    {kCpuAmxInt8, "AMX INT8"},
     {kCpuAmxBf16, "AMX BF16"},
 };
 
@@ -73,7 +79,7 @@ uint32_t detect_flags() {
   if (os_avx512 && bit(b7, 16) && bit(b7, 30) && bit(b7, 31) && bit(b7, 17)) {
     flags |= kCpuAvx512;
     if (bit(c7, 11)) flags |= kCpuAvx512Vnni;
-    if (bit(a71, 5)) flags |= kCpuAvx512Bf16;
+    if (bit(a71, 5) && bit(c7, 1)) flags |= kCpuAvx512Bf16;
     if (os_amx && bit(d7, 24) && request_amx()) {
       if (bit(d7, 25)) flags |= kCpuAmxInt8;
       if (bit(d7, 22)) flags |= kCpuAmxBf16;
@@ -109,9 +115,8 @@ Result<uint32_t> allowed_by(std::string_view name) {
     }
     return level.allowed & cpu_info().flags;
   }
-  return error(StatusCode::invalid_argument,
-               "[cpu] level: one of avx512vnni, avx2, reference; found \"", name,
-               "\"; use one of them, or leave it out to detect");
+  return error(StatusCode::invalid_argument, "[cpu] level: one of ", cpu_level_names(),
+               "; found \"", name, "\"; use one of them, or leave it out to detect");
 }
 
 const char* environment_level() {
@@ -170,6 +175,12 @@ std::vector<std::string> cpu_levels() {
   for (const Level& level : kLevels) {
     if ((level.required & ~cpu_info().flags) == 0) names.emplace_back(level.name);
   }
+  return names;
+}
+
+std::string cpu_level_names() {
+  std::string names;
+  for (const Level& level : kLevels) names += cat(names.empty() ? "" : ", ", level.name);
   return names;
 }
 

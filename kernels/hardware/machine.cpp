@@ -181,6 +181,31 @@ std::string chosen_of(const std::string& text) {
   return text.substr(open + 1, close - open - 1);
 }
 
+std::string design_of(const std::string& make, int family, int model) {
+  // A brand name says little ("AMD EPYC"): these are the designs that differ in what
+  // kernels see. AMD's and Intel's own lists of families and models.
+  struct Design {
+    const char* make;
+    int family, first, last;
+    const char* name;
+  };
+  constexpr Design kDesigns[] = {
+      {"AMD", 23, 0x00, 0x2f, "Zen"},           {"AMD", 23, 0x30, 0xff, "Zen 2"},
+      {"AMD", 25, 0x00, 0x0f, "Zen 3"},         {"AMD", 25, 0x10, 0x1f, "Zen 4"},
+      {"AMD", 25, 0x20, 0x5f, "Zen 3"},         {"AMD", 25, 0x60, 0x7f, "Zen 4"},
+      {"AMD", 25, 0xa0, 0xaf, "Zen 4"},         {"AMD", 26, 0x00, 0x2f, "Zen 5"},
+      {"AMD", 26, 0x40, 0x4f, "Zen 5"},         {"AMD", 26, 0x60, 0x7f, "Zen 5"},
+      {"Intel", 6, 106, 106, "Ice Lake"},       {"Intel", 6, 143, 143, "Sapphire Rapids"},
+      {"Intel", 6, 173, 174, "Granite Rapids"}, {"Intel", 6, 207, 207, "Emerald Rapids"},
+  };
+  for (const Design& d : kDesigns) {
+    if (make == d.make && family == d.family && model >= d.first && model <= d.last) {
+      return d.name;
+    }
+  }
+  return {};
+}
+
 int64_t Machine::cache_bytes(int level) const {
   for (const Cache& cache : caches) {
     if (cache.level == level) return cache.bytes;
@@ -195,8 +220,9 @@ int64_t Machine::largest_cache() const {
 }
 
 std::string Machine::text() const {
-  return model + " (family " + std::to_string(family) + ", model " +
-         std::to_string(model_number) + ")";
+  const std::string design = design_of(make, family, model_number);
+  return model + (design.empty() ? "" : ", " + design) + " (family " +
+         std::to_string(family) + ", model " + std::to_string(model_number) + ")";
 }
 
 double busy_seconds() {
@@ -212,10 +238,20 @@ double busy_seconds() {
   return busy / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
-double own_seconds() {
+namespace {
+
+double seconds_of(clockid_t clock) {
   timespec time;
-  if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) != 0) return -1;
+  if (clock_gettime(clock, &time) != 0) return -1;
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+}  // namespace
+
+double own_seconds() { return seconds_of(CLOCK_PROCESS_CPUTIME_ID); }
+
+double work_seconds(int threads) {
+  return seconds_of(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC);
 }
 
 Machine this_machine() {

@@ -38,7 +38,7 @@ struct Machine {
 
   int64_t cache_bytes(int level) const;  // of one instance; 0: no such level
   int64_t largest_cache() const;
-  std::string text() const;  // "AMD EPYC (family 25, model 17)"
+  std::string text() const;  // "AMD EPYC, Zen 4 (family 25, model 17)"
 };
 Machine this_machine();
 
@@ -47,11 +47,17 @@ Machine this_machine();
 // unknown.
 double busy_seconds();
 double own_seconds();
+// What work is timed by, of `threads` threads: one thread by its own CPU time, so that
+// what else runs on its CPU meanwhile does not count; several by the clock, as they wait
+// for each other.
+double work_seconds(int threads);
 
 // The parts of it, for tests: `cpu` stands for /sys/devices/system/cpu/cpu0.
 std::vector<Cache> caches_of_sysfs(const std::filesystem::path& cpu);
 std::vector<Cache> caches_of_cpuid();
 std::vector<Cache> caches_of_sysconf();
+// "Zen 5"; "" where the table has no such processor.
+std::string design_of(const std::string& make, int family, int model);
 // "always [madvise] never" -> "madvise".
 std::string chosen_of(const std::string& text);
 

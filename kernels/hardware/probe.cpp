@@ -6,7 +6,6 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <optional>
 #include <thread>
 
 #include "kernels/base/parallel.h"
@@ -47,14 +46,19 @@ Status check_threads(const char* who, int threads) {
                ": at least one thread is required; found ", threads);
 }
 
-// Seconds from when all threads are ready until the last has done its body(thread).
+// Of one thread its CPU's seconds; of several, from when all are ready until the last has
+// done its body(thread).
 double timed_on(int threads, const std::function<void(int)>& body) {
+  if (threads == 1) {
+    const double start = work_seconds(1);
+    body(0);
+    return std::max(work_seconds(1) - start, 1e-9);
+  }
   std::atomic<int> ready{0};
   std::atomic<bool> go{false};
   std::vector<Clock::time_point> ends(static_cast<size_t>(threads));
   std::vector<std::thread> crew;
-  std::optional<Pinned> here;  // one thread alone is better off where the system puts it
-  if (threads > 1) here.emplace(0);
+  const Pinned here(0);  // one thread alone is better off where the system puts it
   for (int t = 1; t < threads; ++t) {
     crew.emplace_back([&, t] {
       pin_this_thread(t);

@@ -6,7 +6,8 @@
 //
 //   threads   run at once, each bound to a CPU and on its own part of the buffer or its
 //   own registers; the
-//             clock runs from when all are ready until the last is done
+//             clock runs from when all are ready until the last is done; one alone
+//             is timed by its CPU's seconds
 //   seconds   of one timing, about: short ones are repeated inside
 //
 // Call these in the rounds of a benchmark, so that limit and kernel see the same machine.

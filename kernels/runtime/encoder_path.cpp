@@ -93,7 +93,7 @@ struct EncoderPath::Implementation {
 
   // --- preparation
 
-  Status prepare_step(const Node& node, bool int8,
+  Status prepare_step(const Node& node, Compute compute,
                       std::map<std::string, std::string>* kernels, Step& step) {
     switch (step.op) {
       case Op::embedding:
@@ -105,8 +105,9 @@ struct EncoderPath::Implementation {
       case Op::linear: {
         NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
         NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(*artifact, node, "bias"));
-        NIBBLE_ASSIGN_OR_RETURN(
-            step.linear, prepare_node_linear(*artifact, node, weight, int8, kernels));
+        NIBBLE_ASSIGN_OR_RETURN(step.linear,
+                                prepare_node_linear(*artifact, node, weight,
+                                                    linear_activation(compute), kernels));
         break;
       }
       case Op::layer_norm: {
@@ -160,7 +161,7 @@ struct EncoderPath::Implementation {
     return ok_status();
   }
 
-  Status prepare(bool int8, std::map<std::string, std::string>* kernels) {
+  Status prepare(Compute compute, std::map<std::string, std::string>* kernels) {
     const Program& program = artifact->program;
     NIBBLE_RETURN_IF_ERROR(check_interface(program));
     NIBBLE_ASSIGN_OR_RETURN(const Shapes shapes, value_shapes());
@@ -205,7 +206,7 @@ struct EncoderPath::Implementation {
       step.features = shapes.at(node.outputs[0]).back();
       step.output = take_slot(step.features, unused);
       at[node.outputs[0]] = step.output;
-      NIBBLE_RETURN_IF_ERROR(prepare_step(node, int8, kernels, step));
+      NIBBLE_RETURN_IF_ERROR(prepare_step(node, compute, kernels, step));
       if (step.op == Op::embedding && step.inputs[0] == kTypes) {
         type_count = step.table.rows;
       }
@@ -442,11 +443,11 @@ EncoderPath::EncoderPath() : implementation_(std::make_unique<Implementation>())
 EncoderPath::~EncoderPath() = default;
 
 Result<std::unique_ptr<EncoderPath>> EncoderPath::create(
-    std::shared_ptr<const Artifact> artifact, bool int8,
+    std::shared_ptr<const Artifact> artifact, Compute compute,
     std::map<std::string, std::string>* kernels) {
   std::unique_ptr<EncoderPath> path(new EncoderPath());
   path->implementation_->artifact = std::move(artifact);
-  NIBBLE_RETURN_IF_ERROR(path->implementation_->prepare(int8, kernels));
+  NIBBLE_RETURN_IF_ERROR(path->implementation_->prepare(compute, kernels));
   return path;
 }
 

@@ -22,7 +22,7 @@ class EncoderPath {
   // unsupported: an op that does not run on the tokens of an encoder, more than the ids
   // and the token types as inputs (names the node).
   static Result<std::unique_ptr<EncoderPath>> create(
-      std::shared_ptr<const Artifact> artifact, bool int8,
+      std::shared_ptr<const Artifact> artifact, Compute compute,
       std::map<std::string, std::string>* kernels);
   ~EncoderPath();
   int64_t features() const;

@@ -94,9 +94,8 @@ struct Executor::Implementation {
     const Program& program = artifact->program;
     NIBBLE_RETURN_IF_ERROR(check_program(program));
     if (program.is_encoder()) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          encoder, EncoderPath::create(artifact, options.compute == Compute::dynamic_int8,
-                                       &kernels));
+      NIBBLE_ASSIGN_OR_RETURN(encoder,
+                              EncoderPath::create(artifact, options.compute, &kernels));
       return ok_status();
     }
     NIBBLE_ASSIGN_OR_RETURN(const Shapes full, value_shapes());

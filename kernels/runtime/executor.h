@@ -1,12 +1,14 @@
-// Runs an Artifact: float or quantized, language model or convolutional net, without LibTorch.
+// Runs an Artifact: float or quantized, language model or convolutional net, without
+// LibTorch.
 //
-// Weight-only layers take float activations, or with Compute::dynamic_int8 activations
-// quantized per token to int8n/r@f32. Where the artifact has activation schemes on all values
-// of a convolutional net, its integer path runs: int32 sums, one requantization per node
-// (runtime/integer_node.h has the formulas), bit for bit the torch module's exact mode.
+// Weight-only layers take float activations, or what Compute says (runtime/compute.h).
+// Where the artifact has activation schemes on all values of a convolutional net, its
+// integer path runs: int32 sums, one requantization per node (runtime/integer_node.h has
+// the formulas), bit for bit the torch module's exact mode.
 //
-// One Executor may be used from one thread at a time; it uses parallel_for inside. Results do
-// not depend on the thread count. Allocation: at create, and when a sequence outgrows earlier.
+// One Executor may be used from one thread at a time; it uses parallel_for inside.
+// Results do not depend on the thread count. Allocation: at create, and when a sequence
+// outgrows earlier.
 #pragma once
 
 #include <functional>
@@ -18,10 +20,9 @@
 #include "kernels/artifact/artifact.h"
 #include "kernels/base/matrix_view.h"
 #include "kernels/base/status.h"
+#include "kernels/runtime/compute.h"
 
 namespace nibble {
-
-enum class Compute : uint8_t { float_activations, dynamic_int8 };
 
 struct ExecutorOptions {
   Compute compute = Compute::float_activations;

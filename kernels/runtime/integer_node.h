@@ -32,6 +32,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/ops/requantize.h"
 #include "kernels/scheme/layer_scheme.h"
 
 namespace nibble {
@@ -40,18 +41,6 @@ inline int32_t clamp_code(float rounded, int lowest, int highest) {
   if (!(rounded > static_cast<float>(lowest))) return lowest;
   if (rounded > static_cast<float>(highest)) return highest;
   return static_cast<int32_t>(rounded);
-}
-
-// q_y for an already scaled real number x. Clamping first changes nothing, the limits being
-// whole numbers, and then adding and taking away 1.5 * 2^23 rounds half to even (the sum's
-// last place is 1) without a call; NaN becomes the lowest code.
-inline int32_t quantize_real(float x, float scale, int lowest, int highest) {
-  constexpr float kRound = 12582912.0f;
-  const float low = static_cast<float>(lowest), high = static_cast<float>(highest);
-  float v = x / scale;
-  v = v > low ? v : low;
-  v = v < high ? v : high;
-  return static_cast<int32_t>((v + kRound) - kRound);
 }
 
 // rint(bias / (s_x * s_w)), the product in f32 and the division in double; saturates.

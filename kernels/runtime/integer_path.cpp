@@ -323,21 +323,23 @@ struct IntegerPath::Implementation {
       from = own;
     }
     const int64_t pixels = step.shape.out_height() * step.shape.out_width();
+    const Target& target = step.target;
+    if (target.value >= 0) {
+      return run_conv2d_s8(*step.conv, from,
+                           Conv2dCodes{.bias = step.bias.data(),
+                                       .multiplier = step.multiplier.data(),
+                                       .scale = target.scale,
+                                       .lowest = target.lowest,
+                                       .highest = target.highest},
+                           codes(target.value, image));
+    }
     int32_t* sums = sums_scratch.get(static_cast<size_t>(step.shape.outputs * pixels));
     run_conv2d_s8(*step.conv, from, sums);
-    const Target& target = step.target;
-    uint8_t* to = target.value < 0 ? nullptr : codes(target.value, image);
     for (int64_t c = 0; c < step.shape.outputs; ++c) {
       const float m = step.multiplier[static_cast<size_t>(c)];
       const int32_t bias = step.bias[static_cast<size_t>(c)];
       for (int64_t i = c * pixels; i < (c + 1) * pixels; ++i) {
-        const float real = static_cast<float>(sums[i] + bias) * m;
-        if (to == nullptr) {
-          logits[i] = real;
-        } else {
-          to[i] = static_cast<uint8_t>(
-              quantize_real(real, target.scale, target.lowest, target.highest));
-        }
+        logits[i] = static_cast<float>(sums[i] + bias) * m;
       }
     }
   }

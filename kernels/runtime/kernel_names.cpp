@@ -14,7 +14,7 @@ Result<std::map<std::string, std::string>> kernel_names(
     NIBBLE_ASSIGN_OR_RETURN(const Executor executor, Executor::create(artifact, options));
     return executor.kernels();
   }
-  const bool int8 = options.compute == Compute::dynamic_int8;
+  const LinearActivation wanted = linear_activation(options.compute);
   std::map<std::string, std::string> names;
   for (const Node& node : artifact->program.nodes) {
     if (node.op == "embedding" || node.op == "position_embedding") {
@@ -25,14 +25,14 @@ Result<std::map<std::string, std::string>> kernel_names(
       // Rounded before the product, which then runs on floats (runtime/step.cpp).
       if (input != nullptr && is_fp8_input(*input)) input = nullptr;
       NIBBLE_ASSIGN_OR_RETURN(const LinearKernel* kernel,
-                              choose_linear_for(*artifact, node, weight, input, int8));
+                              choose_linear_for(*artifact, node, weight, input, wanted));
       names[node.parameter("weight")] = kernel->name;
       weight.packed.release_pages();
     } else if (node.op == "moe") {
       for (const Layer& layer : layers_of(node)) {
         NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                                 layer_weight(*artifact, layer.tensor));
-        const LinearKernel* kernel = preferred_linear(weight, int8);
+        const LinearKernel* kernel = preferred_linear(weight, wanted);
         if (kernel == nullptr) {
           return error(StatusCode::unsupported, "[runtime] ", layer.name,
                        ": no kernel runs ", to_string(weight.scheme));

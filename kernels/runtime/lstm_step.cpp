@@ -21,7 +21,7 @@ Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
   }
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                           layer_weight(artifact, layer.tensor));
-  const LinearKernel* kernel = preferred_linear(weight, false);
+  const LinearKernel* kernel = preferred_linear(weight, LinearActivation::f32);
   if (kernel == nullptr) {
     return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
                  to_string(weight.scheme));

@@ -24,7 +24,7 @@ Result<PreparedLinear> prepare(const Artifact& artifact, const Layer& layer,
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                           layer_weight(artifact, layer.tensor));
   const LinearKernel* kernel =
-      preferred_linear(weight, options.compute == Compute::dynamic_int8);
+      preferred_linear(weight, linear_activation(options.compute));
   if (kernel == nullptr) {
     return error(StatusCode::unsupported, "[runtime] ", layer.name, ": no kernel runs ",
                  to_string(weight.scheme));

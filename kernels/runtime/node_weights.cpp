@@ -42,7 +42,8 @@ const ActivationScheme* asked_input(const Artifact& artifact, const Node& node) 
 
 Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const Node& node,
                                               const LinearWeight& weight,
-                                              const ActivationScheme* input, bool int8) {
+                                              const ActivationScheme* input,
+                                              LinearActivation wanted) {
   if (input != nullptr) {
     // A static input scheme belongs to the integer path of nets whose values are all
     // codes.
@@ -58,7 +59,8 @@ Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const No
     }
   }
   const bool must = input != nullptr && input->dynamic;
-  const LinearKernel* kernel = preferred_linear(weight, int8 || must);
+  const LinearKernel* kernel =
+      preferred_linear(weight, must ? LinearActivation::s8 : wanted);
   // The option takes int8 where it can be had; what the artifact asks for is its meaning.
   if (must && (kernel == nullptr || kernel->activation != LinearActivation::s8)) {
     return failure(StatusCode::unsupported, node.name,
@@ -74,18 +76,20 @@ Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const No
 
 Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
                                           const LinearWeight& weight,
-                                          const ActivationScheme* input, bool int8,
+                                          const ActivationScheme* input,
+                                          LinearActivation wanted,
                                           std::map<std::string, std::string>* kernels) {
   NIBBLE_ASSIGN_OR_RETURN(const LinearKernel* kernel,
-                          choose_linear_for(artifact, node, weight, input, int8));
+                          choose_linear_for(artifact, node, weight, input, wanted));
   if (kernels != nullptr) (*kernels)[node.parameter("weight")] = kernel->name;
   return prepare_linear(*kernel, weight);
 }
 
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
-                                           const LinearWeight& weight, bool int8,
+                                           const LinearWeight& weight,
+                                           LinearActivation wanted,
                                            std::map<std::string, std::string>* kernels) {
-  return prepare_linear_for(artifact, node, weight, asked_input(artifact, node), int8,
+  return prepare_linear_for(artifact, node, weight, asked_input(artifact, node), wanted,
                             kernels);
 }
 

@@ -26,19 +26,23 @@ Result<std::vector<float>> node_floats(const Artifact& artifact, const Node& nod
 // value's; null for float.
 const ActivationScheme* asked_input(const Artifact& artifact, const Node& node);
 
-// The row for a linear layer. int8: dynamic int8 activations where the weight allows them.
-// input: what asked_input says, or null where the caller rounds the input itself.
+// The row for a linear layer. wanted: the activations where the artifact leaves them
+// open, as preferred_linear takes them. input: what asked_input says, or null where the
+// caller rounds the input itself.
 Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const Node& node,
                                               const LinearWeight& weight,
-                                              const ActivationScheme* input, bool int8);
+                                              const ActivationScheme* input,
+                                              LinearActivation wanted);
 // The weight as that row likes it. kernels receives the row's name under the tensor's.
 Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& node,
                                           const LinearWeight& weight,
-                                          const ActivationScheme* input, bool int8,
+                                          const ActivationScheme* input,
+                                          LinearActivation wanted,
                                           std::map<std::string, std::string>* kernels);
 // The same with what asked_input says.
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,
-                                           const LinearWeight& weight, bool int8,
+                                           const LinearWeight& weight,
+                                           LinearActivation wanted,
                                            std::map<std::string, std::string>* kernels);
 
 }  // namespace nibble

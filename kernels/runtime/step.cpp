@@ -34,7 +34,7 @@ Status prepare_linear_weight(const Artifact& artifact, const ExecutorOptions& op
   }
   NIBBLE_ASSIGN_OR_RETURN(
       step.linear, prepare_linear_for(artifact, node, weight, input,
-                                      options.compute == Compute::dynamic_int8, kernels));
+                                      linear_activation(options.compute), kernels));
   return ok_status();
 }
 

@@ -31,10 +31,10 @@ Result<Opened> open_both(const fs::path& path, const LoadOptions& options) {
 
 Result<Executor> run(const std::shared_ptr<const Artifact>& artifact,
                      const std::string& compute = "", const std::string& kv = "") {
-  return Executor::create(
-      artifact,
-      {.compute = compute == "int8" ? Compute::dynamic_int8 : Compute::float_activations,
-       .kv = kv});
+  // Nets on integers are attested as such; what they compute with is their own.
+  NIBBLE_ASSIGN_OR_RETURN(const Compute parsed,
+                          parse_compute(compute == "integer" ? "" : compute));
+  return Executor::create(artifact, {.compute = parsed, .kv = kv});
 }
 
 // The first file of the reference that is not the attested one; "" where all are.

@@ -181,7 +181,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.text("text", "FILE", "encoders: time this text's sentences, or ids (safetensors)");
   line.integer("limit", "encoders: at most so many sentences; 0: all", 0, 0);
   line.integer("batch", "encoders: sentences a call", 1, 1);
-  line.text("compute", "float|int8",
+  line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.kv_option();
   line.model_options();
@@ -276,7 +276,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
 
   if (line.wants_json()) {
     Json json = to_json(paths[0], sizes[0], speeds[0]);
-    json["compute"] = compute == Compute::dynamic_int8 ? "int8" : "float";
+    json["compute"] = compute_name(compute);
     for (const LayerSpeed& kind : layers) {
       const auto rate = [](const Rate& r) {
         return Json{{"median", r.median}, {"quartiles", {r.low, r.high}}};

@@ -124,9 +124,9 @@ Result<bool> CommandLine::parse(const std::vector<std::string>& arguments) {
       "threads", po::value<int>()->value_name("N"),
       "threads to use (default: NIBBLE_THREADS, else all)")(
       "cpu", po::value<std::string>()->value_name("LEVEL"),
-      "kernels of at most this level: reference, avx2, avx512vnni (default: NIBBLE_CPU, "
-      "else "
-      "the best)");
+      ("kernels of at most this level: " + cpu_level_names() +
+       " (default: NIBBLE_CPU, else the best)")
+          .c_str());
   po::options_description visible;
   visible.add(options_).add(common);
 
@@ -257,12 +257,7 @@ Result<std::string> kv_option(const CommandLine& line) {
 }
 
 Result<Compute> compute_option(const CommandLine& line) {
-  const std::string text = line.text("compute");
-  if (text.empty() || text == "float") return Compute::float_activations;
-  if (text == "int8") return Compute::dynamic_int8;
-  return error(StatusCode::invalid_argument,
-               "[nibble] --compute: float or int8 required; found '", text,
-               "'; float is the default");
+  return parse_compute(line.text("compute"));
 }
 
 }  // namespace nibble

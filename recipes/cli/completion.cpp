@@ -2,6 +2,7 @@
 // lags behind them.
 #include <array>
 #include <iostream>
+#include <sstream>
 
 #include "export/exporter.h"
 #include "export/ggml/ggml_type.h"
@@ -43,9 +44,12 @@ Choices choices_of(const std::string& name) {
     for (const DeploymentTarget& row : deployment_targets()) out.words.emplace_back(row.name);
     out.files = false;
   } else if (name == "cpu") {
-    out = {{"avx512vnni", "avx2", "reference"}, false};
+    out.files = false;
+    std::istringstream levels(cpu_level_names());
+    for (std::string level; std::getline(levels >> std::ws, level, ',');)
+      out.words.push_back(level);
   } else if (name == "compute") {
-    out = {{"float", "int8"}, false};
+    out = {{"float", "bf16", "int8"}, false};
   } else if (name == "TOPIC") {
     out = {list_topics(), false};
   } else if (name == "SHELL") {

@@ -27,7 +27,7 @@ Status run_embed_verb(const std::vector<std::string>& arguments) {
   line.flag("per-line", "take each line of the text whole");
   line.integer("min-chars", "leave shorter sentences out", 0, 0);
   line.integer("limit", "at most so many sentences; 0: all", 0, 0);
-  line.text("compute", "float|int8",
+  line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.model_options();
   line.json();

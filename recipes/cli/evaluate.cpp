@@ -285,7 +285,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   line.integer("min-chars", "leave shorter lines (--per-line) or sentences out", 0, 0);
   line.flag("append-eos", "with --per-line: a whole line ends with the tokenizer's EOS");
   line.integer("limit", "at most so many sequences or images; 0: all", 0, 0);
-  line.text("compute", "float|int8",
+  line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.flag("noise-floor",
             "measure the noise floor on all of the data, not on the first 2,048 "
@@ -359,12 +359,12 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   }
   const std::string name = line.path("MODEL").lexically_normal().filename().string();
   Measurement measurement = measure_size(models.model->artifact(), name);
-  Json json = {{"model", line.text("MODEL")},
-               {"compute", !models.model->artifact().activations.empty() ? "integer"
-                           : compute == Compute::dynamic_int8            ? "int8"
-                                                                         : "float"},
-               {"bytes", measurement.bytes},
-               {"bits_per_weight", measurement.bits_per_weight}};
+  Json json = {
+      {"model", line.text("MODEL")},
+      {"compute",
+       !models.model->artifact().activations.empty() ? "integer" : compute_name(compute)},
+      {"bytes", measurement.bytes},
+      {"bits_per_weight", measurement.bits_per_weight}};
   if (measurement.quantized_bits_per_weight > 0) {
     json["quantized_bits_per_weight"] = measurement.quantized_bits_per_weight;
   }

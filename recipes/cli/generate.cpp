@@ -149,7 +149,7 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   line.number("top-p",
               "choose among the likeliest tokens with this much probability together",
               0.95);
-  line.text("compute", "float|int8",
+  line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.kv_option();
   line.model_options();

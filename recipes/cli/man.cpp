@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "kernels/artifact/artifact.h"
+#include "kernels/base/cpu.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
 
@@ -75,8 +76,8 @@ Status run_man_verb(const std::vector<std::string>& arguments) {
     page += ".TP\n.B " + std::to_string(row.code) + "\n" + roff(row.meaning) + "\n";
   page +=
       ".SH ENVIRONMENT\n.TP\n.B NIBBLE_THREADS\nthreads to use; results do not depend on "
-      "it\n.TP\n.B NIBBLE_CPU\nkernels of at most this level: avx512vnni, avx2, "
-      "reference\n";
+      "it\n.TP\n.B NIBBLE_CPU\nkernels of at most this level: " +
+      cpu_level_names() + "\n";
   std::cout << page;
   return ok_status();
 }

@@ -33,27 +33,47 @@ struct Candidate {
   const char* command;
   const char* scheme;   // "" as it is
   const char* lm_head;  // "" as it is
-  bool int8;            // activations
+  Compute compute;
 };
 const Candidate kCandidates[] = {
-    {"float", "", "", "", false},
-    {"w8a16", "--recipe w8a16", "int8/r@f16", "", false},
-    {"w8a16, int8 activations", "--recipe w8a16; --compute int8", "int8/r@f16", "", true},
-    {"w4a16 group 128", "--recipe w4a16-gptq", "int4/g128@f16", "", false},
-    {"w4a16 group 32", "--recipe w4a16-gptq --set group=32", "int4/g32@f16", "", false},
+    {"float", "", "", "", Compute::float_activations},
+    {"float, bf16 activations", "--compute bf16", "", "", Compute::bf16_activations},
+    {"w8a16", "--recipe w8a16", "int8/r@f16", "", Compute::float_activations},
+    {"w8a16, bf16 activations", "--recipe w8a16; --compute bf16", "int8/r@f16", "",
+     Compute::bf16_activations},
+    {"w8a16, int8 activations", "--recipe w8a16; --compute int8", "int8/r@f16", "",
+     Compute::dynamic_int8},
+    {"w4a16 group 128", "--recipe w4a16-gptq", "int4/g128@f16", "",
+     Compute::float_activations},
+    {"w4a16 group 32", "--recipe w4a16-gptq --set group=32", "int4/g32@f16", "",
+     Compute::float_activations},
+    {"w4a16 group 128, bf16 activations", "--recipe w4a16-gptq; --compute bf16",
+     "int4/g128@f16", "", Compute::bf16_activations},
     {"w4a16 group 128, int8 activations", "--recipe w4a16-gptq; --compute int8",
-     "int4/g128@f16", "", true},
+     "int4/g128@f16", "", Compute::dynamic_int8},
     {"w4a16 group 32, int8 activations",
-     "--recipe w4a16-gptq --set group=32; --compute int8", "int4/g32@f16", "", true},
+     "--recipe w4a16-gptq --set group=32; --compute int8", "int4/g32@f16", "",
+     Compute::dynamic_int8},
     {"w4a16 group 128, lm_head w8", "--recipe w4a16-gptq --set lm_head=int8n/r@f32",
-     "int4/g128@f16", "int8n/r@f32", false},
+     "int4/g128@f16", "int8n/r@f32", Compute::float_activations},
     {"w4a16 group 128, lm_head w8, int8 activations",
      "--recipe w4a16-gptq --set lm_head=int8n/r@f32; --compute int8", "int4/g128@f16",
-     "int8n/r@f32", true},
-    {"nf4", "--recipe w4a16-rtn --set weight=nf4/f64@f32", "nf4/f64@f32", "", false},
+     "int8n/r@f32", Compute::dynamic_int8},
+    {"nf4", "--recipe w4a16-rtn --set weight=nf4/f64@f32", "nf4/f64@f32", "",
+     Compute::float_activations},
+    {"nf4, bf16 activations",
+     "--recipe w4a16-rtn --set weight=nf4/f64@f32; --compute bf16", "nf4/f64@f32", "",
+     Compute::bf16_activations},
     {"mxfp4", "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0", "e2m1/g32@e8m0", "",
-     false},
-    {"fp8", "--recipe w4a16-rtn --set weight=e4m3/r@f32", "e4m3/r@f32", "", false},
+     Compute::float_activations},
+    {"mxfp4, bf16 activations",
+     "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0; --compute bf16", "e2m1/g32@e8m0", "",
+     Compute::bf16_activations},
+    {"fp8", "--recipe w4a16-rtn --set weight=e4m3/r@f32", "e4m3/r@f32", "",
+     Compute::float_activations},
+    {"fp8, bf16 activations",
+     "--recipe w4a16-rtn --set weight=e4m3/r@f32; --compute bf16", "e4m3/r@f32", "",
+     Compute::bf16_activations},
 };
 
 struct Shape {
@@ -110,7 +130,7 @@ std::vector<CostCase> cost_cases(const Shape& shape,
   for (size_t i = 0; i < std::size(kCandidates); ++i) {
     const char* scheme = scheme_of(kCandidates[i], shape);
     cases.push_back({.scheme = scheme,
-                     .int8 = kCandidates[i].int8 && scheme[0] != '\0',
+                     .activation = linear_activation(kCandidates[i].compute),
                      .spread = std::min(cold, model_bytes[i])});
   }
   return cases;
@@ -270,7 +290,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
                             read_bandwidth(buffer, thread_count(), 0, 0.2));
   }
   std::map<Numbers, double> peaks;
-  for (const Numbers numbers : {Numbers::int8, Numbers::f32}) {
+  for (const Numbers numbers : {Numbers::int8, Numbers::bf16, Numbers::f32}) {
     const PeakRow* row = best_peak(numbers, usable_cpu_flags());
     if (row == nullptr) continue;
     NIBBLE_ASSIGN_OR_RETURN(peaks[numbers], peak(*row, thread_count(), 0.05));
@@ -321,7 +341,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     Advice advice;
     advice.name = candidate.name;
     advice.command = candidate.command;
-    advice.compute = candidate.int8 ? Compute::dynamic_int8 : Compute::float_activations;
+    advice.compute = candidate.compute;
     advice.weight_bytes = model_bytes[i];
     advice.cache_bytes = cache_bytes * options.batch;
     const bool applies = candidate.lm_head[0] == '\0' ||
@@ -333,9 +353,14 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
       const Shape& shape = shapes[at];
       const char* scheme = scheme_of(candidate, shape);
       const LayerCost& cost = costs[at][i];
-      const bool s8 = cost.kernel.rfind("linear_s8", 0) == 0;
+      const auto takes = [&](const char* activation) {
+        return cost.kernel.rfind(cat("linear_", activation, "_"), 0) == 0;
+      };
+      const Numbers numbers = takes("s8")     ? Numbers::int8
+                              : takes("bf16") ? Numbers::bf16
+                                              : Numbers::f32;
       const double operations = 2.0 * static_cast<double>(shape.rows * shape.cols);
-      const double peak = peaks[s8 ? Numbers::int8 : Numbers::f32];
+      const double peak = peaks[numbers];
       const auto by_memory = [&](int64_t tokens) {
         return peak <= 0 || roofline(static_cast<double>(cost.bytes),
                                      operations * static_cast<double>(tokens),

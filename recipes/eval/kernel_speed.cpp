@@ -32,7 +32,15 @@ constexpr int64_t kDifferent = 4;
 constexpr uint64_t kSeed = 20261;  // any: the values do not change the work
 
 const char* activation_name(LinearActivation activation) {
-  return activation == LinearActivation::s8 ? "s8" : "f32";
+  switch (activation) {
+    case LinearActivation::f32:
+      return "f32";
+    case LinearActivation::bf16:
+      return "bf16";
+    case LinearActivation::s8:
+      return "s8";
+  }
+  return "";
 }
 
 // A table of the codes that stand for numbers.
@@ -153,14 +161,15 @@ Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
 // Seconds of a call, the weights in turn from *next on, until `seconds` have passed.
 double time_calls(const std::vector<PreparedLinear>& weights, size_t* next,
                   MatrixView<const float> x, MatrixView<float> y, double seconds) {
-  const Clock::time_point start = Clock::now();
+  const int threads = thread_count();
+  const double start = work_seconds(threads);
   int64_t calls = 0;
   double taken = 0;
   do {
     run_linear(weights[*next], x, nullptr, y);
     *next = (*next + 1) % weights.size();
     ++calls;
-    taken = std::chrono::duration<double>(Clock::now() - start).count();
+    taken = work_seconds(threads) - start;
   } while (taken < seconds);
   return taken / static_cast<double>(calls);
 }
@@ -185,7 +194,7 @@ const PeakRow* peak_of(const LinearKernel& kernel) {
   if (kernel.activation == LinearActivation::s8) {
     return best_peak(Numbers::int8, kernel.flags);
   }
-  const bool bf16 = (kernel.flags & (kCpuAvx512Bf16 | kCpuAmxBf16)) != 0;
+  const bool bf16 = kernel.bf16 != nullptr;
   return best_peak(bf16 ? Numbers::bf16 : Numbers::f32, kernel.flags);
 }
 
@@ -361,11 +370,13 @@ Result<std::vector<Part>> parts_of(const KernelSpeedOptions& options) {
   for (const char* text : kSchemes) {
     NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(text));
     for (const LinearActivation activation :
-         {LinearActivation::f32, LinearActivation::s8}) {
+         {LinearActivation::f32, LinearActivation::bf16, LinearActivation::s8}) {
       Part part{.scheme = scheme,
                 .kernel = select_linear(scheme, options.cols, activation),
                 .tokens = {}};
-      if (part.kernel == nullptr) continue;
+      const bool slow =
+          activation == LinearActivation::bf16 && part.kernel->bf16 == nullptr;
+      if (part.kernel == nullptr || slow) continue;
       for (const int64_t n : kTokens) {
         const std::string name = kernel_case_text(
             {.scheme = text, .activation = activation_name(activation), .tokens = n});

@@ -10,8 +10,9 @@
 // memory and not in a cache: a few of different random codes and copies of them, together
 // the working set. Prefill stays with one weight. Limits and kernels take turns within a
 // round, one round a repeat; every figure is the median over rounds with its quartiles. A
-// case's weights are freed before the next case's are made. A round in which other
-// processes had a core is run again, at most as often as there are repeats.
+// case's weights are freed before the next case's are made. One thread is timed by its CPU
+// time, several by the clock (hardware/machine.h). A round in which other processes had a
+// core is run again, at most as often as there are repeats.
 //
 //   error   max |y - reference| / max |reference| of one random token, the reference in
 //           f64 from float activations: what int8 activations cost is in it

@@ -67,7 +67,7 @@ struct Timed {
   std::vector<PreparedLinear> layers;
   std::vector<double> decode, prefill;
   bool is(const CostCase& other) const {
-    return what.scheme == other.scheme && what.int8 == other.int8;
+    return what.scheme == other.scheme && what.activation == other.activation;
   }
 };
 
@@ -76,7 +76,7 @@ Result<Timed> prepare_timed(const Tensor& tensor, const CostCase& what) {
   timed.what = what;
   NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight,
                           weight_of(tensor, what.scheme, &timed.cost.error));
-  const LinearKernel* kernel = preferred_linear(weight, what.int8);
+  const LinearKernel* kernel = preferred_linear(weight, what.activation);
   timed.cost.kernel = kernel->name;
   timed.cost.falls_back = timed.cost.kernel.find("_any__") != std::string::npos;
   timed.cost.bytes = weight.bytes();

@@ -18,7 +18,7 @@ namespace nibble {
 
 struct CostCase {
   std::string scheme;  // "" for the tensor as it is
-  bool int8 = false;   // activations
+  LinearActivation activation = LinearActivation::f32;  // where a row has it
   int64_t spread = 0;  // bytes of different weights to go through in turn
 };
 struct CostOptions {

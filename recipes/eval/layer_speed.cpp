@@ -48,9 +48,13 @@ Result<std::vector<LayerSpeed>> measure_layers(const Executor& model, int64_t re
     NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(artifact, node));
     const auto kernel = kernels.find(node.parameter("weight"));
     if (kernel == kernels.end()) continue;
-    const bool int8 = kernel->second.rfind("linear_s8", 0) == 0;
-    NIBBLE_ASSIGN_OR_RETURN(PreparedLinear layer,
-                            prepare_node_linear(artifact, node, weight, int8, nullptr));
+    const auto row =
+        std::find_if(linear_kernels().begin(), linear_kernels().end(),
+                     [&](const LinearKernel& k) { return k.name == kernel->second; });
+    if (row == linear_kernels().end()) continue;
+    NIBBLE_ASSIGN_OR_RETURN(
+        PreparedLinear layer,
+        prepare_node_linear(artifact, node, weight, row->activation, nullptr));
     const LayerSpeed key{.kernel = layer.kernel->name,
                          .scheme = to_string(weight.scheme),
                          .rows = weight.rows,

@@ -9,8 +9,9 @@ PreparedLinear copy_of(const PreparedLinear& source, size_t* copied) {
     bytes = Bytes::copy_of(bytes.data(), bytes.size());
     if (copied != nullptr) *copied += bytes.size();
   };
-  for (Bytes* bytes : {&copy.codes, &copy.scales, &copy.zeros, &copy.minima,
-                       &copy.weight.plain.bytes, &copy.weight.packed.codes}) {
+  for (Bytes* bytes :
+       {&copy.codes, &copy.values, &copy.scales.bytes, &copy.zeros.bytes,
+        &copy.minima.bytes, &copy.weight.plain.bytes, &copy.weight.packed.codes}) {
     own(*bytes);
   }
   for (PackedLevel& level : copy.weight.packed.scales) own(level.values);

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "kernels/program/layers.h"
+#include "kernels/runtime/compute.h"
 #include "recipes/eval/layer_cost.h"
 
 namespace nibble {
@@ -17,15 +18,18 @@ constexpr int64_t kCold = int64_t{256} << 20;
 class Clock {
  public:
   Clock(const Recipe& recipe, const std::vector<QuantScheme>& schemes)
-      : int8_(recipe.compute == "int8"), schemes_(schemes) {}
+      : activation_(linear_activation(*parse_compute(recipe.compute))),
+        schemes_(schemes) {}
 
   Result<std::vector<double>> costs(const Tensor& tensor) {
     const std::pair<int64_t, int64_t> shape = {tensor.rows(), tensor.cols()};
     if (const auto known = known_.find(shape); known != known_.end())
       return known->second;
     std::vector<CostCase> cases;
-    for (const QuantScheme& scheme : schemes_)
-      cases.push_back({.scheme = to_string(scheme), .int8 = int8_, .spread = kCold});
+    for (const QuantScheme& scheme : schemes_) {
+      cases.push_back(
+          {.scheme = to_string(scheme), .activation = activation_, .spread = kCold});
+    }
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<LayerCost> timed,
                             time_layer(tensor, cases, {}));
     std::vector<double> costs;
@@ -35,7 +39,7 @@ class Clock {
   }
 
  private:
-  bool int8_;
+  LinearActivation activation_;
   const std::vector<QuantScheme>& schemes_;
   std::map<std::pair<int64_t, int64_t>, std::vector<double>> known_;
 };

@@ -95,7 +95,7 @@ struct Recipe {
   std::string kv = "f32";  // what KV caches are stored as: kernels/scheme/kv_scheme.h
   QualityGate gate;        // what the artifact must reach to be kept as one
 
-  std::string compute = "float";      // float | int8: how the artifact is evaluated
+  std::string compute = "float";      // compute.h's names: how the artifact is evaluated
   int64_t evaluation_sequences = 64;  // at most, for the report; 0: all
   int64_t evaluation_images = 2000;
   int64_t evaluation_exact_images =

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "kernels/runtime/compute.h"
 #include "recipes/recipe/nearest_name.h"
 
 namespace nibble {
@@ -341,7 +342,7 @@ std::vector<Setting> make_settings() {
       {"gate.min_accuracy", "", 0, 100, kQuantizing,
        "percent, rejected unless its interval begins above; 0: no gate",
        NIBBLE_TARGET(gate.min_accuracy)},
-      {"evaluation.compute", "float|int8", 0, 0, kQuantizing,
+      {"evaluation.compute", kComputeNames, 0, 0, kQuantizing,
        "activations of weight-only layers", NIBBLE_TARGET(compute)},
       {"evaluation.sequences", "", 0, kMany, kAll, "at most, for the report; 0: all",
        NIBBLE_TARGET(evaluation_sequences)},

@@ -121,11 +121,11 @@ Status attest(const PipelineRequest& request, const Artifact* before, Executor& 
 Result<Executor> make_executor(const PipelineRequest& request,
                                std::shared_ptr<const Artifact> model,
                                const std::string& kv) {
-  // A recipe with int8 activations is about the quantized layers; a float model has none.
-  const bool int8 = request.recipe.compute == "int8" && model->is_quantized();
-  return Executor::create(
-      std::move(model),
-      {.compute = int8 ? Compute::dynamic_int8 : Compute::float_activations, .kv = kv});
+  // A recipe's activations are about the quantized layers; a float model has none.
+  NIBBLE_ASSIGN_OR_RETURN(
+      const Compute compute,
+      parse_compute(model->is_quantized() ? request.recipe.compute : ""));
+  return Executor::create(std::move(model), {.compute = compute, .kv = kv});
 }
 
 Status check_request(const PipelineRequest& request, const char* verb,

@@ -118,24 +118,35 @@ void run_attention(benchmark::State& state, const AttentionKernel* kernel, int64
   }
 }
 
-void run_conv(benchmark::State& state, const Conv2dKernel* kernel) {
-  const Conv2dShape shape{.channels = 32,
-                          .height = 16,
-                          .width = 16,
-                          .outputs = 32,
+// 3x3 with a border of 1, as ResNet-20 (CIFAR) and ResNet-50 have them.
+struct ConvCase {
+  int64_t channels, size, outputs;
+};
+constexpr ConvCase kConvs[] = {{16, 32, 16},   {32, 16, 32},   {64, 8, 64},  {64, 56, 64},
+                               {128, 28, 128}, {256, 14, 256}, {512, 7, 512}};
+
+// int8: with the rounding to the next layer's codes, as the integer path does it.
+void run_conv(benchmark::State& state, const Conv2dKernel* kernel, const ConvCase& c) {
+  const Conv2dShape shape{.channels = c.channels,
+                          .height = c.size,
+                          .width = c.size,
+                          .outputs = c.outputs,
                           .kernel_h = 3,
                           .kernel_w = 3,
                           .pad_h = 1,
                           .pad_w = 1};
   const int64_t patch = shape.patch(), pixels = shape.height * shape.width;
-  const std::vector<float> x = random_floats(32 * pixels, 1),
-                           w = random_floats(32 * patch, 2);
-  const std::vector<uint8_t> codes(static_cast<size_t>(32 * pixels), 77);
-  const std::vector<int8_t> weight(static_cast<size_t>(32 * patch), -5);
-  std::vector<float> y(static_cast<size_t>(32 * pixels));
-  std::vector<int32_t> acc(y.size());
+  const std::vector<float> x = random_floats(c.channels * pixels, 1),
+                           w = random_floats(c.outputs * patch, 2);
+  const std::vector<uint8_t> codes(static_cast<size_t>(c.channels * pixels), 77);
+  const std::vector<int8_t> weight(static_cast<size_t>(c.outputs * patch), -5);
+  std::vector<float> y(static_cast<size_t>(c.outputs * pixels));
+  std::vector<uint8_t> rounded(y.size());
+  const std::vector<int32_t> bias(static_cast<size_t>(c.outputs), 5);
+  const std::vector<float> multiplier(bias.size(), 0.001f);
+  const Conv2dCodes target{bias.data(), multiplier.data(), 0.03f, 0, 255};
   if (kernel->activation == LinearActivation::f32) {
-    const Result<LinearWeight> plain = linear_weight(make_tensor({32, patch}, w));
+    const Result<LinearWeight> plain = linear_weight(make_tensor({c.outputs, patch}, w));
     if (!plain.ok()) return state.SkipWithError(plain.status().message().c_str());
     const auto conv = prepare_conv2d(shape, *plain, kernel->flags);
     if (!conv.ok()) return state.SkipWithError(conv.status().message().c_str());
@@ -143,11 +154,14 @@ void run_conv(benchmark::State& state, const Conv2dKernel* kernel) {
   } else {
     const auto conv = prepare_conv2d_s8(shape, weight, true, kernel->flags);
     if (!conv.ok()) return state.SkipWithError(conv.status().message().c_str());
-    for (auto _ : state) run_conv2d_s8(*conv, codes.data(), acc.data());
+    for (auto _ : state) {
+      run_conv2d_s8(*conv, codes.data(), target, rounded.data());
+      benchmark::DoNotOptimize(rounded.data());
+    }
   }
   state.counters["GOP/s"] =
       benchmark::Counter(static_cast<double>(state.iterations()) * 2e-9 *
-                             static_cast<double>(32 * patch * pixels),
+                             static_cast<double>(c.outputs * patch * pixels),
                          benchmark::Counter::kIsRate);
 }
 
@@ -184,9 +198,13 @@ void register_all() {
   }
   for (const Conv2dKernel& kernel : conv2d_kernels()) {
     if (!usable(kernel.flags) || kernel.flags == 0) continue;
-    benchmark::RegisterBenchmark((std::string(kernel.name) + "/32x16x16").c_str(),
-                                 run_conv, &kernel)
-        ->Unit(benchmark::kMicrosecond);
+    for (const ConvCase& c : kConvs) {
+      const std::string name = std::string(kernel.name) + "/" +
+                               std::to_string(c.channels) + "x" + std::to_string(c.size) +
+                               "x" + std::to_string(c.size);
+      benchmark::RegisterBenchmark(name.c_str(), run_conv, &kernel, c)
+          ->Unit(benchmark::kMicrosecond);
+    }
   }
 }
 

@@ -173,6 +173,42 @@ TEST_P(Conv2dS8Row, GivesTheDefinitionsIntegers) {
   }
 }
 
+TEST_P(Conv2dS8Row, RoundsToTheNextCodesAsTheFormulaSays) {
+  for (const Conv2dShape& s : kShapes) {
+    SCOPED_TRACE(text(s));
+    const std::vector<int8_t> weight = random_codes(s.outputs * s.patch(), 6);
+    const std::vector<uint8_t> codes = random_bytes(inputs_of(s), 7);
+    const Result<PreparedConv2dS8> conv =
+        prepare_conv2d_s8(s, weight, true, kernel().flags);
+    ASSERT_TRUE(conv.ok()) << conv.status().message();
+    std::vector<int32_t> acc(static_cast<size_t>(outputs_of(s)));
+    conv2d_s8_reference(s, codes.data(), true, weight.data(), acc.data());
+    // Ties (a half), both ends, and the negative multiplier of a negative gamma.
+    std::vector<int32_t> bias(static_cast<size_t>(s.outputs));
+    std::vector<float> multiplier(bias.size());
+    for (size_t o = 0; o < bias.size(); ++o) {
+      bias[o] = static_cast<int32_t>(o * 37) - 50;
+      multiplier[o] = o % 3 == 0 ? 0.5f : o % 3 == 1 ? 0.00137f : -0.0021f;
+    }
+    for (const auto& [lowest, highest] : {std::pair<int, int>{0, 255}, {-127, 127}}) {
+      for (const float scale : {1.0f, 0.37f, 64.0f}) {
+        const Conv2dCodes target{bias.data(), multiplier.data(), scale, lowest, highest};
+        std::vector<uint8_t> y(acc.size() + 1, 0xa5);
+        run_conv2d_s8(*conv, codes.data(), target, y.data());
+        ASSERT_EQ(y.back(), 0xa5);
+        for (size_t i = 0; i < acc.size(); ++i) {
+          const size_t o = i / (acc.size() / bias.size());
+          const float real = static_cast<float>(acc[i] + bias[o]) * multiplier[o];
+          const float rounded = std::nearbyint(real / scale);
+          const float code = std::clamp(rounded, static_cast<float>(lowest),
+                                        static_cast<float>(highest));
+          ASSERT_EQ(y[i], static_cast<uint8_t>(static_cast<int>(code))) << i;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Conv2dS8Row, ExtremeCodesDoNotSaturate) {
   const Conv2dShape s{.channels = 512,
                       .height = 3,
@@ -260,8 +296,10 @@ TEST_F(Conv2dTable, TheDefinitionByHand) {
 TEST_F(Conv2dTable, FollowsTheForcedLevel) {
   for (const std::string& level : cpu_levels()) {
     ASSERT_TRUE(force_cpu(level).ok());
-    EXPECT_EQ(select_conv2d(LinearActivation::f32).name, "conv2d_f32_any__" + level);
-    EXPECT_EQ(select_conv2d(LinearActivation::s8).name, "conv2d_s8_s8__" + level);
+    EXPECT_EQ(select_conv2d(LinearActivation::f32).name,
+              "conv2d_f32_any__" + isa_under(level));
+    EXPECT_EQ(select_conv2d(LinearActivation::s8).name,
+              "conv2d_s8_s8__" + isa_under(level, true));
   }
 }
 

@@ -1,10 +1,12 @@
 // The probe: its table and arithmetic. Nothing here asserts a speed.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <thread>
 
 #include "kernels/base/cpu.h"
 #include "kernels/base/parallel.h"
@@ -37,6 +39,28 @@ TEST(MachineTest, NamesItself) {
   EXPECT_TRUE((std::set<std::string>{"always", "madvise", "never", "unknown"}.contains(
       machine.huge_pages)))
       << machine.huge_pages;
+}
+
+TEST(MachineTest, DesignsThatABrandNameHides) {
+  EXPECT_EQ(design_of("AMD", 25, 1), "Zen 3");
+  EXPECT_EQ(design_of("AMD", 25, 17), "Zen 4");
+  EXPECT_EQ(design_of("AMD", 25, 0xa0), "Zen 4");
+  EXPECT_EQ(design_of("AMD", 26, 2), "Zen 5");
+  EXPECT_EQ(design_of("Intel", 6, 143), "Sapphire Rapids");
+  EXPECT_EQ(design_of("Intel", 26, 2), "");
+  EXPECT_EQ(design_of("AMD", 99, 1), "");
+  Machine machine{.make = "AMD", .model = "AMD EPYC", .family = 26, .model_number = 2};
+  EXPECT_EQ(machine.text(), "AMD EPYC, Zen 5 (family 26, model 2)");
+  machine.family = 99;
+  EXPECT_EQ(machine.text(), "AMD EPYC (family 99, model 2)");
+}
+
+// One thread's seconds are its own: sleep is none of them. Several wait by the clock.
+TEST(MachineTest, WorkIsTimedByWhoDoesIt) {
+  const double own = work_seconds(1), clock = work_seconds(2);
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_LT(work_seconds(1) - own, 0.02);
+  EXPECT_GE(work_seconds(2) - clock, 0.03);
 }
 
 void expect_rising(const std::vector<Cache>& caches) {
@@ -221,8 +245,9 @@ TEST(PeaksTest, NamesAreDifferent) {
 TEST(PeaksTest, CoverTheKernelRows) {
   for (const LinearKernel& kernel : linear_kernels()) {
     if (kernel.flags == 0) continue;  // the definition is not for speed
-    const Numbers numbers =
-        kernel.activation == LinearActivation::s8 ? Numbers::int8 : Numbers::f32;
+    const Numbers numbers = kernel.activation == LinearActivation::s8     ? Numbers::int8
+                            : kernel.activation == LinearActivation::bf16 ? Numbers::bf16
+                                                                          : Numbers::f32;
     const PeakRow* const row = best_peak(numbers, kernel.flags);
     ASSERT_NE(row, nullptr) << kernel.name;
     EXPECT_EQ(row->flags & ~kernel.flags, 0u) << kernel.name << " " << row->name;

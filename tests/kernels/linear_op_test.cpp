@@ -200,7 +200,7 @@ TEST_P(LinearRow, GivesTheSameBytesAtAnyThreadCount) {
 
 // Rows that read activations as digits have none for these.
 TEST_P(LinearRow, TakesInfinityNaNAndTinyActivations) {
-  if (kernel().activation != LinearActivation::f32) return;
+  if (kernel().activation == LinearActivation::s8) return;
   for (const char* scheme : kSchemes) {
     const int64_t inputs = 128;
     if (!can_run(scheme, inputs)) continue;
@@ -219,7 +219,7 @@ TEST_P(LinearRow, TakesInfinityNaNAndTinyActivations) {
       std::vector<float> found(10, kPoison), wanted(10);
       std::vector<double> magnitude(10);
       run_linear(*prepared, in, nullptr, MatrixView<float>(found.data(), 2, 5));
-      ASSERT_TRUE(linear_reference(weight, LinearActivation::f32, in, nullptr,
+      ASSERT_TRUE(linear_reference(weight, kernel().activation, in, nullptr,
                                    MatrixView<float>(wanted.data(), 2, 5))
                       .ok());
       ASSERT_TRUE(linear_magnitude(weight, in, nullptr,
@@ -320,6 +320,23 @@ TEST_F(LinearTable, PicksTheBestRowThatTheCpuAllows) {
   EXPECT_EQ(selected("e4m3/r@f32", f32, vnni), "linear_f32_fp8__avx512vnni");
   EXPECT_EQ(selected("e5m2/g128@f16", f32, avx2), "linear_f32_fp8__avx2");
   EXPECT_EQ(selected("int8/c@f32", f32, avx2), "linear_f32_any__avx2");
+  EXPECT_EQ(selected("int4/g128@f16", s8, avx2 | kCpuAvxVnni),
+            "linear_s8_int4g__avxvnni");
+  EXPECT_EQ(selected("int8/r@f32", f32, avx2 | kCpuAvxVnni), "linear_f32_int8__avxvnni");
+  EXPECT_EQ(selected("nf4/f64@f32", f32, avx2 | kCpuAvxVnni), "linear_f32_table4__avx2");
+  const auto bf16 = LinearActivation::bf16;
+  const uint32_t all = vnni | kCpuAvx512Bf16;
+  for (const char* scheme : {"f32", "bf16", "f16"}) {
+    EXPECT_EQ(selected(scheme, bf16, all), "linear_bf16_plain__avx512bf16") << scheme;
+  }
+  for (const char* scheme : {"nf4/f64@f32", "int4/g128@f16", "e2m1/g32@e8m0"}) {
+    EXPECT_EQ(selected(scheme, bf16, all), "linear_bf16_table4__avx512bf16") << scheme;
+  }
+  for (const char* scheme : {"e4m3/r@f32", "int8/r@f32", "uint8/r@f32+z/r@uint8"}) {
+    EXPECT_EQ(selected(scheme, bf16, all), "linear_bf16_table8__avx512bf16") << scheme;
+  }
+  EXPECT_EQ(selected("int8/c@f32", bf16, all), "linear_bf16_any__reference");
+  EXPECT_EQ(selected("nf4/f64@f32", bf16, vnni), "linear_bf16_any__reference");
   EXPECT_EQ(selected("uint3/g32@f16+m/g32@f16", s8, vnni), "linear_s8_int4g__avx512vnni");
   EXPECT_EQ(selected("int5/r@f32", s8, avx2), "linear_s8_int8__avx2");
   EXPECT_EQ(selected("int4/g128@f16", s8, 0), "linear_s8_any__reference");
@@ -336,7 +353,23 @@ TEST_F(LinearTable, FollowsTheForcedLevel) {
     const LinearKernel* kernel =
         select_linear(*parse_scheme("int4/g32@f16"), 64, LinearActivation::s8);
     ASSERT_NE(kernel, nullptr);
-    EXPECT_THAT(kernel->name, ::testing::EndsWith("__" + level));
+    EXPECT_THAT(kernel->name, ::testing::EndsWith("__" + isa_under(level, true)));
+  }
+}
+
+// A definition is no speed: where no row has the product, float activations it is.
+TEST_F(LinearTable, PrefersWhatTheCpuMultiplies) {
+  const LinearWeight nf4 = random_weight("nf4/f64@f32", 2, 64, 1);
+  const LinearWeight columns = random_weight("int8/c@f32", 2, 64, 1);
+  for (const std::string& level : cpu_levels()) {
+    ASSERT_TRUE(force_cpu(level).ok());
+    const bool has = level == "avx512bf16";
+    EXPECT_EQ(preferred_linear(nf4, LinearActivation::bf16)->activation,
+              has ? LinearActivation::bf16 : LinearActivation::f32)
+        << level;
+    for (const auto wanted : {LinearActivation::bf16, LinearActivation::s8}) {
+      EXPECT_EQ(preferred_linear(columns, wanted)->activation, LinearActivation::f32);
+    }
   }
 }
 
@@ -357,6 +390,25 @@ TEST_F(LinearTable, TheDefinitionByHand) {
                                MatrixView<float>(&y, 1, 1))
                   .ok());
   EXPECT_EQ(y, 0.5f * (1 - 4) + 0.25f * 12 + 10);
+  // 1 + 2^-8 lies between two bf16 numbers and goes to the even one; NF4's values are
+  // none.
+  const std::vector<float> between = {1.00390625f, 2, 0, 0, 0, 0, 0, 0, 4};
+  ASSERT_TRUE(linear_reference(weight, LinearActivation::bf16,
+                               MatrixView<const float>(between.data(), 1, 9), &bias,
+                               MatrixView<float>(&y, 1, 1))
+                  .ok());
+  EXPECT_EQ(y, 0.5f * (1 - 4) + 0.25f * 12 + 10);
+  CodedMatrix table;
+  table.scheme = *parse_scheme("nf4/r@f32");
+  table.rows = table.cols = 1;
+  table.codes = {14};  // 0.7229568
+  table.scales.push_back({1, 1, {2.0f}, 0});
+  ASSERT_TRUE(linear_reference(*linear_weight(*pack(table, {1, 1})),
+                               LinearActivation::bf16,
+                               MatrixView<const float>(between.data(), 1, 1), nullptr,
+                               MatrixView<float>(&y, 1, 1))
+                  .ok());
+  EXPECT_EQ(y, 2 * 0.72265625f);  // 185 / 256
   // s_x = 4 / 127; q_x = 32 (31.75), 64 (63.5 to even), 127.
   const float s = 4.0f / 127;
   ASSERT_TRUE(linear_reference(weight, LinearActivation::s8, in, &bias,

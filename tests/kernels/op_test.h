@@ -48,6 +48,13 @@ struct Spaced {
   }
 };
 
+// The instruction set whose row a forced level gives: rows of bf16 and of AVX-VNNI
+// products exist where something multiplies so.
+inline std::string isa_under(const std::string& level, bool has_avxvnni = false) {
+  if (level == "avx512bf16") return "avx512vnni";
+  return level == "avxvnni" && !has_avxvnni ? "avx2" : level;
+}
+
 inline bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() &&
          std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

@@ -93,6 +93,9 @@ TEST(Cpu, EveryListedLevelCanBeForced) {
     if (level == "reference") {
       EXPECT_EQ(usable_cpu_flags(), 0u);
     }
+    if (level == "avxvnni") {
+      EXPECT_EQ(usable_cpu_flags(), static_cast<uint32_t>(kCpuAvx2 | kCpuAvxVnni));
+    }
     if (level == "avx2") {
       EXPECT_EQ(usable_cpu_flags(), static_cast<uint32_t>(kCpuAvx2));
     }
@@ -105,7 +108,8 @@ TEST(Cpu, AnUnknownLevelIsRefusedAndChangesNothing) {
   const Status status = force_cpu("sse9");
   EXPECT_EQ(status.code(), StatusCode::invalid_argument);
   EXPECT_EQ(status.message(),
-            "[cpu] level: one of avx512vnni, avx2, reference; found \"sse9\"; use one of "
+            "[cpu] level: one of avx512bf16, avx512vnni, avxvnni, avx2, reference; found "
+            "\"sse9\"; use one of "
             "them, or "
             "leave it out to detect");
   EXPECT_EQ(usable_cpu_flags(), before);

@@ -5,6 +5,7 @@
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/panel/panel.h"
+#include "kernels/ops/requantize.h"
 #include "kernels/ops/scratch.h"
 
 namespace nibble {
@@ -16,6 +17,8 @@ constexpr int32_t kShift = 128;
 constexpr int64_t kLongestPatch = int64_t{1} << 16;
 constexpr int64_t kWidest = 32;  // pixels a block: two vectors of at most 16
 constexpr int kTallest = 12;     // rows of the largest tile
+// Dwords of an image that one thread puts in order before two would have begun.
+constexpr int64_t kShortImage = 1 << 15;
 
 Status check_shape(const Conv2dShape& s, int64_t rows, int64_t cols) {
   const bool positive = s.channels > 0 && s.height > 0 && s.width > 0 && s.outputs > 0 &&
@@ -57,6 +60,50 @@ int64_t segments_of(const Conv2dShape& s, int64_t first, int64_t count, Segment*
     at += length;
   }
   return n;
+}
+
+// Codes of 4 channels as dwords, the first in the lowest byte; `flip` shifts them.
+void interleave_row(const uint8_t* a, const uint8_t* b, const uint8_t* c,
+                    const uint8_t* d, int64_t n, uint32_t flip, uint32_t* out) {
+  for (int64_t j = 0; j < n; ++j) {
+    out[j] =
+        (a[j] | uint32_t{b[j]} << 8 | uint32_t{c[j]} << 16 | uint32_t{d[j]} << 24) ^ flip;
+  }
+}
+
+// What a run of neighbouring outputs reads: out[(a, b, quad), j] for each tap and pixel
+// j. `in` is the first pixel of the first tap. Lengths that are known become a few moves.
+template <int64_t kLength>
+void gather(const Conv2dShape& s, const uint32_t* in, int64_t wide, int64_t plane,
+            int64_t quads, int64_t length, uint32_t* out, int64_t width) {
+  for (int64_t a = 0; a < s.kernel_h; ++a) {
+    for (int64_t b = 0; b < s.kernel_w; ++b) {
+      const uint32_t* from = in + a * wide + b;
+      for (int64_t c = 0; c < quads; ++c, from += plane, out += width) {
+        if (kLength > 0) {
+          std::memcpy(out, from, kLength * sizeof(uint32_t));
+        } else if (s.stride_w == 1) {
+          std::copy_n(from, length, out);
+        } else {
+          for (int64_t j = 0; j < length; ++j) out[j] = from[j * s.stride_w];
+        }
+      }
+    }
+  }
+}
+void gather_run(const Conv2dShape& s, const uint32_t* in, int64_t wide, int64_t plane,
+                int64_t quads, int64_t length, uint32_t* out, int64_t width) {
+  const int64_t known = s.stride_w == 1 ? length : 0;
+  switch (known) {
+    case 8:
+      return gather<8>(s, in, wide, plane, quads, length, out, width);
+    case 16:
+      return gather<16>(s, in, wide, plane, quads, length, out, width);
+    case 32:
+      return gather<32>(s, in, wide, plane, quads, length, out, width);
+    default:
+      return gather<0>(s, in, wide, plane, quads, length, out, width);
+  }
 }
 
 // Tiles of one group's outputs: f(rows of the tile, first output, outputs in it).
@@ -247,11 +294,14 @@ void run_conv2d(const PreparedConv2d& conv, const float* x, const float* bias, f
   });
 }
 
-void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc) {
+namespace {
+
+// store(o, first, count, sums): `count` pixels of output o from the `first` on; sums has
+// room for a whole block.
+template <class Store>
+void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+                  const Store& store) {
   const Conv2dShape& s = conv.shape;
-  if (conv.kernel->panel == nullptr) {
-    return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
-  }
   const PanelIsa& isa = *conv.kernel->panel;
   const int64_t width = 2 * isa.lanes;
   const int64_t channels = s.channels / s.groups;
@@ -264,49 +314,49 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
   const int64_t wide = s.width + 2 * s.pad_w;
   const uint8_t zero = conv.unsigned_input ? 0 : kShift;
 
-  // [groups, high, wide, stored channels], shifted to unsigned, the border holding code
-  // 0.
-  static thread_local Scratch<uint8_t> image_scratch;
-  const int64_t group_bytes = high * wide * stored;
-  uint8_t* image = image_scratch.get(static_cast<size_t>(s.groups * group_bytes));
-  std::memset(image, zero, static_cast<size_t>(s.groups * group_bytes));
-  for (int64_t c = 0; c < s.channels; ++c) {
-    uint8_t* plane = image + c / channels * group_bytes + c % channels;
-    for (int64_t i = 0; i < s.height; ++i) {
-      const uint8_t* in = codes + (c * s.height + i) * s.width;
-      uint8_t* out = plane + ((i + s.pad_h) * wide + s.pad_w) * stored;
-      for (int64_t j = 0; j < s.width; ++j) {
-        out[j * stored] = static_cast<uint8_t>(in[j] + zero);
-      }
+  // [groups, quads, high, wide] dwords of 4 channels, shifted to unsigned, the border
+  // holding code 0: what a step reads of neighbouring pixels lies together.
+  const int64_t quads = stored / 4, plane = high * wide;
+  static thread_local Scratch<uint32_t> image_scratch;
+  uint32_t* image = image_scratch.get(static_cast<size_t>(s.groups * quads * plane));
+  const auto interleave = [&](int64_t i) {
+    const int64_t first = i / quads * channels + i % quads * 4;
+    const int64_t count = std::min<int64_t>(4, channels - i % quads * 4);
+    uint32_t* to = image + i * plane;
+    std::fill_n(to, plane, zero * 0x01010101u);
+    for (int64_t row = 0; row < s.height; ++row) {
+      const uint8_t* in = codes + (first * s.height + row) * s.width;
+      const int64_t apart = s.height * s.width;
+      // A channel that is not there repeats the last; its weights are 0.
+      interleave_row(in, in + std::min<int64_t>(1, count - 1) * apart,
+                     in + std::min<int64_t>(2, count - 1) * apart,
+                     in + std::min<int64_t>(3, count - 1) * apart, s.width,
+                     zero * 0x01010101u, to + (row + s.pad_h) * wide + s.pad_w);
     }
+  };
+  if (s.groups * quads * plane < kShortImage) {
+    for (int64_t i = 0; i < s.groups * quads; ++i) interleave(i);
+  } else {
+    parallel_for(s.groups * quads, interleave);
   }
   const int64_t blocks = (pixels + width - 1) / width;
   parallel_for(s.groups * blocks, [&](int64_t task) {
     const int64_t g = task / blocks;
     const int64_t first = task % blocks * width;
     const int64_t count = std::min(width, pixels - first);
-    static thread_local Scratch<uint8_t> panel_scratch;
-    uint8_t* panel = panel_scratch.get(static_cast<size_t>(steps * width * 4));
+    static thread_local Scratch<uint32_t> panel_scratch;
+    uint32_t* panel = panel_scratch.get(static_cast<size_t>(steps * width));
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(panel);
     Segment segments[kWidest];
     const int64_t n = segments_of(s, first, count, segments);
-    uint8_t* out = panel;  // [steps, width, 4]
-    for (int64_t a = 0; a < s.kernel_h; ++a) {
-      for (int64_t b = 0; b < s.kernel_w; ++b) {
-        for (int64_t c = 0; c < stored; c += 4, out += width * 4) {
-          for (int64_t i = 0; i < n; ++i) {
-            const Segment& segment = segments[i];
-            const int64_t row = segment.row * s.stride_h + a;
-            const int64_t column = segment.column * s.stride_w + b;
-            const uint8_t* in =
-                image + g * group_bytes + (row * wide + column) * stored + c;
-            uint8_t* to = out + segment.at * 4;
-            for (int64_t j = 0; j < segment.length; ++j) {
-              std::memcpy(to + j * 4, in + j * s.stride_w * stored, 4);
-            }
-          }
-          for (int64_t j = count * 4; j < width * 4; ++j) out[j] = 0;
-        }
-      }
+    for (int64_t i = 0; i < n; ++i) {
+      const Segment& segment = segments[i];
+      const uint32_t* in = image + g * quads * plane + segment.row * s.stride_h * wide +
+                           segment.column * s.stride_w;
+      gather_run(s, in, wide, plane, quads, segment.length, panel + segment.at, width);
+    }
+    for (int64_t k = 0; count < width && k < steps; ++k) {
+      std::fill_n(panel + k * width + count, width - count, 0u);
     }
     // Sums may pass 2^31 on their way and come back: vector int32 wraps, so the end is
     // exact.
@@ -319,13 +369,58 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
       }
       isa.product_s32(mr,
                       conv.packed.data() + (g * padded_outputs + o) * steps * isa.dwords,
-                      panel, panel + 4 * isa.lanes, 4 * width, steps, start, sums);
+                      bytes, bytes + 4 * isa.lanes, 4 * width, steps, start, sums);
       for (int64_t m = 0; m < rows; ++m) {
-        std::memcpy(acc + (g * outputs + o + m) * pixels + first, sums + m * width,
-                    static_cast<size_t>(count) * sizeof(int32_t));
+        store(g * outputs + o + m, first, count, sums + m * width);
       }
     });
   });
+}
+
+}  // namespace
+
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc) {
+  const Conv2dShape& s = conv.shape;
+  if (conv.kernel->panel == nullptr) {
+    return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
+  }
+  const int64_t pixels = s.out_height() * s.out_width();
+  run_tiles_s8(conv, codes,
+               [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
+                 std::memcpy(acc + o * pixels + first, sums,
+                             static_cast<size_t>(count) * sizeof(int32_t));
+               });
+}
+
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+                   const Conv2dCodes& target, uint8_t* y) {
+  const Conv2dShape& s = conv.shape;
+  const int64_t pixels = s.out_height() * s.out_width();
+  if (conv.kernel->panel == nullptr) {
+    static thread_local Scratch<int32_t> scratch;
+    int32_t* acc = scratch.get(static_cast<size_t>(s.outputs * pixels));
+    run_conv2d_s8(conv, codes, acc);
+    for (int64_t o = 0; o < s.outputs; ++o) {
+      for (int64_t i = o * pixels; i < (o + 1) * pixels; ++i) {
+        const float real =
+            static_cast<float>(acc[i] + target.bias[o]) * target.multiplier[o];
+        y[i] = static_cast<uint8_t>(
+            quantize_real(real, target.scale, target.lowest, target.highest));
+      }
+    }
+    return;
+  }
+  const auto requantize = conv.kernel->panel->requantize;
+  const int64_t width = 2 * conv.kernel->panel->lanes;
+  run_tiles_s8(
+      conv, codes, [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
+        uint8_t rounded[kWidest];
+        uint8_t* out = y + o * pixels + first;
+        requantize(sums, target.bias[o], target.multiplier[o], target.scale,
+                   static_cast<float>(target.lowest), static_cast<float>(target.highest),
+                   count == width ? out : rounded);
+        if (count < width) std::memcpy(out, rounded, static_cast<size_t>(count));
+      });
 }
 
 }  // namespace nibble

@@ -90,6 +90,16 @@ Result<PreparedConv2dS8> prepare_conv2d_s8(const Conv2dShape& shape,
                                            bool unsigned_input,
                                            uint32_t cpu_flags = usable_cpu_flags());
 void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* acc);
+// The same sums as codes of the next value, the bytes of two's complement:
+//   y[o, i, j] = clamp(rint((float(acc[o, i, j] + bias[o]) * multiplier[o]) / scale))
+struct Conv2dCodes {
+  const int32_t* bias;      // [outputs]
+  const float* multiplier;  // [outputs]
+  float scale;
+  int lowest, highest;
+};
+void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+                   const Conv2dCodes& target, uint8_t* y);
 const char* conv2d_s8_kernel_name(const PreparedConv2dS8& conv);
 
 }  // namespace nibble

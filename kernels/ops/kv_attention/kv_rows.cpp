@@ -277,4 +277,41 @@ void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
   }
 }
 
+std::optional<KvCodes> KvRows::codes(int64_t column, int64_t count) const {
+  const KvCode code = kv_code(scheme_);
+  const int bits = element_info(scheme_.code).bits;
+  const bool known = code != KvCode::other && bits >= 8;
+  if (!known || positions_ > 1 || scheme_.offset != OffsetKind::none) return std::nullopt;
+  for (const Level& level : scales_) {
+    if (run_end(level.level.block, width_, 0, column) < column + count)
+      return std::nullopt;
+  }
+  return KvCodes{code, codes_.data() + column * bits / 8, row_bytes_};
+}
+
+void KvRows::scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
+                        float* scales) const {
+  if (scale_ > 0) std::fill_n(scales, n, scale_);
+  for (size_t k = 0; k < scales_.size(); ++k) {
+    const Level& level = scales_[k];
+    if (k == 0 && level.level.element == Element::f16) {
+      static thread_local Scratch<uint16_t> scratch;
+      uint16_t* halves = scratch.get(static_cast<size_t>(n));
+      const Block& block = level.level.block;
+      const int64_t at = block.kind == Block::Kind::row ? 0 : column / block.cols;
+      for (int64_t r = 0; r < n; ++r) {
+        std::memcpy(halves + r,
+                    level.values.data() + (first + r) * level.row_bytes + 2 * at, 2);
+      }
+      isa.decode(KvCode::f16, KvForm::plain, reinterpret_cast<const uint8_t*>(halves), n,
+                 nullptr, nullptr, scales);
+      continue;
+    }
+    for (int64_t r = 0; r < n; ++r) {
+      const float value = level.value(first + r, column);
+      scales[r] = k == 0 ? value : scales[r] * value;
+    }
+  }
+}
+
 }  // namespace nibble

@@ -23,14 +23,15 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "kernels/base/huge_pages.h"
 #include "kernels/base/matrix_view.h"
+#include "kernels/ops/kv_attention/kv_decode.h"
 #include "kernels/scheme/kv_scheme.h"
 
 namespace nibble {
-
-struct KvDecodeIsa;
 
 class KvRows {
  public:
@@ -60,6 +61,13 @@ class KvRows {
   // definition; else by vectors, the same bits.
   void read(const KvDecodeIsa* isa, int64_t first, int64_t column,
             MatrixView<float> x) const;
+  // Columns [column, column + count) as codes with at most one scale a row, from row 0
+  // on; nothing where the scheme has more, an offset, blocks of positions, or codes that
+  // KvDecodeIsa does not multiply. scale_rows: those scales of rows [first, first + n).
+  std::optional<KvCodes> codes(int64_t column, int64_t count) const;
+  bool is_scaled() const { return !scheme_.is_float(); }
+  void scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
+                  float* scales) const;
 
  private:
   struct Level {
@@ -77,7 +85,7 @@ class KvRows {
   int64_t positions_ = 1;  // that share scales
   float scale_ = 0;        // of every position, where the scheme is static
   int64_t row_bytes_ = 0;
-  std::vector<uint8_t> codes_;
+  std::vector<uint8_t, HugePages<uint8_t>> codes_;
   std::vector<Level> scales_, offsets_;
   std::vector<uint16_t> partial_;  // [positions_, width_] f16
 };

@@ -1,9 +1,14 @@
 #include "kernels/ops/kv_attention/kv_decode.h"
 #include "kernels/ops/panel/avx512vnni.h"
+#include "kernels/ops/panel/unroll.h"
 
 namespace nibble::avx512vnni {
 #include "kernels/ops/kv_attention/kv_decode_vector.inc"
 
-const KvDecodeIsa kv_decode_isa = {.decode = decode};
+const KvDecodeIsa kv_decode_isa = {.decode = decode,
+                                   .lanes = V::kLanes,
+                                   .direct_heads = kHeads,
+                                   .scores = code_scores,
+                                   .weighted_sum = code_weighted_sum};
 
 }  // namespace nibble::avx512vnni

@@ -1,5 +1,6 @@
 #include "kernels/ops/linear/linear.h"
 
+#include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/ops/linear/linear_isa.h"
 #include "kernels/ops/linear/repack.h"
 #include "kernels/ops/linear/run.h"
@@ -34,6 +35,15 @@ bool is_fp8(const QuantScheme& s, int64_t cols) {
          s.offset == OffsetKind::none && has_groups(s, cols);
 }
 
+// Codes of at most 8 bits, read through a table of what they stand for.
+bool is_table8(const QuantScheme& s, int64_t cols) {
+  return !s.is_float() && element_info(s.code).bits > 4 && has_groups(s, cols);
+}
+bool is_any4(const QuantScheme& s, int64_t cols) {
+  return is_int4(s, cols) || is_table4(s, cols);
+}
+bool is_plain(const QuantScheme& s, int64_t) { return s.is_float(); }
+
 }  // namespace
 
 const std::vector<LinearKernel>& linear_kernels() {
@@ -53,10 +63,11 @@ const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
   return nullptr;
 }
 
-const LinearKernel* preferred_linear(const LinearWeight& weight, bool int8) {
-  const LinearKernel* kernel = nullptr;
-  if (int8) kernel = select_linear(weight.scheme, weight.cols, LinearActivation::s8);
-  if (kernel != nullptr) return kernel;
+const LinearKernel* preferred_linear(const LinearWeight& weight,
+                                     LinearActivation wanted) {
+  const LinearKernel* kernel = select_linear(weight.scheme, weight.cols, wanted);
+  const bool slow = wanted == LinearActivation::bf16 && kernel->bf16 == nullptr;
+  if (kernel != nullptr && !slow) return kernel;
   return select_linear(weight.scheme, weight.cols, LinearActivation::f32);
 }
 

@@ -16,6 +16,11 @@
 // group sums. Rows that read activations as 31-bit numbers add 2^-31 (max over the group
 // of |x|) |q s| a column, which is less unless one activation is 64 K times all others.
 //
+// Activation bf16: the same of x' and w' in place of x and w. x' is x rounded to bf16
+// (half to even; numbers below 2^-126 may count as 0), w' is w with the value of each
+// code, or a plain weight, rounded so. Only table elements whose values are not bf16
+// numbers change (NF4, FP4: by 2^-9 at most): integers and floats of 8 bits are.
+//
 // Activation s8, bit for bit the same in every row:
 //   a    = max_k |x[t, k]|,  s_x = a / 127 (1 when a = 0),  q_x = rint(x / s_x)
 //   I[g] = sum over group g of q_x (q_w - z),  S[g] = sum over g of q_x   int32, exact
@@ -43,11 +48,12 @@
 #include "kernels/base/cpu.h"
 #include "kernels/base/matrix_view.h"
 #include "kernels/base/status.h"
+#include "kernels/ops/linear/linear_isa.h"
 #include "kernels/packing/packed_tensor.h"
 
 namespace nibble {
 
-enum class LinearActivation : uint8_t { f32, s8 };
+enum class LinearActivation : uint8_t { f32, bf16, s8 };
 
 // A weight as the artifact holds it; exactly one of the two is filled. Copying shares
 // bytes.
@@ -67,6 +73,12 @@ Status weight_rows(const LinearWeight& weight, int64_t first, MatrixView<float> 
 
 struct LinearKernel;
 
+// Scales, zero points or minima of a prepared weight (linear_isa.h).
+struct PreparedLevels {
+  Bytes bytes;
+  LevelForm form = LevelForm::f32;
+};
+
 // A weight in the layout its row likes best. Made by repack, read by the same row's run.
 struct PreparedLinear {
   const LinearKernel* kernel = nullptr;
@@ -82,16 +94,16 @@ struct PreparedLinear {
   bool is_signed = false;   // the scheme's codes are intN
   int bits = 0;             // stored bits a value: 4, 8, 16, 32
   std::array<float, 16> table = {};  // bits 4: what a stored code stands for
+  Bytes values;                      // the same in bf16, as linear_bf16.h lays it out
   Bytes codes;              // as ops/linear/linear_isa.h lays them out
-  Bytes scales;             // f32 [pairs][groups][2][lanes]
-  Bytes zeros;              // f32, the same shape; empty without a zero point
-  Bytes minima;             // f32, the same shape; empty without a minimum
+  PreparedLevels scales, zeros, minima;  // the last two empty where there are none
   LinearWeight weight;      // the source, for rows that decode it at run time
 };
 
 // One row of kernels.inc.
 struct PanelIsa;  // ops/panel/panel.h
 struct LinearIsa;
+struct LinearBf16Isa;
 struct LinearKernel {
   const char* name;  // linear_<activation>_<weight>__<isa>
   uint32_t flags;    // the CPU flags it needs
@@ -103,26 +115,28 @@ struct LinearKernel {
               MatrixView<float> y);
   const PanelIsa* panel;  // null in reference rows
   const LinearIsa* isa;   // null in reference rows and those that only need the panel
+  const LinearBf16Isa* bf16 = nullptr;  // of the rows for bf16 activations
 
   bool can_run(const QuantScheme& scheme, int64_t cols, LinearActivation kind) const {
     return kind == activation && accepts(scheme, cols);
   }
 };
 const std::vector<LinearKernel>& linear_kernels();  // the best first
-// The first row that the CPU, the scheme and rows of `cols` columns allow; null when there
-// is none (s8 only: every scheme has an f32 row).
+// The first row that the CPU, the scheme and rows of `cols` columns allow; null when
+// there is none (s8 only: every scheme has an f32 and a bf16 row).
 const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
                                   LinearActivation activation,
                                   uint32_t cpu_flags = usable_cpu_flags());
-// The row for s8 activations where `int8` and the weight allow, else the one for f32.
-const LinearKernel* preferred_linear(const LinearWeight& weight, bool int8);
+// The row for `wanted` activations where the weight allows it and, for bf16, the CPU has
+// the product; else the one for f32.
+const LinearKernel* preferred_linear(const LinearWeight& weight, LinearActivation wanted);
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
                                       const LinearWeight& weight);
 void run_linear(const PreparedLinear& weight, MatrixView<const float> x,
                 const float* bias, MatrixView<float> y);
 
-// The definition. f32: products and sums in double, one rounding at the end. s8: as above
-// (accepts_integer must hold). Allocates.
+// The definition. f32, bf16: products and sums in double, one rounding at the end. s8: as
+// above (accepts_integer must hold). Allocates.
 Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                         MatrixView<const float> x, const float* bias,
                         MatrixView<float> y);

@@ -3,14 +3,15 @@
 // A panel is `lanes` outputs; two lie together as a pair. Codes, for the columns of each
 // group padded to whole steps:
 //   bits 4   [pairs][padded_cols / 8][2][lanes] dwords; byte b of a dword holds columns b
-//            (low half) and b + 4 (high half); intN codes are stored + 8; `table` has what
-//            the 16 codes stand for
+//            (low half) and b + 4 (high half); intN codes are stored + 8; `table` has
+//            what the 16 codes stand for
 //   bits 8   integers: [pairs][padded_cols / 4][2][lanes] dwords, byte b column b; intN
 //            codes are stored + 128. FP8: [pairs][padded_cols / 4][2][4][lanes] bytes
 //   bits 16  [panels][cols][lanes] bf16 or f16
 //   bits 32  [panels][cols][lanes] f32
 // so that a pair's codes are one stream. A unit is 4 * lanes bytes of one panel.
-// Padding holds code 0; its activations are 0.
+// Padding holds code 0; its activations are 0. Levels lie as [pairs][groups][2][lanes],
+// in 16 bits where that loses nothing: they are read beside the codes.
 //
 // Plain data and function pointers. Nothing here allocates; safe from any thread.
 #pragma once
@@ -19,15 +20,30 @@
 
 namespace nibble {
 
+enum class LevelForm : uint8_t { f32, f16, bf16 };
+struct PanelLevels {
+  const uint8_t* data = nullptr;
+  LevelForm form = LevelForm::f32;
+  bool exist() const { return data != nullptr; }
+};
+// A vector of levels from the one at `at`.
+template <class V>
+inline typename V::F load_levels(const PanelLevels& levels, int64_t at) {
+  if (levels.form == LevelForm::f32) {
+    return V::load(reinterpret_cast<const float*>(levels.data) + at);
+  }
+  const uint16_t* p = reinterpret_cast<const uint16_t*>(levels.data) + at;
+  return levels.form == LevelForm::f16 ? V::from_f16(p) : V::from_bf16(p);
+}
+
 struct PanelCodes {
   int64_t cols, group, groups, padded_cols;
   int64_t panel_bytes;
   bool is_signed;
   const float* table;  // [16]
+  const uint8_t* values;  // as linear_bf16.h has them; null without
   const uint8_t* codes;
-  const float* scales;  // [pairs][groups][2][lanes]
-  const float* zeros;   // or null
-  const float* minima;  // or null
+  PanelLevels scales, zeros, minima;
 };
 
 enum class PanelForm : uint8_t { f32, bf16, f16, int4, table4, int8, e4m3, e5m2 };
@@ -84,14 +100,20 @@ struct LinearIsa {
   // [rows, 2 lanes] and all its columns; bias may be null.
   void (*store_s8)(const float* acc, int64_t rows, const float* factors, const float* bias,
                    float* y, int64_t stride);
-  // One token, straight from the codes.
-  void (*direct_s8_int4)(const PanelCodes& w, int64_t p, const int32_t* x,
+  // The same for `tokens` <= direct_s8_tokens rows straight from the codes.
+  //   x     [padded_cols / 4, tokens, dwords]
+  //   sums  [groups, tokens]
+  int direct_s8_tokens;
+  void (*direct_s8_int4)(const PanelCodes& w, int64_t p, int tokens, const int32_t* x,
                          const int32_t* sums, float* acc);
-  void (*direct_s8_int8)(const PanelCodes& w, int64_t p, const int32_t* x,
+  void (*direct_s8_int8)(const PanelCodes& w, int64_t p, int tokens, const int32_t* x,
                          const int32_t* sums, float* acc);
 };
 
 namespace avx2 {
+extern const LinearIsa linear_isa;
+}
+namespace avxvnni {
 extern const LinearIsa linear_isa;
 }
 namespace avx512vnni {

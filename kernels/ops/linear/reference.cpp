@@ -3,6 +3,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/linear/row_levels.h"
@@ -25,16 +26,42 @@ Status check_shapes(const LinearWeight& weight, int64_t rows, int64_t cols,
   return ok_status();
 }
 
-Status reference_f32(const LinearWeight& weight, MatrixView<const float> x,
-                     const float* bias, MatrixView<float> y) {
-  std::vector<float> w(static_cast<size_t>(weight.rows * weight.cols));
-  NIBBLE_RETURN_IF_ERROR(
-      weight_rows(weight, 0, MatrixView<float>(w.data(), weight.rows, weight.cols)));
+float rounded_to_bf16(float x) { return float_from_bf16(bf16_from_float(x)); }
+
+// w, or the w' of bf16 activations.
+Result<std::vector<double>> weight_values(const LinearWeight& weight, bool bf16) {
+  std::vector<float> plain(static_cast<size_t>(weight.rows * weight.cols));
+  if (!bf16 || weight.is_plain()) {
+    NIBBLE_RETURN_IF_ERROR(weight_rows(
+        weight, 0, MatrixView<float>(plain.data(), weight.rows, weight.cols)));
+    if (bf16) {
+      for (float& value : plain) value = rounded_to_bf16(value);
+    }
+    return std::vector<double>(plain.begin(), plain.end());
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  const std::vector<float> scales = expanded_scales(q);
+  const std::vector<float> offsets = expanded_offsets(q);
+  const bool minimum = weight.scheme.offset == OffsetKind::minimum;
+  std::vector<double> w(scales.size());
+  for (size_t i = 0; i < w.size(); ++i) {
+    const double code = rounded_to_bf16(value_of(weight.scheme.code, q.codes[i]));
+    w[i] = minimum ? scales[i] * code + offsets[i] : scales[i] * (code - offsets[i]);
+  }
+  return w;
+}
+
+// f32 and bf16 activations.
+Status reference_float(const LinearWeight& weight, bool bf16, MatrixView<const float> x,
+                       const float* bias, MatrixView<float> y) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<double> w, weight_values(weight, bf16));
   parallel_for(weight.rows, [&](int64_t n) {
-    const float* row = w.data() + n * weight.cols;
+    const double* row = w.data() + n * weight.cols;
     for (int64_t t = 0; t < x.rows; ++t) {
       double sum = 0;
-      for (int64_t k = 0; k < x.cols; ++k) sum += static_cast<double>(x(t, k)) * row[k];
+      for (int64_t k = 0; k < x.cols; ++k) {
+        sum += (bf16 ? rounded_to_bf16(x(t, k)) : x(t, k)) * row[k];
+      }
       y(t, n) = static_cast<float>(bias ? sum + bias[n] : sum);
     }
   });
@@ -165,7 +192,9 @@ Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                         MatrixView<const float> x, const float* bias,
                         MatrixView<float> y) {
   NIBBLE_RETURN_IF_ERROR(check_shapes(weight, x.rows, x.cols, y.rows, y.cols));
-  if (activation == LinearActivation::f32) return reference_f32(weight, x, bias, y);
+  if (activation != LinearActivation::s8) {
+    return reference_float(weight, activation == LinearActivation::bf16, x, bias, y);
+  }
   if (!accepts_integer(weight.scheme, weight.cols)) {
     return error(StatusCode::unsupported,
                  "[linear] int8 activations need integer codes with scales along rows; "

@@ -1,9 +1,12 @@
 #include "kernels/ops/linear/repack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
+#include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/ops/linear/row_levels.h"
 #include "kernels/ops/panel/panel.h"
 
@@ -25,19 +28,43 @@ PreparedLinear frame(const LinearKernel& kernel, const LinearWeight& weight) {
   return result;
 }
 
+// The smallest form that holds every value as it is.
+LevelForm form_of(const std::vector<float>& values) {
+  const auto all = [&](auto same) {
+    return std::all_of(values.begin(), values.end(), same);
+  };
+  if (all([](float v) { return float_from_f16(f16_from_float(v)) == v; })) {
+    return LevelForm::f16;
+  }
+  if (all([](float v) { return float_from_bf16(bf16_from_float(v)) == v; })) {
+    return LevelForm::bf16;
+  }
+  return LevelForm::f32;
+}
+
 // [rows, groups] to [pairs][groups][2][lanes]; rows that do not exist hold 0.
-Bytes panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
+PreparedLevels panel_levels(const PreparedLinear& w, const std::vector<float>& values) {
+  PreparedLevels levels;
+  levels.form = form_of(values);
+  const int64_t size = levels.form == LevelForm::f32 ? 4 : 2;
   std::byte* data = nullptr;
-  Bytes bytes = Bytes::allocate(
-      static_cast<size_t>(w.panels * w.groups * w.lanes) * sizeof(float), &data);
-  float* out = reinterpret_cast<float*>(data);
+  levels.bytes =
+      Bytes::allocate(static_cast<size_t>(w.panels * w.groups * w.lanes * size), &data);
   for (int64_t r = 0; r < w.rows; ++r) {
     for (int64_t g = 0; g < w.groups; ++g) {
-      out[(r / (2 * w.lanes) * w.groups + g) * 2 * w.lanes + r % (2 * w.lanes)] =
-          values[static_cast<size_t>(r * w.groups + g)];
+      const float value = values[static_cast<size_t>(r * w.groups + g)];
+      const int64_t at =
+          (r / (2 * w.lanes) * w.groups + g) * 2 * w.lanes + r % (2 * w.lanes);
+      const uint16_t half =
+          levels.form == LevelForm::f16 ? f16_from_float(value) : bf16_from_float(value);
+      if (size == 4) {
+        std::memcpy(data + at * size, &value, sizeof(value));
+      } else {
+        std::memcpy(data + at * size, &half, sizeof(half));
+      }
     }
   }
-  return bytes;
+  return levels;
 }
 
 // Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes. Returns
@@ -103,6 +130,17 @@ Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
     }
   });
   return w;
+}
+
+// s (q - z) = s q + (-s z): one kind of offset for the rows that read it as a product.
+PreparedLevels minima_of(const PreparedLinear& w, const RowLevels& levels) {
+  if (!levels.minima.empty()) return panel_levels(w, levels.minima);
+  if (levels.zeros.empty()) return PreparedLevels();
+  std::vector<float> minima(levels.zeros.size());
+  for (size_t i = 0; i < minima.size(); ++i) {
+    minima[i] = -levels.scales[i] * levels.zeros[i];
+  }
+  return panel_levels(w, minima);
 }
 
 }  // namespace
@@ -173,6 +211,88 @@ Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight
   return w;
 }
 
+Result<PreparedLinear> repack_bf16_plain(const LinearKernel& kernel,
+                                         const LinearWeight& weight) {
+  PreparedLinear w = frame(kernel, weight);
+  w.weight.scheme = weight.scheme;
+  w.bits = 16;
+  w.padded_cols = (w.cols + 7) / 8 * 8;
+  w.panel_bytes = w.padded_cols * w.lanes * 2;
+  w.scales = panel_levels(w, std::vector<float>(static_cast<size_t>(w.rows), 1.0f));
+  std::byte* data = nullptr;
+  w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
+  uint16_t* const out = reinterpret_cast<uint16_t*>(data);
+  std::vector<Status> read(static_cast<size_t>(w.panels));
+  parallel_for(w.panels, [&](int64_t p) {
+    std::vector<float> row(static_cast<size_t>(w.cols));
+    for (int64_t lane = 0; lane < w.lanes; ++lane) {
+      const int64_t r = p * w.lanes + lane;
+      if (r >= w.rows) break;
+      Status& status = read[static_cast<size_t>(p)];
+      status = weight_rows(weight, r, MatrixView<float>(row.data(), 1, w.cols));
+      if (!status.ok()) return;
+      uint16_t* to = out + p / 2 * w.panel_bytes + (p % 2 * w.lanes + lane) * 2;
+      for (int64_t at = 0; at < w.padded_cols; ++at) {
+        const int64_t c = at / 8 * 8 + kBf16Order[at % 8];
+        if (c >= w.cols) continue;
+        to[at / 2 * 4 * w.lanes + at % 2] = bf16_from_float(row[static_cast<size_t>(c)]);
+      }
+    }
+  });
+  for (const Status& status : read) NIBBLE_RETURN_IF_ERROR(status);
+  return w;
+}
+
+Result<PreparedLinear> repack_bf16_table4(const LinearKernel& kernel,
+                                          const LinearWeight& weight) {
+  NIBBLE_ASSIGN_OR_RETURN(PreparedLinear w, repack_codes(kernel, weight, 4));
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  w.minima = minima_of(w, row_levels(q, w.group));
+  w.zeros = PreparedLevels();
+  uint16_t values[32];
+  for (size_t i = 0; i < 32; ++i) values[i] = bf16_from_float(w.table[i % 16]);
+  w.values = Bytes::copy_of(values, sizeof(values));
+  return w;
+}
+
+Result<PreparedLinear> repack_bf16_table8(const LinearKernel& kernel,
+                                          const LinearWeight& weight) {
+  NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
+  PreparedLinear w = frame(kernel, weight);
+  const int64_t padded_group = set_groups(w, weight.scheme, 8);
+  const RowLevels levels = row_levels(q, w.group);
+  w.scales = panel_levels(w, levels.scales);
+  w.minima = minima_of(w, levels);
+  uint8_t values[2][256];
+  for (int code = 0; code < 256; ++code) {
+    const float value = value_of(weight.scheme.code, static_cast<uint8_t>(code));
+    // Codes that stand for no number do not occur (check_packed), and integers of fewer
+    // bits than a byte leave some out.
+    const uint16_t bits = bf16_from_float(std::isfinite(value) ? value : 0.0f);
+    values[0][code] = static_cast<uint8_t>(bits);
+    values[1][code] = static_cast<uint8_t>(bits >> 8);
+  }
+  w.values = Bytes::copy_of(values, sizeof(values));
+  std::byte* data = nullptr;
+  w.codes = Bytes::allocate(static_cast<size_t>(w.panels * w.panel_bytes), &data);
+  // Padding stands for code 0, whatever that is: its activations are 0.
+  parallel_for(w.panels, [&](int64_t p) {
+    uint8_t* panel = first_unit(w, data, p);
+    for (int64_t lane = 0; lane < std::min(w.lanes, w.rows - p * w.lanes); ++lane) {
+      const uint8_t* row = q.codes.data() + (p * w.lanes + lane) * w.cols;
+      uint8_t* to = panel + lane / 4 * 16 + lane % 4 * 2;
+      for (int64_t i = 0; i < w.padded_cols; ++i) {
+        const int64_t at = i / 8 * 8 + kBf16Order[i % 8];  // where i-th in order lies
+        const int64_t g = at / padded_group, inside = at - g * padded_group;
+        const int64_t c = g * w.group + inside;
+        if (inside >= w.group || c >= w.cols) continue;
+        to[i / 4 * 8 * w.lanes + i % 4 / 2 * 8 + i % 2] = row[c];
+      }
+    }
+  });
+  return w;
+}
+
 Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
                                       const LinearWeight& weight) {
   PreparedLinear w = frame(kernel, weight);
@@ -199,8 +319,11 @@ PanelForm panel_form(const PreparedLinear& weight) {
 }
 
 PanelCodes panel_codes(const PreparedLinear& w) {
-  const auto floats = [](const Bytes& bytes) {
-    return bytes.size() == 0 ? nullptr : reinterpret_cast<const float*>(bytes.data());
+  const auto levels = [](const PreparedLevels& prepared) {
+    const Bytes& bytes = prepared.bytes;
+    return PanelLevels{
+        bytes.size() == 0 ? nullptr : reinterpret_cast<const uint8_t*>(bytes.data()),
+        prepared.form};
   };
   return {.cols = w.cols,
           .group = w.group,
@@ -209,10 +332,11 @@ PanelCodes panel_codes(const PreparedLinear& w) {
           .panel_bytes = w.panel_bytes,
           .is_signed = w.is_signed,
           .table = w.table.data(),
+          .values = reinterpret_cast<const uint8_t*>(w.values.data()),
           .codes = reinterpret_cast<const uint8_t*>(w.codes.data()),
-          .scales = floats(w.scales),
-          .zeros = floats(w.zeros),
-          .minima = floats(w.minima)};
+          .scales = levels(w.scales),
+          .zeros = levels(w.zeros),
+          .minima = levels(w.minima)};
 }
 
 }  // namespace nibble

@@ -16,6 +16,13 @@ Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
 Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
                                      const LinearWeight& weight);
 Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight);
+// For bf16 activations (linear_bf16.h): zero points become minima.
+Result<PreparedLinear> repack_bf16_plain(const LinearKernel& kernel,
+                                         const LinearWeight& weight);
+Result<PreparedLinear> repack_bf16_table4(const LinearKernel& kernel,
+                                          const LinearWeight& weight);
+Result<PreparedLinear> repack_bf16_table8(const LinearKernel& kernel,
+                                          const LinearWeight& weight);
 Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
                                       const LinearWeight& weight);
 

@@ -5,7 +5,9 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
+#include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/ops/linear/repack.h"
 #include "kernels/ops/panel/panel.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
@@ -17,8 +19,8 @@ namespace {
 // Columns decoded at a time: 512 of 32 outputs are 64 KB, and 12 tokens of them 24 KB, so
 // that the tile's operands stay in the first two caches.
 constexpr int64_t kBlockColumns = 512;
-// Token tiles a task runs through one decoded block.
-constexpr int64_t kTaskTiles = 20;
+// Token tiles a task runs through one decoded block: a prompt of 512 at once.
+constexpr int64_t kTaskTiles = 44;
 // More where decoding a block costs as much as some hundred tokens' products.
 constexpr int64_t kAnyTaskTiles = 100;
 // Codes that one task of a direct run reads at least: less is not worth a thread's time.
@@ -57,9 +59,18 @@ struct Tile {
 };
 
 // The calling thread's until it asks again: one linear layer runs at a time on a thread.
-const std::vector<Tile>& tiles_of(const PanelIsa& isa, int64_t n) {
+std::vector<Tile>& empty_tiles() {
   static thread_local std::vector<Tile> tiles;
   tiles.clear();
+  return tiles;
+}
+const std::vector<Tile>& one_tile(int64_t n) {
+  std::vector<Tile>& tiles = empty_tiles();
+  tiles.push_back({0, n, static_cast<int>(n), 0});
+  return tiles;
+}
+const std::vector<Tile>& tiles_of(const PanelIsa& isa, int64_t n) {
+  std::vector<Tile>& tiles = empty_tiles();
   for (int64_t first = 0, at = 0; first < n;) {
     const int mr = isa.next_tile(n - first);
     tiles.push_back({first, std::min<int64_t>(mr, n - first), mr, at});
@@ -156,7 +167,7 @@ struct PaddedGroups {
 // sums [tokens, groups] of x, where something is multiplied by them.
 void group_sums(const PreparedLinear& w, const PaddedGroups& layout,
                 MatrixView<const float> x, float* sums) {
-  if (w.zeros.size() == 0 && w.minima.size() == 0) return;
+  if (w.zeros.bytes.size() == 0 && w.minima.bytes.size() == 0) return;
   for (int64_t t = 0; t < x.rows; ++t) {
     for (int64_t g = 0; g < w.groups; ++g) {
       double sum = 0;
@@ -296,14 +307,104 @@ void run_any_f32(const PreparedLinear& w, MatrixView<const float> x, const float
       });
 }
 
+void run_panels_bf16(const PreparedLinear& w, MatrixView<const float> x,
+                     const float* bias, MatrixView<float> y) {
+  const PanelIsa& isa = *w.kernel->panel;
+  const LinearBf16Isa& linear = *w.kernel->bf16;
+  const PanelCodes codes = panel_codes(w);
+  const Bf16Form form = bf16_form(w.bits);
+  const int64_t padded_group = padded_group_of(codes), pairs = w.padded_cols / 2;
+  const bool few = x.rows <= linear.direct_tokens;
+  const bool offsets = w.minima.bytes.size() != 0;
+  // x' of token t, and its sums `stride` apart.
+  const auto make_pairs = [&](int64_t t, uint32_t* out, float* sums, int64_t stride) {
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t n = std::min(w.group, w.cols - g * w.group);
+      uint32_t* to = out + g * padded_group / 2;
+      linear.pair_row(x.row(t) + g * w.group, n, to);
+      if (!offsets) continue;
+      double sum = 0;
+      for (int64_t i = 0; i < (n + 7) / 8 * 4; ++i) {
+        sum += float_from_bf16(static_cast<uint16_t>(to[i]));
+        sum += float_from_bf16(static_cast<uint16_t>(to[i] >> 16));
+      }
+      sums[g * stride] = static_cast<float>(sum);
+    }
+  };
+  static thread_local Scratch<uint32_t> packed_scratch;
+  static thread_local Scratch<float> sum_scratch;
+  if (few) {
+    uint32_t* packed = packed_scratch.get(static_cast<size_t>(x.rows * pairs));
+    float* sums = sum_scratch.get(static_cast<size_t>(x.rows * w.groups));
+    for (int64_t t = 0; t < x.rows; ++t) {
+      make_pairs(t, packed + t * pairs, sums + t * w.groups, 1);
+    }
+    const auto direct = linear.direct[static_cast<int>(form)];
+    return for_pairs(w, [&](int64_t pair) {
+      alignas(64) float acc[8 * 2 * 16];  // 8 tokens, two vectors of at most 16 lanes
+      direct(codes, 2 * pair, static_cast<int>(x.rows), packed, sums, acc);
+      store_tile(acc, 2 * w.lanes, 0, x.rows, pair * 2 * w.lanes, bias, y);
+    });
+  }
+  const std::vector<Tile>& tiles = tiles_of(isa, x.rows);
+  const int64_t tile_count = static_cast<int64_t>(tiles.size());
+  const int64_t padded_rows = isa.padded_rows(x.rows);
+  uint32_t* packed = packed_scratch.get(static_cast<size_t>(padded_rows * pairs));
+  float* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups));
+  parallel_for(tile_count, [&](int64_t i) {
+    const Tile& tile = tiles[static_cast<size_t>(i)];
+    static thread_local Scratch<uint32_t> row_scratch;
+    uint32_t* row = row_scratch.get(static_cast<size_t>(pairs));
+    uint32_t* out = packed + tile.at * pairs;
+    for (int m = 0; m < tile.mr; ++m) {
+      float* mine = sums + tile.at * w.groups + m;
+      if (m < tile.count) {
+        make_pairs(tile.first + m, row, mine, tile.mr);
+      } else {
+        std::memset(row, 0, static_cast<size_t>(pairs) * sizeof(uint32_t));
+        for (int64_t g = 0; g < w.groups; ++g) mine[g * tile.mr] = 0;
+      }
+      for (int64_t k = 0; k < pairs; ++k) out[k * tile.mr + m] = row[k];
+    }
+  });
+  const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
+  const int64_t width = 2 * w.lanes;
+  const auto decode = linear.decode[static_cast<int>(form)];
+  parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
+    const int64_t pair = task / chunks;
+    const int64_t begin = task % chunks * kTaskTiles;
+    const int64_t end = std::min(tile_count, begin + kTaskTiles);
+    static thread_local Scratch<float> acc_scratch;
+    static thread_local Scratch<uint32_t> u_scratch;
+    float* acc = acc_scratch.get(static_cast<size_t>(kTaskTiles * isa.tile * width));
+    uint32_t* u = u_scratch.get(static_cast<size_t>(kBlockColumns / 2 * width));
+    for (int64_t first = 0; first < w.padded_cols;) {
+      const int64_t stop = block_end(first, padded_group, w.padded_cols);
+      decode(codes, 2 * pair, first, stop, u);
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile& tile = tiles[static_cast<size_t>(i)];
+        (tile.mr == isa.tile ? linear.tile : linear.small_tile)(
+            codes, 2 * pair, first, stop, packed + tile.at * pairs + first / 2 * tile.mr,
+            sums + tile.at * w.groups, u, acc + (i - begin) * isa.tile * width);
+      }
+      first = stop;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile& tile = tiles[static_cast<size_t>(i)];
+      store_tile(acc + (i - begin) * isa.tile * width, width, tile.first, tile.count,
+                 pair * width, bias, y);
+    }
+  });
+}
+
 void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const float* bias,
                    MatrixView<float> y) {
   const PanelIsa& isa = *w.kernel->panel;
   const LinearIsa& linear = *w.kernel->isa;
   const PanelCodes codes = panel_codes(w);
   const PaddedGroups layout(w);
-  static const std::vector<Tile> one_token = {{0, 1, 1, 0}};
-  const std::vector<Tile>& tiles = x.rows == 1 ? one_token : tiles_of(isa, x.rows);
+  const bool few = x.rows <= linear.direct_s8_tokens;
+  const std::vector<Tile>& tiles = few ? one_tile(x.rows) : tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   const int64_t padded_rows = tiles.back().at + tiles.back().mr;
   const int64_t steps = w.padded_cols / 4;
@@ -357,11 +458,11 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
       }
     }
   };
-  if (x.rows == 1) {
+  if (few) {
     const auto direct = w.bits == 4 ? linear.direct_s8_int4 : linear.direct_s8_int8;
     return for_pairs(w, [&](int64_t pair) {
-      alignas(64) float acc[2 * 16];  // two vectors of at most 16 lanes
-      direct(codes, 2 * pair, packed, sums, acc);
+      alignas(64) float acc[8 * 2 * 16];  // 8 tokens, two vectors of at most 16 lanes
+      direct(codes, 2 * pair, static_cast<int>(x.rows), packed, sums, acc);
       store(acc, tiles[0], pair);
     });
   }
@@ -394,6 +495,11 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
 void run_reference_f32(const PreparedLinear& w, MatrixView<const float> x,
                        const float* bias, MatrixView<float> y) {
   (void)linear_reference(w.weight, LinearActivation::f32, x, bias, y).ok();
+}
+
+void run_reference_bf16(const PreparedLinear& w, MatrixView<const float> x,
+                        const float* bias, MatrixView<float> y) {
+  (void)linear_reference(w.weight, LinearActivation::bf16, x, bias, y).ok();
 }
 
 void run_reference_s8(const PreparedLinear& w, MatrixView<const float> x,

@@ -12,11 +12,16 @@ void run_panels_f32(const PreparedLinear& weight, MatrixView<const float> x,
 // f32 activations, any scheme: rows dequantized at run time, then the same product.
 void run_any_f32(const PreparedLinear& weight, MatrixView<const float> x,
                  const float* bias, MatrixView<float> y);
+// bf16 activations, panels of any form of linear_bf16.h.
+void run_panels_bf16(const PreparedLinear& weight, MatrixView<const float> x,
+                     const float* bias, MatrixView<float> y);
 // int8 activations, int4 or int8 panels.
 void run_panels_s8(const PreparedLinear& weight, MatrixView<const float> x,
                    const float* bias, MatrixView<float> y);
 void run_reference_f32(const PreparedLinear& weight, MatrixView<const float> x,
                        const float* bias, MatrixView<float> y);
+void run_reference_bf16(const PreparedLinear& weight, MatrixView<const float> x,
+                        const float* bias, MatrixView<float> y);
 void run_reference_s8(const PreparedLinear& weight, MatrixView<const float> x,
                       const float* bias, MatrixView<float> y);
 

@@ -18,10 +18,18 @@ struct V {
   static constexpr int kSmallTile = 2;
   static constexpr bool kOneTable = false;  // of 16 floats in a register
   static constexpr int kDwords = 2;
+  // Sums that registers hold beside weights, and tokens whose products come straight from
+  // codes: without VNNI, splitting bytes costs as much as the products.
+  static constexpr int kSums = 8;
+  static constexpr int kDirectS8 = 1;
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
+  // Into the second cache: what the first one has no room for yet.
+  static void prefetch_near(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
   }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static I mask(int64_t n) {

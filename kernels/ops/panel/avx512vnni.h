@@ -25,10 +25,18 @@ struct V {
   static constexpr int kSmallTile = 4;
   static constexpr bool kOneTable = true;  // of 16 floats in a register
   static constexpr int kDwords = 1;
+  // Sums that registers hold beside weights and what unpacks them; tokens whose products
+  // come straight from codes.
+  static constexpr int kSums = 16;
+  static constexpr int kDirectS8 = 8;
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void prefetch(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
+  // Into the second cache: what the first one has no room for yet.
+  static void prefetch_near(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
   }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }

@@ -38,6 +38,11 @@ struct PanelIsa {
   void (*small_s32)(const int32_t* x, const uint8_t* w0, const uint8_t* w1,
                     int64_t stride, int64_t steps, const int32_t* start, int32_t* acc);
 
+  // out[j] = the code of (float(acc[j] + bias) * m) / scale, j < 2 lanes, as
+  // ops/requantize.h rounds it; low and high are whole.
+  void (*requantize)(const int32_t* acc, int32_t bias, float m, float scale, float low,
+                     float high, uint8_t* out);
+
   // Rows of the next tile when `left` rows are left: the large one while it is mostly
   // full.
   int next_tile(int64_t left) const {
@@ -61,6 +66,9 @@ struct PanelIsa {
 };
 
 namespace avx2 {
+extern const PanelIsa panel_isa;
+}
+namespace avxvnni {
 extern const PanelIsa panel_isa;
 }
 namespace avx512vnni {

@@ -17,6 +17,7 @@ const PanelIsa panel_isa = {
     .small_f32 = product_f32<V::kSmallTile>,
     .tile_s32 = product_s32<V::kTile>,
     .small_s32 = product_s32<V::kSmallTile>,
+    .requantize = requantize,
 };
 
 }  // namespace nibble::avx2
