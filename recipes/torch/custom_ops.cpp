@@ -100,10 +100,10 @@ namespace {
 struct Header {
   char mark[8];
   int64_t row, rows, cols, lanes, panels, group, groups, padded_cols, panel_bytes;
-  int64_t is_signed, bits, codes, scales, zeros;
+  int64_t is_signed, bits, codes, scales, zeros, scale_form, zero_form;
   float table[16];
 };
-constexpr char kMark[8] = "nibble1";
+constexpr char kMark[8] = "nibble2";
 constexpr int64_t kAlign = 64;
 int64_t padded(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -138,8 +138,10 @@ at::Tensor pack_cpu(const at::Tensor& codes, const at::Tensor& scales,
   header.padded_cols = w.padded_cols, header.panel_bytes = w.panel_bytes;
   header.is_signed = w.is_signed, header.bits = w.bits;
   header.codes = static_cast<int64_t>(w.codes.size());
-  header.scales = static_cast<int64_t>(w.scales.size());
-  header.zeros = static_cast<int64_t>(w.zeros.size());
+  header.scales = static_cast<int64_t>(w.scales.bytes.size());
+  header.zeros = static_cast<int64_t>(w.zeros.bytes.size());
+  header.scale_form = static_cast<int64_t>(w.scales.form);
+  header.zero_form = static_cast<int64_t>(w.zeros.form);
   for (size_t i = 0; i < 16; ++i) header.table[i] = w.table[i];
   const int64_t total = padded(sizeof(Header)) + padded(header.codes) +
                         padded(header.scales) + padded(header.zeros);
@@ -147,7 +149,7 @@ at::Tensor pack_cpu(const at::Tensor& codes, const at::Tensor& scales,
   uint8_t* to = packed.mutable_data_ptr<uint8_t>();
   std::memcpy(to, &header, sizeof(header));
   to += padded(sizeof(Header));
-  for (const Bytes* part : {&w.codes, &w.scales, &w.zeros}) {
+  for (const Bytes* part : {&w.codes, &w.scales.bytes, &w.zeros.bytes}) {
     if (part->size() > 0) std::memcpy(to, part->data(), part->size());
     to += padded(static_cast<int64_t>(part->size()));
   }
@@ -196,8 +198,8 @@ PreparedLinear prepared_of(const at::Tensor& packed, const QuantScheme& scheme,
     return view;
   };
   w.codes = part(header.codes);
-  w.scales = part(header.scales);
-  w.zeros = part(header.zeros);
+  w.scales = {part(header.scales), static_cast<LevelForm>(header.scale_form)};
+  w.zeros = {part(header.zeros), static_cast<LevelForm>(header.zero_form)};
   return w;
 }
 

@@ -49,7 +49,11 @@ TEST(MachineTest, DesignsThatABrandNameHides) {
   EXPECT_EQ(design_of("Intel", 6, 143), "Sapphire Rapids");
   EXPECT_EQ(design_of("Intel", 26, 2), "");
   EXPECT_EQ(design_of("AMD", 99, 1), "");
-  Machine machine{.make = "AMD", .model = "AMD EPYC", .family = 26, .model_number = 2};
+  Machine machine;
+  machine.make = "AMD";
+  machine.model = "AMD EPYC";
+  machine.family = 26;
+  machine.model_number = 2;
   EXPECT_EQ(machine.text(), "AMD EPYC, Zen 5 (family 26, model 2)");
   machine.family = 99;
   EXPECT_EQ(machine.text(), "AMD EPYC (family 99, model 2)");
