@@ -421,7 +421,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   float* scales = scale_scratch.get(static_cast<size_t>(x.rows));
   int32_t* packed =
       packed_scratch.get(static_cast<size_t>(padded_rows * steps * isa.dwords));
-  int32_t* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups));
+  // A tile reads a whole vector of them.
+  int32_t* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups + w.lanes));
   const QuantizeRowsFunction quantize = select_quantize_rows(w.kernel->flags).run;
   parallel_for(tile_count, [&](int64_t i) {
     const Tile& tile = tiles[static_cast<size_t>(i)];
