@@ -3,7 +3,8 @@
 //
 //   decode  seconds a step = rest + sum over kinds of layers (layers x seconds of one)
 //   rest    attention, norms and all else that is no linear layer, timed node by node in
-//           the float model's own step at that context
+//           a step at that context: the float model's own, or the smallest candidate's for
+//           those whose weights a cache keeps
 //
 // A kind is layers of one shape. Its seconds are measured here, on the row that would serve
 // it, over as many different weights as the model would have between two uses of one, or as

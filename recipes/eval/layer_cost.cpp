@@ -1,18 +1,17 @@
 #include "recipes/eval/layer_cost.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "kernels/base/cancel.h"
+#include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
+#include "kernels/hardware/machine.h"
 #include "kernels/runtime/node_weights.h"
 #include "recipes/eval/prepared_copy.h"
 #include "recipes/eval/speed.h"
 
 namespace nibble {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr double kLeastSeconds = 0.01;  // of one timing
 constexpr int64_t kMostCopies = 64;     // of a weight
@@ -46,7 +45,8 @@ double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const fl
                   std::vector<float>& y) {
   y.resize(static_cast<size_t>(x.rows * layers[0].rows));
   const MatrixView<float> out(y.data(), x.rows, layers[0].rows);
-  const Clock::time_point start = Clock::now();
+  const int threads = thread_count();
+  const double start = work_seconds(threads);
   double seconds = 0;
   int64_t calls = 0;
   do {
@@ -55,7 +55,7 @@ double seconds_of(const std::vector<PreparedLinear>& layers, MatrixView<const fl
       ++calls;
       if (x.rows > 64) break;
     }
-    seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    seconds = work_seconds(threads) - start;
   } while (seconds < kLeastSeconds);
   return seconds / static_cast<double>(calls);
 }

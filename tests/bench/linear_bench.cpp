@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/cpu.h"
@@ -16,6 +17,7 @@
 #include "kernels/base/splitmix64.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
+#include "kernels/ops/kv_attention/kv_attention.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/scheme/coded_matrix.h"
 
@@ -118,6 +120,50 @@ void run_attention(benchmark::State& state, const AttentionKernel* kernel, int64
   }
 }
 
+// One token over 8,192 positions, from cache to cache so that each lies in memory.
+struct KvCase {
+  const char* kv;
+  int64_t heads, kv_heads, head_dim;
+};
+constexpr KvCase kKvCases[] = {
+    {"int8", 8, 8, 128}, {"int8", 32, 8, 128}, {"f16", 32, 8, 128}};
+
+void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
+                      const KvCase& c) {
+  constexpr int64_t kLength = 8192, kAppended = 256;
+  const int64_t width = c.kv_heads * c.head_dim;
+  const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 0.1f};
+  const Result<KvScheme> scheme = parse_kv_scheme(c.kv, c.kv_heads, c.head_dim);
+  if (!scheme.ok()) return state.SkipWithError(scheme.status().message().c_str());
+  const std::vector<float> rows = random_floats(kAppended * width, 1);
+  const auto filled = [&](const QuantScheme& as) {
+    Result<KvRows> cache = KvRows::create(as, kLength, width);
+    for (int64_t i = 0; cache.ok() && i < kLength; i += kAppended) {
+      const Status status = cache->append({rows.data(), kAppended, width});
+      if (!status.ok()) return Result<KvRows>(status);
+    }
+    return cache;
+  };
+  const Result<KvRows> k = filled(scheme->keys), v = filled(scheme->values);
+  if (!k.ok() || !v.ok()) return state.SkipWithError("no cache");
+  const int64_t bytes = k->bytes() + v->bytes();
+  const std::vector<std::pair<KvRows, KvRows>> caches(
+      static_cast<size_t>(1 + (int64_t{256} << 20) / bytes), {*k, *v});
+  const std::vector<float> q = random_floats(c.heads * c.head_dim, 2);
+  std::vector<float> y(q.size());
+  const int64_t q_width = c.heads * c.head_dim;
+  size_t next = 0;
+  for (auto _ : state) {
+    kv_attention(*kernel, shape, {q.data(), 1, q_width}, caches[next].first,
+                 caches[next].second, {y.data(), 1, q_width});
+    next = (next + 1) % caches.size();
+    benchmark::DoNotOptimize(y.data());
+  }
+  state.counters["cache_GB/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * 1e-9 * static_cast<double>(bytes),
+      benchmark::Counter::kIsRate);
+}
+
 // 3x3 with a border of 1, as ResNet-20 (CIFAR) and ResNet-50 have them.
 struct ConvCase {
   int64_t channels, size, outputs;
@@ -195,6 +241,16 @@ void register_all() {
     benchmark::RegisterBenchmark((name + "/512_of_512").c_str(), run_attention, &kernel,
                                  512, 512)
         ->Unit(benchmark::kMicrosecond);
+  }
+  for (const KvAttentionKernel& kernel : kv_attention_kernels()) {
+    if (!usable(kernel.flags) || kernel.flags == 0) continue;
+    for (const KvCase& c : kKvCases) {
+      const std::string name = std::string(kernel.name) + "/" + c.kv + "/" +
+                               std::to_string(c.heads) + "_of_" +
+                               std::to_string(c.kv_heads);
+      benchmark::RegisterBenchmark(name.c_str(), run_kv_attention, &kernel, c)
+          ->Unit(benchmark::kMicrosecond);
+    }
   }
   for (const Conv2dKernel& kernel : conv2d_kernels()) {
     if (!usable(kernel.flags) || kernel.flags == 0) continue;

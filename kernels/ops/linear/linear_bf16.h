@@ -8,13 +8,12 @@
 //
 //   x       [padded_cols / 2] dwords a token
 //   S       [groups] sums of x' of a token, read where the weight has minima; a zero
-//   point
-//           z is the minimum -s z
+//           point z is the minimum -s z
 //   codes   plain   [pairs of panels][padded_cols / 2][2][lanes] dwords, bf16
 //           table4  as linear_isa.h lays out bits 4
-//           table8  [pairs of panels][padded_cols / 4][2][64] bytes; of 64, byte 16 q + 8
-//           h
-//                   + 2 d + e is lane 4 q + d, half e of pair h (of the 4 columns' two)
+//           table8  [pairs of panels][padded_cols / 4][2][64] bytes; of 64, byte
+//                   16 q + 8 h + 2 d + e is lane 4 q + d, half e of pair h (of the 4
+//                   columns' two)
 //   values  table4  bf16 [32]: what the 16 stored codes stand for, twice
 //           table8  [2][256] bytes: the low bytes of what codes stand for, the high ones
 //

@@ -90,7 +90,7 @@ struct LinearIsa {
   // The s8 definition (linear.h) but for the activation's scale and the bias:
   // acc[m, 2 lanes] of panels p and p + 1, for mr = tile or small_tile rows.
   //   x     packed codes [padded_cols / 4, mr, dwords]
-  //   sums  [groups, mr], the sum of codes over each group
+  //   sums  [groups, mr], the sum of codes over each group; `lanes` more can be read
   //   u     the pair's bytes, as unpack_int4 leaves them and bits 8 are
   void (*tile_s8)(const PanelCodes& w, int64_t p, const int32_t* x, const int32_t* sums,
                   const uint8_t* u, int bias, float* acc);

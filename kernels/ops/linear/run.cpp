@@ -26,6 +26,9 @@ constexpr int64_t kAnyTaskTiles = 100;
 // Codes that one task of a direct run reads at least: less is not worth a thread's time.
 constexpr int64_t kTaskBytes = 32 << 10;
 
+// Bytes of activations that tasks of bf16 products go through together.
+constexpr int64_t kChunkBytes = 5 << 20;
+
 // The end of the block that starts at `first`: whole groups, or a part of a longer one.
 int64_t block_end(int64_t first, int64_t group, int64_t cols) {
   if (group >= kBlockColumns) {
@@ -367,16 +370,20 @@ void run_panels_bf16(const PreparedLinear& w, MatrixView<const float> x,
       for (int64_t k = 0; k < pairs; ++k) out[k * tile.mr + m] = row[k];
     }
   });
-  const int64_t chunks = (tile_count + kTaskTiles - 1) / kTaskTiles;
+  // All panels meet some MiB of activations before the next: the last cache keeps those.
+  const int64_t task_tiles =
+      std::clamp<int64_t>(kChunkBytes / (isa.tile * pairs * 4), 12, kTaskTiles);
+  const int64_t chunks = (tile_count + task_tiles - 1) / task_tiles;
+  const int64_t panel_pairs = w.panels / 2;
   const int64_t width = 2 * w.lanes;
   const auto decode = linear.decode[static_cast<int>(form)];
-  parallel_for(w.panels / 2 * chunks, [&](int64_t task) {
-    const int64_t pair = task / chunks;
-    const int64_t begin = task % chunks * kTaskTiles;
-    const int64_t end = std::min(tile_count, begin + kTaskTiles);
+  parallel_for(panel_pairs * chunks, [&](int64_t task) {
+    const int64_t pair = task % panel_pairs;
+    const int64_t begin = task / panel_pairs * task_tiles;
+    const int64_t end = std::min(tile_count, begin + task_tiles);
     static thread_local Scratch<float> acc_scratch;
     static thread_local Scratch<uint32_t> u_scratch;
-    float* acc = acc_scratch.get(static_cast<size_t>(kTaskTiles * isa.tile * width));
+    float* acc = acc_scratch.get(static_cast<size_t>(task_tiles * isa.tile * width));
     uint32_t* u = u_scratch.get(static_cast<size_t>(kBlockColumns / 2 * width));
     for (int64_t first = 0; first < w.padded_cols;) {
       const int64_t stop = block_end(first, padded_group, w.padded_cols);
@@ -414,7 +421,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   float* scales = scale_scratch.get(static_cast<size_t>(x.rows));
   int32_t* packed =
       packed_scratch.get(static_cast<size_t>(padded_rows * steps * isa.dwords));
-  int32_t* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups));
+  // A tile reads a whole vector of them.
+  int32_t* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups + w.lanes));
   const QuantizeRowsFunction quantize = select_quantize_rows(w.kernel->flags).run;
   parallel_for(tile_count, [&](int64_t i) {
     const Tile& tile = tiles[static_cast<size_t>(i)];

@@ -250,6 +250,9 @@ void tile_of(const PanelCodes& w, int64_t p, int64_t first, int64_t end,
       V::store(to, t0);
       V::store(to + V::kLanes, t1);
     }
+    // Without this GCC 12 carries the totals from group to group in registers that there
+    // are not, and so stores each twice.
+    asm volatile("" ::: "memory");
     stop += padded_group;
     level += 2 * V::kLanes;
     if (kMinima) sums += MR;
