@@ -59,9 +59,8 @@ part configure 60 cmake -S tests/cuda -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Re
 part build 420 cmake --build "$build" || finish
 part ctest 180 ctest --test-dir "$build" -L cuda --output-on-failure || true
 # The small cases alone: a sanitizer makes kernels some hundred times slower.
-for test in linear_small attention_small rms_norm quantize_rows store_kv dequantize fake_quantize; do
-  part "memcheck_$test" 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$build/cuda_device_test" $test || true
-  part "racecheck_$test" 60 compute-sanitizer --tool racecheck --error-exitcode 1 "$build/cuda_device_test" $test || true
+for tool in memcheck racecheck; do
+  part "$tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/cuda_device_test" small || true
 done
 part bench 120 "$build/cuda_kernels_bench" || true
 if [[ -n $torch_prefix ]]; then

@@ -37,6 +37,7 @@ class DeviceRunner : public Runner {
   Status run(const FakeQuantizeGradientCall& call) override {
     return finished(run_fake_quantize_gradient(call, nullptr));
   }
+  bool adds_exactly() const override { return false; }
   void clear() override { buffers_.clear(); }
 
  private:

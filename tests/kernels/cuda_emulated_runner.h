@@ -21,6 +21,7 @@ class EmulatedRunner : public Runner {
   Status run(const StoreKvCall& call) override;
   Status run(const FakeQuantizeCall& call) override;
   Status run(const FakeQuantizeGradientCall& call) override;
+  bool adds_exactly() const override { return true; }
   void clear() override { arrays_.clear(); }
 
  private:

@@ -27,6 +27,9 @@ class Runner {
   virtual Status run(const FakeQuantizeCall& call) = 0;
   virtual Status run(const FakeQuantizeGradientCall& call) = 0;
 
+  // Whether an mma's sum is exact before it is rounded; a GPU's is not.
+  virtual bool adds_exactly() const = 0;
+
   // The kernels' memory; gone with clear() or the runner.
   template <class T>
   T* upload(const std::vector<T>& values) {

@@ -22,10 +22,10 @@
 // on the same kind of GPU.
 //
 // tolerance_spec, x rounded to its type before:
-//   |y - reference| <= linear_tolerance(K) 4 (sum_k |x| |w|* + |bias|) + table |x| |w|
+//   |y - reference| <= linear_tolerance(K) 2 (sum_k |x| |w|* + |bias|) + table |x| |w|
 //                      + half a unit in y's last place
-// 4: the tensor cores add with 2 bits less than f32. table: 2^-11 (f16) or 2^-8 (bf16)
-// for tables whose values those types do not hold, else 0.
+// 2: the tensor cores cut what they add to the precision of the largest. table: 2^-11
+// (f16) or 2^-8 (bf16) for tables whose values those types do not hold, else 0.
 // int8_s8: bit for bit linear.h's definition.
 //
 // Public functions here need no CUDA header: cuda.cu or, in a build without nvcc,
