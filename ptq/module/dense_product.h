@@ -4,9 +4,9 @@
 //   dense_mm      y = a b              a [m, k], b [k, n]
 //   dense_linear  y = x w^T + bias     x [..., in], w [out, in], bias [out] or undefined
 //
-// Tensors that are not f32 on the CPU, and products that a gradient is asked of, go to
-// LibTorch. The same bits at any thread count; errors are LibTorch's (c10::Error: shapes
-// that do not agree).
+// With their gradients, by the same products. Tensors that are not f32 on the CPU go to
+// LibTorch. The same bits at any thread count, with and without gradients; errors are
+// LibTorch's (c10::Error: shapes that do not agree).
 #pragma once
 
 #include <ATen/core/Tensor.h>
