@@ -171,21 +171,22 @@ int place(Order order, int i, int n) {
   return static_cast<int>((n / 2 + static_cast<int64_t>(i) * step) % n);
 }
 
+void begin(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  fiber.wait = Wait::none;
+  // The last fiber of this stack never returned from its first frames.
+  ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes);
+  makecontext(&fiber.context, fiber_main, 0);
+}
+
 void run_block(Order order) {
   Machine& m = machine;
   m.at_barrier = m.ended = 0;
   for (Warp& warp : m.warps) warp.arrived = 0;
-  for (int i = 0; i < m.threads; ++i) {
-    Fiber& fiber = m.fibers[static_cast<size_t>(i)];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    fiber.wait = Wait::none;
-    // The last fiber of this stack never returned from its first frames.
-    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes);
-    makecontext(&fiber.context, fiber_main, 0);
-  }
+  for (int i = 0; i < m.threads; ++i) begin(m.fibers[static_cast<size_t>(i)]);
   while (m.ended < m.threads) {
     bool moved = false;
     for (int i = 0; i < m.threads; ++i) {
