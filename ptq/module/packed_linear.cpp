@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "ptq/error.h"
+#include "ptq/module/dense_product.h"
 
 namespace nibble {
 namespace {
@@ -28,13 +29,17 @@ class PackedLinear : public torch::autograd::Function<PackedLinear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x,
                         c10::intrusive_ptr<Holder> holder) {
     ctx->saved_data["holder"] = torch::IValue::make_capsule(holder);
-    return at::linear(holder->operand(x), holder->weight()).to(at::kFloat);
+    return dense_linear(holder->operand(x), holder->weight()).to(at::kFloat);
   }
   static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
     auto holder =
         c10::static_intrusive_pointer_cast<Holder>(ctx->saved_data["holder"].toCapsule());
-    return {at::matmul(holder->operand(gradients[0]), holder->weight()).to(at::kFloat),
-            Tensor()};
+    const Tensor& y = gradients[0];
+    const Tensor w = holder->weight();
+    std::vector<int64_t> shape = y.sizes().vec();
+    shape.back() = w.size(1);
+    const Tensor rows = holder->operand(y).reshape({-1, w.size(0)});
+    return {dense_mm(rows, w).to(at::kFloat).view(shape), Tensor()};
   }
 };
 
