@@ -12,6 +12,7 @@
 #include "kernels/base/parallel.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/program/edits/low_rank.h"
+#include "kernels/program/edits/rotate.h"
 
 namespace nibble {
 namespace {
@@ -204,6 +205,13 @@ Status can_express(const Exporter& exporter, const Artifact& artifact,
                  ": a model of its architecture's own layers is required; found adapters "
                  "beside them (lora_A, lora_B); train with lora.merge=true, or export to "
                  "onnx");
+  }
+  if (name != "nibble" && name != "onnx" && has_online_rotation(artifact.program)) {
+    return error(
+        StatusCode::unsupported, "[export] ", name,
+        ": a model of its architecture's own layers is required; found hadamard "
+        "nodes between them; quantize with rotate=residual,heads alone, or export "
+        "to onnx");
   }
   return exporter.can_express(artifact, options);
 }

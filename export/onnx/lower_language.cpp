@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "export/onnx/lowering.h"
+#include "kernels/ops/hadamard/hadamard.h"
 #include "kernels/program/layers.h"
 
 namespace nibble {
@@ -29,6 +30,19 @@ std::string repeat_heads(OnnxGraph& graph, const std::string& x, int64_t heads,
 }
 
 }  // namespace
+
+std::string OnnxLowering::hadamard_matrix(int64_t block) {
+  const std::string name = cat("/hadamard_", block);
+  if (!made_.insert(name).second) return name;
+  std::vector<float> matrix(static_cast<size_t>(block * block), 0.0f);
+  for (int64_t i = 0; i < block; ++i) {
+    float* row = matrix.data() + i * block;
+    row[i] = 1;
+    hadamard(row, block, block, row);
+  }
+  graph_.add_initializer(name, {block, block}, matrix);
+  return name;
+}
 
 Status lower_embedding(OnnxLowering& lowering, const Node& node) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string weight,
@@ -62,6 +76,19 @@ Status lower_linear(OnnxLowering& lowering, const Node& node) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string bias, lowering.bias(node));
     graph.add("Add", {product, bias}, lowering.output(node));
   }
+  return ok_status();
+}
+
+// Rows of blocks times Sylvester's matrix.
+Status lower_hadamard(OnnxLowering& lowering, const Node& node) {
+  OnnxGraph& graph = lowering.graph();
+  const int64_t block = node.integer("block", 1);
+  graph.add("Reshape", {lowering.input(node), graph.integers({0, 0, -1, block})},
+            lowering.inner(node, "blocks"));
+  graph.add("MatMul", {lowering.inner(node, "blocks"), lowering.hadamard_matrix(block)},
+            lowering.inner(node, "turned"));
+  graph.add("Reshape", {lowering.inner(node, "turned"), graph.integers({0, 0, -1})},
+            lowering.output(node));
   return ok_status();
 }
 

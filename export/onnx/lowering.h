@@ -100,6 +100,8 @@ class OnnxLowering {
   // [batch, 1, sequence, total], 0 or the lowest float, which keeps a row that sees
   // nothing (padding) free of NaN; window 0: none
   std::string causal_mask(int64_t window);
+  std::string hadamard_matrix(
+      int64_t block);  // [block, block], ops/hadamard's H / sqrt(b)
   // --- encoders
   std::string padding_mask();  // [batch, 1, 1, sequence], 0 or the lowest float
   std::string token_mask();    // [batch, sequence, 1], 1 or 0

@@ -437,6 +437,19 @@ class Walk {
     return x;
   }
 
+  Result<Shape> hadamard(const Node& node) {
+    const Shape x = input(node, 0);
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t block, size_attribute(node, "block", 1));
+    if ((block & (block - 1)) != 0) {
+      return fail(node, "attribute `block` must be a power of two", cat(block));
+    }
+    if (x.empty() || (x.back() != kUnknownSize && x.back() % block != 0)) {
+      return fail(node, cat("hadamard reads rows of a multiple of ", block),
+                  shape_text(x));
+    }
+    return x;
+  }
+
   Result<Shape> lstm(const Node& node) {
     const Shape x = input(node, 0);
     if (x.size() != 3) return fail(node, "lstm reads [n, T, features]", shape_text(x));
@@ -482,6 +495,7 @@ class Walk {
         node.op == "l2_normalize" || node.op == "sqrt" || node.op == "sigmoid") {
       return input(node, 0);
     }
+    if (node.op == "hadamard") return hadamard(node);
     if (node.op == "mean_pool" || node.op == "first_token") return pool(node);
     if (node.op == "shortcut_pad") return shortcut_pad(node);
     if (node.op == "max_pool") return max_pool(node);

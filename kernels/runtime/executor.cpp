@@ -7,6 +7,7 @@
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/elementwise/elementwise.h"
 #include "kernels/ops/embedding/embedding.h"
+#include "kernels/ops/hadamard/hadamard.h"
 #include "kernels/ops/kv_attention/kv_attention.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
@@ -14,11 +15,11 @@
 #include "kernels/ops/silu_mul/silu_mul.h"
 #include "kernels/program/shape.h"
 #include "kernels/runtime/encoder_path.h"
-#include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/integer_path.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/net_ports.h"
 #include "kernels/runtime/pool_shape.h"
+#include "kernels/runtime/rounded_inputs.h"
 #include "kernels/runtime/signal_step.h"
 #include "kernels/runtime/step.h"
 #include "kernels/runtime/summation_order.h"
@@ -212,9 +213,10 @@ struct Executor::Implementation {
   // are.
   const float* input_rows(const Step& step, const float* x, int64_t n, int64_t columns,
                           int64_t run) {
-    if (step.fp8) {
+    if (step.rounded) {
       reversed.resize(std::max(reversed.size(), static_cast<size_t>(n * columns)));
-      round_to_fp8(*step.fp8, MatrixView<const float>(x, n, columns), reversed.data());
+      round_inputs(*step.rounded, MatrixView<const float>(x, n, columns),
+                   reversed.data());
       return reversed.data();
     }
     if (!step.reversed) return x;
@@ -277,6 +279,12 @@ struct Executor::Implementation {
         run(MatrixView<const float>(x + t * width, count, width), step.weight.data(), epsilon,
             MatrixView<float>(y + t * width, count, width));
       });
+    } else if (op == "hadamard") {
+      const int64_t block = step.node->integer("block", 1);
+      in_chunks(size / block, std::max<int64_t>(1, kChunk / block),
+                [&](int64_t t, int64_t count) {
+                  hadamard(x + t * block, count * block, block, y + t * block);
+                });
     } else if (op == "flatten") {
       std::copy_n(x, size, y);
     } else if (op == "softmax") {

@@ -2,9 +2,9 @@
 
 #include "kernels/ops/embedding/embedding.h"
 #include "kernels/program/layers.h"
-#include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/layer_weight.h"
 #include "kernels/runtime/node_weights.h"
+#include "kernels/runtime/rounded_inputs.h"
 
 namespace nibble {
 
@@ -23,7 +23,7 @@ Result<std::map<std::string, std::string>> kernel_names(
       NIBBLE_ASSIGN_OR_RETURN(const LinearWeight weight, node_weight(*artifact, node));
       const ActivationScheme* input = asked_input(*artifact, node);
       // Rounded before the product, which then runs on floats (runtime/step.cpp).
-      if (input != nullptr && is_fp8_input(*input)) input = nullptr;
+      if (input != nullptr && is_rounded_input(*input)) input = nullptr;
       NIBBLE_ASSIGN_OR_RETURN(const LinearKernel* kernel,
                               choose_linear_for(*artifact, node, weight, input, wanted));
       names[node.parameter("weight")] = kernel->name;

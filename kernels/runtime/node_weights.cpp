@@ -54,7 +54,8 @@ Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const No
     }
     if (input->dynamic && to_string(input->scheme) != "int8n/r@f32") {
       return failure(StatusCode::unsupported, node.name,
-                     "dynamic inputs must be int8n/r@f32; found ",
+                     "dynamic inputs must be int8n/r@f32, e4m3/r@f32 or int2n/r@f32 to "
+                     "int7n/r@f32; found ",
                      to_string(input->scheme), "; change the recipe");
     }
   }

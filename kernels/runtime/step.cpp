@@ -6,8 +6,8 @@
 #include "kernels/ops/embedding/embedding.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
-#include "kernels/runtime/fp8_inputs.h"
 #include "kernels/runtime/node_weights.h"
+#include "kernels/runtime/rounded_inputs.h"
 #include "kernels/runtime/summation_order.h"
 
 namespace nibble {
@@ -27,9 +27,9 @@ Status prepare_linear_weight(const Artifact& artifact, const ExecutorOptions& op
   step.reversed = options.reversed_sums && weight.is_plain();
   if (step.reversed) weight = with_reversed_columns(weight, 1);
   const ActivationScheme* input = asked_input(artifact, node);
-  step.fp8.reset();
-  if (input != nullptr && is_fp8_input(*input)) {
-    step.fp8 = *input;
+  step.rounded.reset();
+  if (input != nullptr && is_rounded_input(*input)) {
+    step.rounded = *input;
     input = nullptr;
   }
   NIBBLE_ASSIGN_OR_RETURN(
@@ -162,13 +162,13 @@ Result<std::function<void()>> exchange_weight(const Artifact& other,
     NIBBLE_RETURN_IF_ERROR(prepare_linear_weight(other, options, nullptr, changed));
     std::swap(step.linear, changed.linear);
     std::swap(step.reversed, changed.reversed);
-    std::swap(step.fp8, changed.fp8);
+    std::swap(step.rounded, changed.rounded);
     auto own = std::make_shared<PreparedLinear>(std::move(changed.linear));
     return std::function<void()>(
-        [&step, own, reversed = changed.reversed, fp8 = changed.fp8] {
+        [&step, own, reversed = changed.reversed, rounded = changed.rounded] {
           std::swap(step.linear, *own);
           step.reversed = reversed;
-          step.fp8 = fp8;
+          step.rounded = rounded;
         });
   }
   if (node.op == "moe") return step.moe->exchange(other, node, role, options);

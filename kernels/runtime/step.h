@@ -43,7 +43,7 @@ struct Step {
   size_t state = 0;
   size_t rope = 0;        // of the executor's tables
   bool reversed = false;  // its weight's columns are; so must its input's be
-  std::optional<ActivationScheme> fp8;  // a linear layer's input is rounded to it
+  std::optional<ActivationScheme> rounded;  // a linear layer's input is rounded to it
 };
 
 // Fills the step (node, image_shape given) with what its op needs. ropes: tables by shape,

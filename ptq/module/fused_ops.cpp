@@ -7,6 +7,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/ops/hadamard/hadamard.h"
+
 namespace nibble {
 namespace {
 
@@ -168,6 +170,28 @@ class Rope : public torch::autograd::Function<Rope> {
   }
 };
 
+Tensor transformed(const Tensor& x_any, int64_t block) {
+  const Tensor x = x_any.contiguous();
+  Tensor y = at::empty_like(x);
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel() / block, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    hadamard(from + begin * block, (end - begin) * block, block, to + begin * block);
+  });
+  return y;
+}
+
+class Hadamard : public torch::autograd::Function<Hadamard> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t block) {
+    ctx->saved_data["block"] = block;
+    return transformed(x, block);
+  }
+  static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
+    return {transformed(gradients[0], ctx->saved_data["block"].toInt()), Tensor()};
+  }
+};
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
@@ -177,5 +201,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
 Tensor rope(const Tensor& x, const std::vector<double>& frequencies, bool interleaved) {
   return Rope::apply(x, frequencies, interleaved);
 }
+
+Tensor hadamard(const Tensor& x, int64_t block) { return Hadamard::apply(x, block); }
 
 }  // namespace nibble

@@ -7,6 +7,8 @@
 //   rope      pairs (a, b) of a head at position t turn by t * f[i] (ops/rope/rope.h):
 //             a' = a cos - b sin, b' = b cos + a sin.  x [.., T, heads * head_dim];
 //             backward turns the other way
+//   hadamard  blocks of the last axis by Sylvester's matrix (ops/hadamard/hadamard.h);
+//             backward is the same again
 //
 // Contiguous or not; float32. The sums are in a fixed order whatever the thread count.
 // Safe to call from any thread.
@@ -22,5 +24,6 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight,
                        double epsilon);
 torch::Tensor rope(const torch::Tensor& x, const std::vector<double>& frequencies,
                    bool interleaved);
+torch::Tensor hadamard(const torch::Tensor& x, int64_t block);
 
 }  // namespace nibble

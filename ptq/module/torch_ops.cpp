@@ -181,6 +181,10 @@ Tensor run_l2_normalize(const TorchOpCall& call) {
   return x / at::linalg_vector_norm(x, 2, {-1}, /*keepdim=*/true).clamp_min(1e-12);
 }
 
+Tensor run_hadamard(const TorchOpCall& call) {
+  return hadamard(call.inputs[0], call.node.integer("block", 1));
+}
+
 Tensor run_mul(const TorchOpCall& call) { return call.inputs[0] * call.inputs[1]; }
 
 Tensor run_sqrt(const TorchOpCall& call) { return at::sqrt(call.inputs[0]); }

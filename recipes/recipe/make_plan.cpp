@@ -2,6 +2,7 @@
 #include <set>
 #include <tuple>
 
+#include "kernels/base/json.h"
 #include "kernels/program/layers.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/recipe.h"
@@ -256,7 +257,23 @@ Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan
 }  // namespace
 
 Result<Artifact> prepare_for_recipe(const Artifact& model, const Recipe& recipe) {
-  return prepare_for_plan(model, recipe.static_activations, recipe.images == "bytes");
+  NIBBLE_ASSIGN_OR_RETURN(
+      Artifact ready,
+      prepare_for_plan(model, recipe.static_activations, recipe.images == "bytes"));
+  NIBBLE_ASSIGN_OR_RETURN(const RotateOptions options, recipe.rotate_options());
+  if (!options.any()) return ready;
+  NIBBLE_ASSIGN_OR_RETURN(RotatedModel rotated,
+                          rotate(ready.program, ready.tensors, options));
+  ready.program = std::move(rotated.program);
+  ready.tensors = std::move(rotated.tensors);
+  if (rotated.untied) {
+    nlohmann::ordered_json config = parse_ordered_json(ready.config_json);
+    if (config.is_object() && config.contains("tie_word_embeddings")) {
+      config["tie_word_embeddings"] = false;
+      ready.config_json = config.dump(2);
+    }
+  }
+  return ready;
 }
 
 Result<Plan> make_plan(const Recipe& recipe, const Program& program) {

@@ -79,6 +79,7 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
     const std::vector<std::string> names = recipe.transform_list();
     return std::find(names.begin(), names.end(), transform) != names.end();
   }
+  if (starts("rotation.")) return !recipe.rotation.empty();
   if (key == "transforms") return !recipe.transforms.empty();
   if (key == "mixed.schemes") return recipe.is_mixed();
   if (key == "mixed.bits") return recipe.mixed_bits > 0;
@@ -164,6 +165,9 @@ class Parser {
       return wrong(source_,
                    "layers is required: what is to be quantized; found none; allowed: a "
                    "list of {pattern, weight, ...}, the shortest being - pattern: \"*\"");
+    }
+    if (const auto rotation = recipe_->rotate_options(); !rotation.ok()) {
+      return wrong(place_of("rotation.parts"), rotation.status().message());
     }
     // The names' sizes depend on the model's heads; whether they are names does not.
     if (const auto kv = parse_kv_scheme(recipe_->kv, 1, 64); !kv.ok()) {
@@ -444,6 +448,25 @@ std::vector<std::string> comma_list(const std::string& text) {
 }
 
 std::vector<std::string> Recipe::transform_list() const { return comma_list(transforms); }
+
+Result<RotateOptions> Recipe::rotate_options() const {
+  RotateOptions options;
+  options.seed = rotation_seed;
+  for (const std::string& part : comma_list(rotation)) {
+    bool* const on = part == "residual" ? &options.residual
+                     : part == "heads"  ? &options.heads
+                     : part == "down"   ? &options.down
+                     : part == "cache"  ? &options.cache
+                                        : nullptr;
+    if (on == nullptr) {
+      return error(StatusCode::invalid_argument,
+                   "rotation.parts takes what of a model is rotated; found '", part,
+                   "'; allowed: residual, heads, down, cache, with commas between");
+    }
+    *on = true;
+  }
+  return options;
+}
 
 bool Recipe::kv_needs_calibration() const {
   const Result<KvScheme> scheme = parse_kv_scheme(kv, 1, 64);

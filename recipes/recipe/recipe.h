@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/base/glob.h"
+#include "kernels/program/edits/rotate.h"
 #include "kernels/program/program.h"
 #include "ptq/plan.h"
 #include "qat/train_options.h"
@@ -92,7 +93,9 @@ struct Recipe {
   int64_t data_images = 0;       // to train on, at most; 0: all
   bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
 
-  std::string kv = "f32";  // what KV caches are stored as: kernels/scheme/kv_scheme.h
+  std::string rotation;        // parts of kernels/program/edits/rotate.h, commas between
+  uint64_t rotation_seed = 1;  // of the residual stream's signs
+  std::string kv = "f32";      // what KV caches are stored as: kernels/scheme/kv_scheme.h
   QualityGate gate;        // what the artifact must reach to be kept as one
 
   std::string compute = "float";      // compute.h's names: how the artifact is evaluated
@@ -106,6 +109,7 @@ struct Recipe {
     return mixed_bits > 0 || mixed_megabytes > 0 || mixed_milliseconds > 0;
   }
   std::vector<std::string> transform_list() const;
+  Result<RotateOptions> rotate_options() const;  // invalid_argument: no such part
   bool uses_method(const std::string& name) const;
   bool needs_calibration() const;  // a method or an observer looks at data
   bool kv_needs_calibration() const;  // kv is static and brings no scale

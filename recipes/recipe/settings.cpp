@@ -156,6 +156,12 @@ std::vector<Setting> make_settings() {
       {"equalize.alpha", "", 0.01, 1, kQuantizing,
        "share of the activations' range in the factors of transform equalize",
        NIBBLE_TARGET(equalize_alpha)},
+      {"rotation.parts", "", 0, 0, kQuantizing,
+       "what of the float model is rotated first: residual, heads (both cost nothing), "
+       "down, cache (nodes of their own), commas between",
+       NIBBLE_TARGET(rotation)},
+      {"rotation.seed", "", 1, 1.8e19, kQuantizing, "of the residual stream's signs",
+       NIBBLE_TARGET(rotation_seed)},
       {"gptq.damping", "", 0, 10, kQuantizing, "fraction of the mean Hessian diagonal",
        NIBBLE_TARGET(gptq.damping)},
       {"gptq.damping_attempts", "", 0, 20, kQuantizing,

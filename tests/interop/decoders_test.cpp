@@ -1,6 +1,7 @@
 // Every decoder architecture against transformers, which wrote the checkpoints and the
 // logits; and its ONNX exports in ONNX Runtime against our own runtime.
 #include "export/exporter.h"
+#include "kernels/program/edits/rotate.h"
 #include "tests/interop/transformers.h"
 
 namespace nibble::transformers {
@@ -50,8 +51,17 @@ TEST_F(Decoders, RunTheSameInOnnxRuntime) {
     if (name.ends_with("_old") || name.ends_with("_fused")) continue;
     std::string prompt;
     for (const int32_t id : ids(name)) prompt += cat(prompt.empty() ? "" : ",", id);
-    for (const char* scheme : {"f32", "int8n/r@f32", "int4/g16@f16"}) {
-      const Artifact floats = load(name);
+    for (const char* scheme : {"f32", "int8n/r@f32", "int4/g16@f16", "rotated"}) {
+      Artifact floats = load(name);
+      if (std::string(scheme) == "rotated") {
+        if (name != "llama" && name != "qwen3") continue;
+        scheme = "f32";
+        RotatedModel turned = sample::take(
+            rotate(floats.program, floats.tensors,
+                   {.residual = true, .heads = true, .down = true, .cache = true}));
+        floats.program = std::move(turned.program);
+        floats.tensors = std::move(turned.tensors);
+      }
       const Artifact artifact =
           std::string(scheme) == "f32" ? floats : sample::quantized(floats, scheme);
       const auto folder = directory_ / cat("onnx_", exported.size());

@@ -92,7 +92,7 @@ TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
                          "w8a8-static", "w4a16-qat", "w4a4-qat", "w3a3-qat", "w2a2-qat",
                          "w4a16-awq", "w4a16-hqq", "w4a16-autoround", "mixed-gptq",
                          "w8a8-smoothquant", "w8a8-gptq", "lora", "qlora", "w2a16-qat",
-                         "w4a8-qat"));
+                         "w4a8-qat", "w4a16-tuned", "w4a4-rotated"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});
     ASSERT_TRUE(recipe.ok()) << name << ": " << recipe.status().message();
@@ -179,6 +179,10 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"bits: 4", "gptq:\n  dampin: 1",
               "[recipe] my.yaml:4: unknown key; found 'gptq.dampin' (did you mean "
               "'damping'?)"},
+        Wrong{
+            "bits: 4", "bits: 4\nrotation:\n  parts: residual,head",
+            "[recipe] my.yaml:5: rotation.parts takes what of a model is rotated; found "
+            "'head'; allowed: residual, heads, down, cache, with commas between"},
         Wrong{"bits: 4", "train:\n  steps: 5",
               "[recipe] my.yaml:4: train.steps means nothing in a recipe of kind ptq"},
         Wrong{"bits: 4", "bits: {", "[recipe] my.yaml:"},

@@ -1,5 +1,5 @@
-// Inputs rounded to FP8: the formula, and a layer that reads them.
-#include "kernels/runtime/fp8_inputs.h"
+// Inputs rounded to FP8 and to few bits: the formula, and a layer that reads them.
+#include "kernels/runtime/rounded_inputs.h"
 
 #include <gtest/gtest.h>
 
@@ -18,28 +18,39 @@ ActivationScheme scheme(const char* text, bool dynamic, float scale = 0) {
   return {.scheme = *parse_scheme(text), .dynamic = dynamic, .scale = scale};
 }
 
-TEST(Fp8Inputs, WhichSchemesAreMeant) {
-  EXPECT_TRUE(is_fp8_input(scheme("e4m3/r@f32", true)));
-  EXPECT_TRUE(is_fp8_input(scheme("e4m3/t@f32", false, 0.5f)));
-  EXPECT_FALSE(is_fp8_input(scheme("e4m3/r@f32", false, 0.5f)));
-  EXPECT_FALSE(is_fp8_input(scheme("e4m3/t@f32", true)));
-  EXPECT_FALSE(is_fp8_input(scheme("int8n/r@f32", true)));
+TEST(RoundedInputs, WhichSchemesAreMeant) {
+  EXPECT_TRUE(is_rounded_input(scheme("e4m3/r@f32", true)));
+  EXPECT_TRUE(is_rounded_input(scheme("e4m3/t@f32", false, 0.5f)));
+  EXPECT_FALSE(is_rounded_input(scheme("e4m3/r@f32", false, 0.5f)));
+  EXPECT_FALSE(is_rounded_input(scheme("e4m3/t@f32", true)));
+  EXPECT_TRUE(is_rounded_input(scheme("int4n/r@f32", true)));
+  EXPECT_FALSE(is_rounded_input(scheme("int4n/t@f32", false, 0.5f)));
+  EXPECT_FALSE(is_rounded_input(scheme("int4/r@f32", true)));  // -8 has no opposite
+  EXPECT_FALSE(is_rounded_input(scheme("int8n/r@f32", true)));
 }
 
-TEST(Fp8Inputs, EachTokenHasItsOwnScale) {
+TEST(RoundedInputs, EachTokenHasItsOwnScale) {
   // 896 / 448 = 2: values are halved, rounded to 3 bits after the first, and doubled.
   const std::vector<float> x = {896, 1, 37, -2.2f, 0, 0, 0, 0};
   std::vector<float> y(8, -1);
-  round_to_fp8(scheme("e4m3/r@f32", true), {x.data(), 2, 4}, y.data());
+  round_inputs(scheme("e4m3/r@f32", true), {x.data(), 2, 4}, y.data());
   EXPECT_EQ(y, (std::vector<float>{896, 1, 36, -2.25f, 0, 0, 0, 0}));
   // Static: what does not fit saturates.
-  round_to_fp8(scheme("e4m3/t@f32", false, 1.0f), {x.data(), 2, 4}, y.data());
+  round_inputs(scheme("e4m3/t@f32", false, 1.0f), {x.data(), 2, 4}, y.data());
   EXPECT_EQ(y, (std::vector<float>{448, 1, 36, -2.25f, 0, 0, 0, 0}));
+}
+
+TEST(RoundedInputs, FewBits) {
+  // 14 / 7 = 2; halves go to the even code.
+  const std::vector<float> x = {14, 3, -5, -2.2f, 0, 0, 0, 0};
+  std::vector<float> y(8, -1);
+  round_inputs(scheme("int4n/r@f32", true), {x.data(), 2, 4}, y.data());
+  EXPECT_EQ(y, (std::vector<float>{14, 4, -4, -2, 0, 0, 0, 0}));
 }
 
 // A layer with FP8 inputs gives what the same layer gives for inputs that are rounded
 // before.
-TEST(Fp8Inputs, ALayerReadsThem) {
+TEST(RoundedInputs, ALayerReadsThem) {
   SplitMix64 random(8);
   Artifact artifact;
   Program& program = artifact.program;
@@ -59,7 +70,7 @@ TEST(Fp8Inputs, ALayerReadsThem) {
   layer.input = scheme("e4m3/r@f32", true);
   const std::vector<float> rows = *to_float(artifact.tensors["embed.weight"]);
   std::vector<float> rounded(rows.size());
-  round_to_fp8(*layer.input, {rows.data(), 5, 40}, rounded.data());
+  round_inputs(*layer.input, {rows.data(), 5, 40}, rounded.data());
   EXPECT_NE(rounded, rows);
   before.tensors["embed.weight"] = make_tensor({5, 40}, std::span<const float>(rounded));
   std::vector<std::vector<float>> logits;
