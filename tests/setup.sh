@@ -20,7 +20,7 @@ fail() { echo "[setup] $*" >&2; exit 1; }
 
 debian=(g++ cmake ninja-build ccache git protobuf-compiler libprotobuf-dev
   libboost-program-options-dev libgtest-dev libgmock-dev libbenchmark-dev nlohmann-json3-dev
-  libyaml-cpp-dev libutf8proc-dev libpcre2-dev libssl-dev zlib1g-dev libjs-chart.js python3 python3-venv
+  libyaml-cpp-dev libutf8proc-dev libpcre2-dev libssl-dev zlib1g-dev libjpeg62-turbo-dev libpng-dev libjs-chart.js python3 python3-venv
   python3-pip)
 # The tests also look at reports in a browser, read the completion and the manual page, and run
 # quantize over several processes (MPI is optional).

@@ -276,7 +276,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
       "and the reference's.");
   line.positional("MODEL");
   line.text("text", "FILE", "UTF-8 text, or safetensors with input_ids");
-  line.text("dataset", "DIR", "a CIFAR or MNIST folder; its test images are used");
+  line.text("dataset", "DIR", "a CIFAR or MNIST folder, or JPEG and PNG files in a folder a class; its test images");
   line.text("reference", "MODEL", "compare with this model, in float");
   line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048",
                0, 0);

@@ -198,7 +198,7 @@ Result<ImageSet> load_images(const fs::path& directory, Split split) {
           : "train*.bin, data_batch*.bin or train-images-idx3-ubyte[.gz]";
   return error(StatusCode::not_found, "[images] ", directory.string(), ": ", wanted,
                " was required; found none; give a CIFAR-10 or MNIST folder as they are "
-               "distributed");
+               "distributed, or folders of JPEG or PNG files, one a class");
 }
 
 void preprocess(const ImageSet& images, int64_t first, int64_t count,

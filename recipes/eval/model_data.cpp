@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "kernels/base/parallel.h"
+#include "recipes/data/image_folder.h"
 #include "recipes/models/config_reader.h"
 
 namespace nibble {
@@ -82,17 +83,20 @@ void take_first(int64_t limit, ImageSet& images) {
   images.description += cat(", the first ", limit);
 }
 
+ImageShape shape_of(const Artifact& model) {
+  const std::vector<std::string>& shape = model.program.inputs.at(0).shape;
+  if (shape.size() != 4) return {0, 0, 0};
+  return {std::atoll(shape[1].c_str()), std::atoll(shape[2].c_str()),
+          std::atoll(shape[3].c_str())};
+}
+
 // Of a graph made elsewhere: images enlarged to its size (bilinear, centres aligned), and
 // their channels turned round where it wants blue first. Smaller ones are left alone.
 Status fit_images(const Artifact& model, const std::filesystem::path& directory,
                   int64_t limit, ImageSet& images) {
   constexpr int64_t kMostBytes = int64_t{1} << 31;
-  const std::vector<std::string>& shape = model.program.inputs.at(0).shape;
-  const auto wanted = [&](size_t i) {
-    return shape.size() == 4 ? std::atoll(shape[i].c_str()) : 0;
-  };
-  const int64_t height = wanted(2), width = wanted(3);
-  if (wanted(1) != images.channels || height < images.height || width < images.width) {
+  const auto [channels, height, width] = shape_of(model);
+  if (channels != images.channels || height < images.height || width < images.width) {
     return ok_status();  // the caller says what does not fit
   }
   take_first(limit, images);
@@ -155,7 +159,10 @@ Result<ImageSet> load_images_for(const Artifact& model,
                  ": images need an image model; found ", model.program.architecture,
                  ", a language model; give text");
   }
-  NIBBLE_ASSIGN_OR_RETURN(ImageSet images, load_images(directory, split));
+  NIBBLE_ASSIGN_OR_RETURN(
+      ImageSet images, is_image_folder(directory)
+                           ? load_image_folder(directory, split, shape_of(model), limit)
+                           : load_images(directory, split));
   if (model.program.architecture == "ONNX") {
     NIBBLE_RETURN_IF_ERROR(fit_images(model, directory, limit, images));
   }
