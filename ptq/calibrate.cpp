@@ -81,11 +81,11 @@ std::vector<float> weight_values(const Artifact& model, const LayerPlan& layer,
 
 // Rounds what nodes read, where the plan quantizes the value or the layer's input; empty
 // when it quantizes neither.
-InputRounding input_rounding(const Plan& plan) {
+InputRounding input_rounding(const Plan& plan, const Program& program) {
   std::map<std::string, ActivationScheme> schemes;
   for (const LayerPlan& layer : plan.layers) {
     if (layer.method != "float" && layer.scheme.input)
-      schemes[layer.node] = *layer.scheme.input;
+      schemes[owner_of(program, layer.node)->name] = *layer.scheme.input;
   }
   if (schemes.empty() && plan.activations.empty()) return {};
   return [schemes, values = plan.activations](const Node& node, size_t input,
@@ -154,7 +154,7 @@ class LayerSolver {
     ValueStream stream(
         program, make_samples(model_, plan_, data),
         [&](const std::string& name) { return parameter(name, prefix); }, {},
-        prefix ? input_rounding(plan_) : InputRounding());
+        prefix ? input_rounding(plan_, model_.program) : InputRounding());
     std::optional<ValueStream> float_stream;
     if (tunes || follows_float()) {
       float_stream.emplace(
@@ -162,7 +162,8 @@ class LayerSolver {
           [&](const std::string& name) { return parameter(name, false); });
     }
     const bool match = follows_float();
-    const InputRounding rounding = prefix ? input_rounding(plan_) : InputRounding();
+    const InputRounding rounding =
+        prefix ? input_rounding(plan_, model_.program) : InputRounding();
     size_t done = 0;
     // Runs both streams up to node i, round by round; each(first, last) after a round.
     const auto advance = [&](size_t i, const auto& each) {
@@ -255,7 +256,7 @@ class LayerSolver {
                          .inputs = std::move(inputs),
                          .targets = {},
                          .tensors = {},
-                         .rounding = input_rounding(plan_)};
+                         .rounding = input_rounding(plan_, model_.program)};
     for (const StreamValues& sample : float_stream.samples()) {
       problem.targets.emplace_back();
       for (const auto& [name, value] : sample) {
@@ -525,7 +526,7 @@ class ActivationScales {
   }
 
   std::string input_of(const LayerPlan& layer) const {
-    return model_.program.find(layer.node)->inputs.at(0);
+    return owner_of(model_.program, layer.node)->inputs.at(0);
   }
 
  private:

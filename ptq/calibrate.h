@@ -25,12 +25,16 @@
 
 namespace nibble {
 
-// Token sequences (each of at most plan.calibration_length ids) or preprocessed images.
+// Token sequences (each of at most plan.calibration_length ids), preprocessed images, or
+// the values of every input that a net reads.
 struct CalibrationData {
   std::vector<std::vector<int32_t>> sequences;
   Tensor images;            // f32 [count, channels, height, width]; empty for text
+  std::map<std::string, Tensor> values;  // by input, f32 in its own shape, batch = count
   std::string description;  // for provenance: name, count, SHA-256
-  bool empty() const { return sequences.empty() && images.numel() == 0; }
+  bool empty() const {
+    return sequences.empty() && images.numel() == 0 && values.empty();
+  }
 };
 
 // A model whose every planned layer has its codes and every planned value its scale: the
@@ -42,7 +46,7 @@ struct Calibrated {
   Plan plan;  // schemes with their calibrated scales
   std::map<std::string, CodedMatrix> weights;            // by tensor name
   std::map<std::string, ActivationScheme> activations;   // by value name
-  std::map<std::string, ActivationScheme> layer_inputs;  // by node name
+  std::map<std::string, ActivationScheme> layer_inputs;  // by layer name
   struct Account {
     int64_t tokens = 0;
     double error = 0;

@@ -278,11 +278,13 @@ Status check_plan(const Plan& plan, const Program& program) {
     NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, layers));
     NIBBLE_RETURN_IF_ERROR(check_rule(layer.node, layer.rule));
     if (layer.scheme.input) {
-      const std::string& op = found->second->node->op;
-      if (op == "moe" || op == "lstm") {
-        return refuse(layer.node, op == "moe" ? " input: experts read" : " input: an lstm reads",
-                      " floats; found ",
-                      to_string(layer.scheme.input->scheme), "; leave it out");
+      const Node& node = *found->second->node;
+      const bool codes = !layer.scheme.input->dynamic && reader_layer(node) == layer.node;
+      if (node.op == "moe" || (node.op == "lstm" && !codes)) {
+        return refuse(layer.node,
+                      node.op == "moe" ? " input: experts read" : " input: an lstm reads",
+                      " floats; found ", to_string(layer.scheme.input->scheme),
+                      "; leave it out");
       }
       NIBBLE_RETURN_IF_ERROR(
           check_activation(layer.node + " input", *layer.scheme.input));
@@ -330,6 +332,11 @@ Result<Artifact> prepare_for_plan(const Artifact& model, bool fold, bool byte_im
     std::fill(result.image_std.begin(), result.image_std.end(), 1.0f);
   }
   return result;
+}
+
+bool has_integer_ends(const Program& program) {
+  return program.inputs.size() == 1 && program.outputs.size() == 1 &&
+         program.inputs[0].shape.size() == 4;
 }
 
 Result<std::map<std::string, ActivationScheme>> integer_activations(

@@ -50,6 +50,8 @@ struct LayerPlan {
   std::string method;  // a row of ptq/methods/methods.inc ("rtn", "gptq"), or "float"
   ScaleRule rule;
   std::string reason;  // why, for "float"
+  // Of a layer that reads floats where the plan's other layers read static codes: why.
+  std::string input_reason;
 };
 
 struct Plan {
@@ -57,6 +59,8 @@ struct Plan {
   // tied embedding and lm_head are one row, under the first node that names the tensor).
   std::vector<LayerPlan> layers;
   // Values that get an activation scheme (static: scale found by calibration), by name.
+  // Empty with static layer inputs: a net of floats whose layers alone read codes, each
+  // with a scheme of its own (kernels/runtime/integer_layer.h).
   std::map<std::string, ActivationScheme> activations;
   std::string observer = "minmax";  // a row of observers.inc: minmax, mse
   // The images' codes are their bytes: scale 1/255, whatever the observer would find. The
@@ -108,6 +112,8 @@ Status add_method_name(const std::string& name, bool needs_inputs);
 Result<Artifact> prepare_for_plan(const Artifact& model, bool fold,
                                   bool byte_images = false);
 
+// Ends that the integer path can have: one image in, one value out.
+bool has_integer_ends(const Program& program);
 // The values that need a static scheme for the integer path
 // (kernels/runtime/integer_node.h): images and sums signed, what a ReLU made unsigned; a
 // value that only a ReLU reads has none (fused), nor has the last layer's output;

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "kernels/program/layers.h"
 #include "kernels/program/moves_codes.h"
 #include "kernels/scheme/kv_scheme.h"
 #include "ptq/error.h"
@@ -139,18 +140,19 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
     if (only_moves_codes(program, value)) continue;
     module->quantize_value(value, activation_quantizer(scheme, options));
   }
-  for (const auto& [node, scheme] : calibrated.layer_inputs) {
-    module->quantize_input(node, activation_quantizer(scheme, options));
+  for (const auto& [layer, scheme] : calibrated.layer_inputs) {
+    module->quantize_input(owner_of(program, layer)->name,
+                           activation_quantizer(scheme, options));
   }
-  // With every value in integers the artifact runs the integer path, whose biases are
-  // whole multiples of s_x * s_w: coarse for 4-bit codes, so training has to see it.
-  if (!calibrated.activations.empty()) {
-    for (const LayerPlan& layer : calibrated.plan.layers) {
-      const Node* node = program.find(layer.node);
-      if (layer.method != "float" && node != nullptr &&
-          !node->parameter("bias").empty()) {
-        module->round_bias(layer.node);
-      }
+  // Where a layer reads integers its bias is a whole multiple of s_x * s_w: coarse for
+  // 4-bit codes, so training has to see it. An lstm's stays float.
+  for (const LayerPlan& layer : calibrated.plan.layers) {
+    const Node* node = program.find(layer.node);
+    const bool codes = !calibrated.activations.empty() ||
+                       (layer.scheme.input && !layer.scheme.input->dynamic);
+    if (codes && layer.method != "float" && node != nullptr &&
+        !node->parameter("bias").empty()) {
+      module->round_bias(layer.node);
     }
   }
   quantize_caches(module, options.kv);
@@ -195,10 +197,11 @@ Calibrated finish(ProgramModule module, const Calibrated& before) {
     const auto input = result.activations.find(node.inputs[0]);
     if (input != result.activations.end()) output->second = input->second;
   }
-  for (const auto& [node, quantizer] : module->input_quantizers()) {
-    result.layer_inputs[node] = quantizer->activation();
+  for (const auto& [name, quantizer] : module->input_quantizers()) {
+    const std::string reader = reader_layer(*module->program().find(name));
+    result.layer_inputs[reader] = quantizer->activation();
     for (LayerPlan& layer : result.plan.layers) {
-      if (layer.node == node) layer.scheme.input = quantizer->activation();
+      if (layer.node == reader) layer.scheme.input = quantizer->activation();
     }
   }
   for (auto& [value, scheme] : result.plan.activations)

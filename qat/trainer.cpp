@@ -139,13 +139,7 @@ class Run {
       const int64_t index = state_.step * options_.accumulate + i;
       const TrainingBatch batch =
           data_.batch(index / data_.batches_per_epoch, index % data_.batches_per_epoch);
-      const bool is_text = !batch.input.is_floating_point();
-      counted_ += is_text ? batch.input.numel() : batch.input.size(0);
-      unit_ = is_text ? "tokens" : "images";
-      const torch::Tensor logits = module_->forward(batch.input);
-      torch::Tensor loss = distillation_.loss(logits, batch.input, batch.target, [&] {
-        return training_loss(logits, batch.target, options_.label_smoothing);
-      });
+      torch::Tensor loss = loss_of(batch);
       if (options_.accumulate > 1) loss = loss / static_cast<double>(options_.accumulate);
       const double part = loss.item<double>();
       if (!std::isfinite(part)) {
@@ -175,6 +169,21 @@ class Run {
       if (hooks_.log) hooks_.log(state_.history, state_.evaluations);
     }
     last_loss_ = value;
+  }
+
+  torch::Tensor loss_of(const TrainingBatch& batch) {
+    if (batch.signals) {
+      counted_ += batch.signals->samples;
+      unit_ = "samples";
+      return signal_loss(module_, *batch.signals);
+    }
+    const bool is_text = !batch.input.is_floating_point();
+    counted_ += is_text ? batch.input.numel() : batch.input.size(0);
+    unit_ = is_text ? "tokens" : "images";
+    const torch::Tensor logits = module_->forward(batch.input);
+    return distillation_.loss(logits, batch.input, batch.target, [&] {
+      return training_loss(logits, batch.target, options_.label_smoothing);
+    });
   }
 
   // Young averages would be mostly the start: the decay grows towards its value.

@@ -3,7 +3,7 @@
 //   loss   mean cross entropy; a language model's over targets that are not -100; of
 //          images with label smoothing e: (1 - e) of the label, e spread over all
 //          classes; with a teacher, joined with what the teacher says
-//          (qat/distillation.h)
+//          (qat/distillation.h); of a net over values qat/signal_loss.h
 //   step   the mean gradient of `accumulate` batches, clipped to a global norm; AdamW
 //          (arXiv 1711.05101) or SGD with momentum, in three groups: matrices (decayed),
 //          the rest (not), learned scales and zero points (own rate, not)
@@ -30,11 +30,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "ptq/module/program_module.h"
 #include "ptq/progress.h"
+#include "qat/signal_loss.h"
 #include "qat/train_options.h"
 
 namespace nibble {
@@ -44,6 +46,7 @@ namespace nibble {
 struct TrainingBatch {
   torch::Tensor input;  // int64 [batch, sequence] or f32 [batch, channels, height, width]
   torch::Tensor target;  // int64 [batch, sequence] (-100: ignored) or [batch]
+  std::optional<SignalBatch> signals = {};  // of a net over values, in place of the two
 };
 struct TrainingData {
   int64_t batches_per_epoch = 0;

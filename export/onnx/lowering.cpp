@@ -8,7 +8,7 @@
 #include "export/onnx/matmul_nbits.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/program/layers.h"
-#include "kernels/program/moves_codes.h"
+#include "kernels/program/never_negative.h"
 #include "kernels/program/rope_attributes.h"
 #include "kernels/runtime/integer_node.h"
 
@@ -50,22 +50,10 @@ std::string OnnxLowering::output(const Node& node) const {
   return names_.at(value);
 }
 
-// After a ReLU, and what only moves or averages its values.
-bool OnnxLowering::never_negative(const std::string& value) const {
-  const Node* node = artifact_.program.producer(value);
-  if (node == nullptr) return false;
-  if (node->op == "relu") return true;
-  if (!moves_codes(*node) && node->op != "global_average_pool" && node->op != "concat") {
-    return false;
-  }
-  return std::all_of(node->inputs.begin(), node->inputs.end(),
-                     [this](const std::string& input) { return never_negative(input); });
-}
-
 std::string OnnxLowering::fake_quantize(const std::string& x,
                                         const ActivationScheme& activation,
                                         const std::string& codes,
-                                        const std::string& output, bool never_negative) {
+                                        const std::string& output, bool from_zero) {
   // check_onnx_activation has passed, so the type exists.
   OnnxType type = onnx_code_type(activation.scheme.code, x).value();
   const std::string scale = graph_.number(activation.scale);
@@ -89,7 +77,7 @@ std::string OnnxLowering::fake_quantize(const std::string& x,
   std::string source = x;
   // Where nothing is below 0, a signed type's lower end does not matter.
   const bool low_fits =
-      lowest == type_lowest || (never_negative && lowest == activation.zero_point);
+      lowest == type_lowest || (from_zero && lowest == activation.zero_point);
   if (!low_fits || highest != type_highest) {
     // A narrower range than the type's: clamp the real number. A bound is a code times
     // the scale, so it rounds to that code again.
@@ -119,7 +107,7 @@ void OnnxLowering::quantize_value(const std::string& value) {
   if (is_input) names_[value] = value + ".dequantized";
   if (codes_ != nullptr) return codes_->quantize(value, raw);
   fake_quantize(raw, found->second, value + ".codes", names_.at(value),
-                never_negative(value));
+                never_negative(artifact_.program, value));
 }
 
 std::string OnnxLowering::quantized_as(const std::string& value, const std::string& x,
@@ -127,7 +115,7 @@ std::string OnnxLowering::quantized_as(const std::string& value, const std::stri
   const auto found = artifact_.activations.find(value);
   if (found == artifact_.activations.end()) return x;
   return fake_quantize(x, found->second, output + ".codes", output,
-                       never_negative(value));
+                       never_negative(artifact_.program, value));
 }
 
 std::string OnnxLowering::read(const std::string& value) {
@@ -140,10 +128,12 @@ std::string OnnxLowering::input(const Node& node, size_t i) {
   const std::string name = read(node.inputs[i]);
   // A tied head's scheme stands by the tensor's name; the embedding reads ids.
   if (i != 0 || node.op == "embedding" || node.op == "position_embedding") return name;
-  const auto layer = artifact_.layers.find(node.parameter("weight"));
+  const char* role = node.op == "lstm" ? "weight_ih" : "weight";
+  const auto layer = artifact_.layers.find(node.parameter(role));
   if (layer == artifact_.layers.end() || !layer->second.input) return name;
   return fake_quantize(name, *layer->second.input, inner(node, "input.codes"),
-                       inner(node, "input"), never_negative(node.inputs[0]));
+                       inner(node, "input"),
+                       never_negative(artifact_.program, node.inputs[0]));
 }
 
 std::optional<float> OnnxLowering::input_scale(const Node& node) const {

@@ -133,8 +133,7 @@ class OnnxLowering {
   Result<std::string> integer_weight(const Node& node);
   std::string fake_quantize(const std::string& x, const ActivationScheme& activation,
                             const std::string& codes, const std::string& output,
-                            bool never_negative);
-  bool never_negative(const std::string& value) const;
+                            bool from_zero);
   // The scale of a layer's integer input; nothing when it reads floats.
   std::optional<float> input_scale(const Node& node) const;
 

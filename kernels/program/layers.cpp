@@ -35,4 +35,18 @@ std::vector<Layer> layers_of(const Program& program) {
   return all;
 }
 
+const Node* owner_of(const Program& program, const std::string& layer) {
+  for (const Node& node : program.nodes) {
+    for (const Layer& each : layers_of(node)) {
+      if (each.name == layer) return &node;
+    }
+  }
+  return nullptr;
+}
+
+std::string reader_layer(const Node& node) {
+  const bool reads = node.op == "linear" || node.op == "conv2d" || node.op == "lstm";
+  return reads ? layers_of(node).front().name : std::string();
+}
+
 }  // namespace nibble

@@ -23,5 +23,11 @@ struct Layer {
 // Of a moe node: gate, up and down of expert 0, of expert 1 ...
 std::vector<Layer> layers_of(const Node& node);
 std::vector<Layer> layers_of(const Program& program);  // in execution order
+// The node that owns the layer of this name, or nullptr.
+const Node* owner_of(const Program& program, const std::string& layer);
+// The layer that reads the node's first input and may have an input scheme: a linear's or
+// convolution's own, an lstm's weight_ih (its other matrix reads h, which it makes
+// itself). "" of other ops.
+std::string reader_layer(const Node& node);
 
 }  // namespace nibble

@@ -107,15 +107,21 @@ struct Executor::Implementation {
     }
     const std::vector<int64_t>& input = shapes.at(program.inputs[0].name);
     image_shape.assign(input.begin(), input.end());
-    if (!artifact->activations.empty() && options.integer && !program.is_language_model()) {
-      NIBBLE_ASSIGN_OR_RETURN(integer, IntegerPath::create(*artifact, &kernels));
-      return ok_status();
-    }
     const auto features = [&](const std::string& value) {
       int64_t size = 1;
       for (const int64_t n : shapes.at(value)) size *= n;
       return size;
     };
+    if (!artifact->activations.empty() && options.integer &&
+        !program.is_language_model()) {
+      NIBBLE_ASSIGN_OR_RETURN(integer, IntegerPath::create(*artifact, &kernels));
+      const auto port = [&](const ProgramValue& value) {
+        return NetPort{value.name, -1, full.at(value.name), features(value.name)};
+      };
+      input_ports.push_back(port(program.inputs[0]));
+      output_ports.push_back(port(program.outputs[0]));
+      return ok_status();
+    }
     for (const ProgramState& state : program.states) {
       kv.push_back(state.scheme);
       if (options.kv.empty()) continue;
@@ -246,7 +252,12 @@ struct Executor::Implementation {
     const float* x = data(step.inputs[0]);
     float* y = data(step.output);
     const int64_t size = n * step.features;
-    if (op == "linear") {
+    if (step.integer && op == "linear") {
+      const int64_t columns = step.integer->input_size();
+      parallel_for(size / step.integer->shape.outputs, [&](int64_t t) {
+        step.integer->run(x + t * columns, y + t * step.integer->shape.outputs);
+      });
+    } else if (op == "linear") {
       const float* rows = input_rows(step, x, n, step.linear.cols, 1);
       run_linear(step.linear, MatrixView<const float>(rows, n, step.linear.cols),
                  step.bias.empty() ? nullptr : step.bias.data(),
@@ -415,7 +426,9 @@ struct Executor::Implementation {
         const auto each = [&](const auto& body) {
           parallel_for(n, [&](int64_t i) { body(x + i * size, y + i * step.features); });
         };
-        if (node.op == "conv2d") {
+        if (step.integer) {
+          each([&](const float* from, float* to) { step.integer->run(from, to); });
+        } else if (node.op == "conv2d") {
           x = input_rows(step, x, n, size, pixels);
           each([&](const float* from, float* to) {
             run_conv2d(*step.conv, from, step.bias.empty() ? nullptr : step.bias.data(), to);
@@ -660,18 +673,33 @@ Status Executor::forward_images(std::span<const float> images, std::span<const i
 
 Result<std::vector<NetOutput>> Executor::forward_values(std::span<const NetInput> inputs) {
   Implementation& net = *implementation_;
-  if (net.artifact->program.is_language_model() || net.integer) {
-    return failure(StatusCode::invalid_argument, net.artifact->program.architecture,
-                   "a net of floats was required; this one reads ",
-                   net.integer ? "integers; use forward_images" : "tokens");
+  const Program& program = net.artifact->program;
+  if (program.is_language_model()) {
+    return failure(StatusCode::invalid_argument, program.architecture,
+                   "a net of floats was required; this one reads tokens");
   }
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t n,
-                          net_batch(net.artifact->program, net.input_ports, inputs));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t n, net_batch(program, net.input_ports, inputs));
+  if (net.integer) {
+    const NetPort& port = net.output_ports[0];
+    NetOutput output{port.name, port.shape,
+                     std::vector<float>(static_cast<size_t>(n * port.features))};
+    std::replace(output.shape.begin(), output.shape.end(), kUnknownSize, n);
+    NIBBLE_RETURN_IF_ERROR(
+        net.integer->run(inputs[0].values, inputs[0].shape, net.tap,
+                         MatrixView<float>(output.values.data(), n, port.features)));
+    return std::vector<NetOutput>{std::move(output)};
+  }
   net.reserve(n);
   for (const NetInput& input : inputs) {
     for (const NetPort& port : net.input_ports) {
-      if (port.name == input.name)
-        std::copy(input.values.begin(), input.values.end(), net.data(port.slot));
+      if (port.name != input.name) continue;
+      std::copy(input.values.begin(), input.values.end(), net.data(port.slot));
+      if (net.tap)
+        net.tap({.name = port.name,
+                 .shape = input.shape,
+                 .floats = input.values,
+                 .codes = {},
+                 .scale = 0});
     }
   }
   NIBBLE_RETURN_IF_ERROR(net.run_net(n));

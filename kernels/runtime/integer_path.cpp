@@ -1,15 +1,13 @@
 #include "kernels/runtime/integer_path.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <optional>
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/elementwise/elementwise.h"
+#include "kernels/ops/requantize.h"
 #include "kernels/ops/scratch.h"
-#include "kernels/runtime/integer_node.h"
+#include "kernels/runtime/integer_layer.h"
 #include "kernels/runtime/pool_shape.h"
 
 namespace nibble {
@@ -45,35 +43,14 @@ struct Step {
   const Node* node = nullptr;
   std::vector<int> inputs;
   Target target;
-  // layers
-  std::optional<ActivationScheme> own_input;
-  bool own_signed = false;
-  Conv2dShape shape;
+  std::unique_ptr<IntegerLayer> layer;
+  bool requantizes = false;  // the layer has an input scheme of its own
   MaxPoolShape pool;
-  std::unique_ptr<PreparedConv2dS8> conv;
-  std::vector<float> multiplier;  // m[c]
-  std::vector<int32_t> bias;
 };
 
 template <class... Parts>
 Status failure(StatusCode code, const std::string& where, const Parts&... parts) {
   return error(code, "[runtime] ", where, ": ", parts...);
-}
-
-Status check_static(const std::string& where, const ActivationScheme& scheme) {
-  const QuantScheme& q = scheme.scheme;
-  const bool integer = !q.is_float() && element_info(q.code).kind == ElementKind::integer &&
-                       q.offset == OffsetKind::none && q.scales.size() == 1 &&
-                       q.scales[0].block.kind == Block::Kind::tensor;
-  if (integer && !scheme.dynamic && scheme.zero_point == 0 && scheme.scale > 0 &&
-      std::isfinite(scheme.scale)) {
-    return ok_status();
-  }
-  return failure(StatusCode::unsupported, where,
-                 "static integer codes with one scale > 0 and zero point 0 were required; found ",
-                 to_string(q), scheme.dynamic ? ", dynamic" : "", ", scale ", scheme.scale,
-                 ", zero point ", scheme.zero_point,
-                 "; change the recipe");
 }
 
 }  // namespace
@@ -99,7 +76,7 @@ struct IntegerPath::Implementation {
                      "an activation scheme was required; the artifact has none for this value; "
                      "quantize with a static recipe");
     }
-    NIBBLE_RETURN_IF_ERROR(check_static(name, scheme->second));
+    NIBBLE_RETURN_IF_ERROR(check_static_input(name, scheme->second));
     if (index.count(name)) return ok_status();
     index[name] = static_cast<int>(values.size());
     CodeValue value;
@@ -160,77 +137,32 @@ struct IntegerPath::Implementation {
 
   Status prepare_layer(const Artifact& artifact, const Node& node, Step& step,
                        std::map<std::string, std::string>* kernels) {
-    const std::string& name = node.parameter("weight");
-    const auto packed = artifact.packed.find(name);
-    if (packed == artifact.packed.end()) {
-      return failure(StatusCode::failed_precondition, node.name, "integer codes were required for ",
-                     name, "; the layer is float; quantize it with a static recipe");
-    }
-    const QuantScheme& scheme = packed->second.scheme;
-    const ElementInfo& element = element_info(scheme.code);
-    const bool fits = element.kind == ElementKind::integer && element.lowest < 0 &&
-                      scheme.offset == OffsetKind::none && scheme.scales.size() == 1 &&
-                      !scheme.scales[0].shifted &&
-                      (scheme.scales[0].block.kind == Block::Kind::row ||
-                       scheme.scales[0].block.kind == Block::Kind::tensor);
-    if (!fits) {
-      return failure(StatusCode::unsupported, node.name,
-                     "symmetric integer weights with a scale a channel or a tensor were required, "
-                     "as int8/r@f32; found ",
-                     to_string(scheme), "; change the recipe");
-    }
-    NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(packed->second));
+    const std::string& weight = node.parameter("weight");
     const CodeValue& x = values[static_cast<size_t>(step.inputs[0])];
-    Conv2dShape& shape = step.shape;
-    shape.outputs = q.rows;
+    Conv2dShape shape;
     if (node.op == "conv2d") {
-      const std::vector<int64_t>& w = packed->second.shape;
       const auto stride = node.integers("stride", {1, 1});
       const auto padding = node.integers("padding", {0, 0});
-      shape = {.channels = x.channels, .height = x.height, .width = x.width, .outputs = q.rows,
-               .kernel_h = w[2], .kernel_w = w[3], .stride_h = stride[0], .stride_w = stride[1],
-               .pad_h = padding[0], .pad_w = padding[1], .groups = node.integer("groups", 1)};
+      shape = {.channels = x.channels,
+               .height = x.height,
+               .width = x.width,
+               .stride_h = stride[0],
+               .stride_w = stride[1],
+               .pad_h = padding[0],
+               .pad_w = padding[1],
+               .groups = node.integer("groups", 1)};
     } else {
       shape.channels = x.size();
       shape.height = shape.width = 1;
     }
-    if (shape.patch() != q.cols) {
-      return failure(StatusCode::invalid_argument, node.name, "a weight of ", shape.patch(),
-                     " columns was required; found ", q.cols);
-    }
-    float input_scale = x.scheme.scale;
-    step.own_signed = x.is_signed();
-    if (const auto layer = artifact.layers.find(name);
-        layer != artifact.layers.end() && layer->second.input) {
-      step.own_input = layer->second.input;
-      NIBBLE_RETURN_IF_ERROR(check_static(node.name + " input", *step.own_input));
-      input_scale = step.own_input->scale;
-      step.own_signed = element_info(step.own_input->scheme.code).lowest < 0;
-    }
-    std::vector<int8_t> weights(q.codes.size());
-    for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<int8_t>(q.codes[i]);
-    NIBBLE_ASSIGN_OR_RETURN(PreparedConv2dS8 conv,
-                            prepare_conv2d_s8(shape, weights, !step.own_signed));
-    (*kernels)[name] = conv2d_s8_kernel_name(conv);
-    step.conv = std::make_unique<PreparedConv2dS8>(std::move(conv));
-
-    std::vector<float> bias;
-    if (const std::string& bias_name = node.parameter("bias"); !bias_name.empty()) {
-      NIBBLE_ASSIGN_OR_RETURN(bias, to_float(artifact.tensors.at(bias_name)));
-    }
-    const int64_t reach = shape.patch() * 255 * 128;  // of the products alone
-    for (int64_t c = 0; c < q.rows; ++c) {
-      const std::vector<float>& scales = q.scales[0].values;
-      const float scale = scales.size() == 1 ? scales[0] : scales[static_cast<size_t>(c)];
-      step.multiplier.push_back(input_scale * scale);
-      const float real = bias.empty() ? 0 : bias[static_cast<size_t>(c)];
-      step.bias.push_back(integer_bias(real, input_scale, scale));
-      if (std::abs(static_cast<int64_t>(step.bias.back())) + reach >= (int64_t{1} << 31)) {
-        return failure(StatusCode::out_of_range, node.name, "a bias within int32 at scale ",
-                       step.multiplier.back(), " was required; found ", real, " for channel ", c,
-                       "; keep this layer float");
-      }
-    }
+    const auto own = artifact.layers.find(weight);
+    step.requantizes = own != artifact.layers.end() && own->second.input;
+    NIBBLE_ASSIGN_OR_RETURN(
+        IntegerLayer layer,
+        IntegerLayer::create(artifact, node.name, weight, node.parameter("bias"), shape,
+                             step.requantizes ? *own->second.input : x.scheme, kernels));
+    step.layer = std::make_unique<IntegerLayer>(std::move(layer));
+    shape = step.layer->shape;
     return aim(artifact, node, shape.outputs, shape.out_height(), shape.out_width(), &step.target);
   }
 
@@ -308,45 +240,35 @@ struct IntegerPath::Implementation {
 
   void run_layer(const Step& step, int64_t image, float* logits) {
     thread_local Scratch<uint8_t> input_scratch;
-    thread_local Scratch<int32_t> sums_scratch;
     const CodeValue& x = values[static_cast<size_t>(step.inputs[0])];
+    const IntegerLayer& layer = *step.layer;
     const uint8_t* from = codes(step.inputs[0], image);
-    if (step.own_input) {
+    if (step.requantizes) {
       uint8_t* own = input_scratch.get(static_cast<size_t>(x.size()));
-      const int lowest = code_lowest(step.own_input->scheme);
-      const int highest = code_highest(step.own_input->scheme);
+      const int lowest = code_lowest(layer.input.scheme);
+      const int highest = code_highest(layer.input.scheme);
       const bool is_signed = x.is_signed();
       for (int64_t i = 0; i < x.size(); ++i) {
         const float real = static_cast<float>(code_at(from, i, is_signed)) * x.scheme.scale;
-        own[i] = static_cast<uint8_t>(quantize_real(real, step.own_input->scale, lowest, highest));
+        own[i] =
+            static_cast<uint8_t>(quantize_real(real, layer.input.scale, lowest, highest));
       }
       from = own;
     }
-    const int64_t pixels = step.shape.out_height() * step.shape.out_width();
     const Target& target = step.target;
-    if (target.value >= 0) {
-      return run_conv2d_s8(*step.conv, from,
-                           Conv2dCodes{.bias = step.bias.data(),
-                                       .multiplier = step.multiplier.data(),
-                                       .scale = target.scale,
-                                       .lowest = target.lowest,
-                                       .highest = target.highest},
-                           codes(target.value, image));
-    }
-    int32_t* sums = sums_scratch.get(static_cast<size_t>(step.shape.outputs * pixels));
-    run_conv2d_s8(*step.conv, from, sums);
-    for (int64_t c = 0; c < step.shape.outputs; ++c) {
-      const float m = step.multiplier[static_cast<size_t>(c)];
-      const int32_t bias = step.bias[static_cast<size_t>(c)];
-      for (int64_t i = c * pixels; i < (c + 1) * pixels; ++i) {
-        logits[i] = static_cast<float>(sums[i] + bias) * m;
-      }
-    }
+    if (target.value < 0) return layer.run_codes(from, logits);
+    run_conv2d_s8(layer.conv, from,
+                  Conv2dCodes{.bias = layer.bias.data(),
+                              .multiplier = layer.multiplier.data(),
+                              .scale = target.scale,
+                              .lowest = target.lowest,
+                              .highest = target.highest},
+                  codes(target.value, image));
   }
 
   void run_step(const Step& step, int64_t image, float* logits) {
     const Node& node = *step.node;
-    if (step.conv) return run_layer(step, image, logits);
+    if (step.layer) return run_layer(step, image, logits);
     const CodeValue& x = values[static_cast<size_t>(step.inputs[0])];
     const uint8_t* a = codes(step.inputs[0], image);
     const Target& t = step.target;

@@ -20,9 +20,45 @@ Status failure(StatusCode code, const std::string& where, const Parts&... parts)
   return error(code, "[runtime] ", where, ": ", parts...);
 }
 
+// What a convolution's node and input say of its shape; the weight says the rest. A
+// linear layer's is one pixel of its columns.
+Conv2dShape input_shape(const Step& step) {
+  const Node& node = *step.node;
+  if (node.op == "linear")
+    return {.channels = step.image_shape.back(), .height = 1, .width = 1};
+  const auto stride = node.integers("stride", {1, 1});
+  const auto padding = node.integers("padding", {0, 0});
+  return {.channels = step.image_shape[0],
+          .height = step.image_shape[1],
+          .width = step.image_shape[2],
+          .stride_h = stride[0],
+          .stride_w = stride[1],
+          .pad_h = padding[0],
+          .pad_w = padding[1],
+          .groups = node.integer("groups", 1)};
+}
+
+// Of a layer whose input is in static codes; false of others.
+Result<bool> prepare_integer(const Artifact& artifact, const ExecutorOptions& options,
+                             KernelNames* kernels, Step& step) {
+  const Node& node = *step.node;
+  const std::string& weight = node.parameter("weight");
+  const ActivationScheme* input = static_input(artifact, weight);
+  if (input == nullptr || !options.integer) return false;
+  NIBBLE_ASSIGN_OR_RETURN(
+      IntegerLayer layer,
+      IntegerLayer::create(artifact, node.name, weight, node.parameter("bias"),
+                           input_shape(step), *input, kernels));
+  step.integer = std::make_unique<IntegerLayer>(std::move(layer));
+  return true;
+}
+
 Status prepare_linear_weight(const Artifact& artifact, const ExecutorOptions& options,
                              KernelNames* kernels, Step& step) {
   const Node& node = *step.node;
+  NIBBLE_ASSIGN_OR_RETURN(const bool integer,
+                          prepare_integer(artifact, options, kernels, step));
+  if (integer) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(artifact, node));
   step.reversed = options.reversed_sums && weight.is_plain();
   if (step.reversed) weight = with_reversed_columns(weight, 1);
@@ -67,22 +103,16 @@ Status prepare_attention(const Program& program, Step& step) {
 Status prepare_conv(const Artifact& artifact, const ExecutorOptions& options,
                     KernelNames* kernels, Step& step) {
   const Node& node = *step.node;
+  NIBBLE_ASSIGN_OR_RETURN(const bool integer,
+                          prepare_integer(artifact, options, kernels, step));
+  if (integer) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(LinearWeight weight, node_weight(artifact, node));
   NIBBLE_ASSIGN_OR_RETURN(step.bias, node_floats(artifact, node, "bias"));
   const std::vector<int64_t>& w = weight.is_plain() ? weight.plain.shape : weight.packed.shape;
-  const auto stride = node.integers("stride", {1, 1});
-  const auto padding = node.integers("padding", {0, 0});
-  const Conv2dShape shape = {.channels = step.image_shape[0],
-                             .height = step.image_shape[1],
-                             .width = step.image_shape[2],
-                             .outputs = w[0],
-                             .kernel_h = w[2],
-                             .kernel_w = w[3],
-                             .stride_h = stride[0],
-                             .stride_w = stride[1],
-                             .pad_h = padding[0],
-                             .pad_w = padding[1],
-                             .groups = node.integer("groups", 1)};
+  Conv2dShape shape = input_shape(step);
+  shape.outputs = w[0];
+  shape.kernel_h = w[2];
+  shape.kernel_w = w[3];
   // Of a grouped convolution the channels would change their groups.
   step.reversed = options.reversed_sums && weight.is_plain() && shape.groups == 1;
   if (step.reversed) weight = with_reversed_columns(weight, shape.kernel_h * shape.kernel_w);
@@ -123,7 +153,8 @@ Status prepare_step(const Artifact& artifact, const ExecutorOptions& options, St
     NIBBLE_ASSIGN_OR_RETURN(MoeStep moe, MoeStep::create(artifact, node, options, kernels));
     step.moe = std::make_unique<MoeStep>(std::move(moe));
   } else if (node.op == "lstm") {
-    NIBBLE_ASSIGN_OR_RETURN(LstmStep lstm, LstmStep::create(artifact, node, kernels));
+    NIBBLE_ASSIGN_OR_RETURN(LstmStep lstm,
+                            LstmStep::create(artifact, node, options.integer, kernels));
     step.lstm = std::make_unique<LstmStep>(std::move(lstm));
   } else if (node.op == "rms_norm") {
     NIBBLE_ASSIGN_OR_RETURN(step.weight, node_floats(artifact, node, "weight"));

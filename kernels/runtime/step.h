@@ -19,6 +19,7 @@
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/rope/rope.h"
 #include "kernels/runtime/executor.h"
+#include "kernels/runtime/integer_layer.h"
 #include "kernels/runtime/lstm_step.h"
 #include "kernels/runtime/moe_step.h"
 
@@ -36,6 +37,7 @@ struct Step {
   LinearWeight table;                 // embedding
   PreparedLinear linear;
   std::unique_ptr<PreparedConv2d> conv;
+  std::unique_ptr<IntegerLayer> integer;  // linear, conv2d: its input is in static codes
   std::unique_ptr<MoeStep> moe;
   std::unique_ptr<LstmStep> lstm;
   std::vector<float> weight, bias, shift;  // norms; batch norm: y = x * weight + bias

@@ -17,6 +17,10 @@ LedgerEntry ledger_entry(const LayerPlan& layer, const CodedMatrix& coded,
   entry.error = account.error;
   entry.output_error = account.output_error;
   entry.note = account.note;
+  if (!layer.input_reason.empty()) {
+    entry.note += cat(entry.note.empty() ? "" : "; ",
+                      "its input stays float: ", layer.input_reason);
+  }
   return entry;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/program/batch_axis.h"
 #include "ptq/error.h"
 #include "ptq/module/program_module.h"
 
@@ -12,9 +13,44 @@ namespace {
 
 constexpr int64_t kImagesPerSample = 16;
 
+int64_t count_of(const Artifact& model, const CalibrationData& data) {
+  if (model.program.is_language_model())
+    return static_cast<int64_t>(data.sequences.size());
+  if (!data.values.empty()) {
+    const auto& [name, tensor] = *data.values.begin();
+    for (const ProgramValue& input : model.program.inputs) {
+      const int axis = batch_axis(input);
+      if (input.name == name && axis >= 0)
+        return tensor.shape.at(static_cast<size_t>(axis));
+    }
+    return 0;
+  }
+  return data.images.shape.empty() ? 0 : data.images.shape[0];
+}
+
 template <class... Parts>
 Error failure(StatusCode code, const Parts&... parts) {
   return Error(error(code, "[calibrate] ", parts...));
+}
+
+// Every input that the net reads, with one batch.
+void check_values(const Artifact& model, const CalibrationData& data, int64_t count) {
+  for (const ProgramValue& input : model.program.inputs) {
+    if (data.values.empty() || model.program.consumers(input.name).empty()) continue;
+    const auto found = data.values.find(input.name);
+    if (found == data.values.end()) {
+      throw failure(StatusCode::failed_precondition, "data: input ", input.name,
+                    " needs values; found none of this name; give every input that the "
+                    "net reads");
+    }
+    std::vector<int64_t> wanted;
+    for (const std::string& size : input.shape)
+      wanted.push_back(is_open_size(size) ? count : std::stoll(size));
+    if (found->second.shape != wanted) {
+      throw failure(StatusCode::invalid_argument, "data: input ", input.name, " is ",
+                    shape_text(wanted), " here; found ", shape_text(found->second.shape));
+    }
+  }
 }
 
 }  // namespace
@@ -22,9 +58,8 @@ Error failure(StatusCode code, const Parts&... parts) {
 void check_calibration_data(const Artifact& model, const Plan& plan,
                             const CalibrationData& data, const std::string& needed_by) {
   const bool text = model.program.is_language_model();
-  const char* unit = text ? "sequences" : "images";
-  const int64_t found = text ? static_cast<int64_t>(data.sequences.size())
-                             : (data.images.shape.empty() ? 0 : data.images.shape[0]);
+  const char* unit = text ? "sequences" : data.values.empty() ? "images" : "samples";
+  const int64_t found = count_of(model, data);
   if (found == 0) {
     throw failure(StatusCode::failed_precondition, needed_by,
                   " needs calibration data; found none; give --calibration");
@@ -34,7 +69,7 @@ void check_calibration_data(const Artifact& model, const Plan& plan,
                   " ", unit, " are planned; found ", found,
                   "; give more or set calibration_sequences=", found);
   }
-  if (!text) return;
+  if (!text) return check_values(model, data, found);
   for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
     const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
     if (ids.empty() || static_cast<int64_t>(ids.size()) > plan.calibration_length) {
@@ -67,6 +102,21 @@ std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan&
         sample[model.program.inputs[j].name] = at::zeros_like(tensor);
       }
       samples.push_back(std::move(sample));
+    }
+    return samples;
+  }
+  if (!data.values.empty()) {
+    std::map<std::string, std::pair<at::Tensor, int64_t>>
+        values;  // with the batch's axis
+    for (const ProgramValue& value : model.program.inputs) {
+      if (data.values.count(value.name))
+        values[value.name] = {to_torch(data.values.at(value.name)), batch_axis(value)};
+    }
+    for (int64_t i = 0; i < plan.calibration_sequences; i += kImagesPerSample) {
+      const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - i);
+      ValueStream::Values& sample = samples.emplace_back();
+      for (const auto& [name, value] : values)
+        sample[name] = value.first.narrow(value.second, i, count);
     }
     return samples;
   }

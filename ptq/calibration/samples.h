@@ -13,8 +13,8 @@ namespace nibble {
 // are the same at any thread count; more of them only cost memory.
 inline constexpr int64_t kRound = 8;
 
-// A language model's sequences, one a sample (an encoder's token types 0), or images, 16
-// a sample: as many as the plan says.
+// A language model's sequences, one a sample (an encoder's token types 0), or images or
+// rows of a net's inputs, 16 a sample: as many as the plan says.
 std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
                                               const CalibrationData& data);
 

@@ -51,6 +51,19 @@ class ExactRun {
     return logits_;
   }
 
+  Tensor run_alone(const Node& node, const Tensor& x) {
+    const auto layer = artifact_.layers.find(node.parameter("weight"));
+    if (layer == artifact_.layers.end() || !layer->second.input) {
+      fail(StatusCode::failed_precondition,
+           cat(node.name,
+               ": a static input scheme was required; the artifact has none; "
+               "quantize with a static recipe"));
+    }
+    const ActivationScheme& own = *layer->second.input;
+    check_static(node.name + " input", own);
+    return layer_reals(node, {quantized(x, own), own.scale});
+  }
+
  private:
   void run_node(const Node& node) {
     if (node.op == "conv2d" || node.op == "linear") {
@@ -80,17 +93,24 @@ class ExactRun {
   }
 
   void run_layer(const Node& node) {
-    const std::string& name = node.parameter("weight");
     Coded x = input(node, 0);
+    const auto layer = artifact_.layers.find(node.parameter("weight"));
+    if (layer != artifact_.layers.end() && layer->second.input) {
+      const ActivationScheme& own = *layer->second.input;
+      check_static(node.name + " input", own);
+      x = {quantized(x.reals(), own), own.scale};
+    }
+    finish(node, layer_reals(node, x));
+  }
+
+  // y = float(acc + bias_q) * m
+  Tensor layer_reals(const Node& node, const Coded& x) {
+    const std::string& name = node.parameter("weight");
     const auto layer = artifact_.layers.find(name);
     if (layer == artifact_.layers.end() || !artifact_.packed.count(name)) {
       fail(StatusCode::failed_precondition,
            cat(node.name, ": integer codes were required for ", name,
                "; the layer is float; quantize it with a static recipe"));
-    }
-    if (const auto& own = layer->second.input) {
-      check_static(node.name + " input", *own);
-      x = {quantized(x.reals(), *own), own->scale};
     }
     const Weight weight = weight_of(node.name, artifact_.packed.at(name));
     const Tensor multiplier = weight.scales.mul(x.scale);  // m[c] = s_x * s_w[c]
@@ -108,8 +128,7 @@ class ExactRun {
                           node.integers("padding", {0, 0}), {1, 1},
                           node.integer("groups", 1))
              : at::linear(codes, weight.codes, bias);
-    finish(node,
-           sums.to(at::kFloat).mul(conv ? multiplier.view({1, -1, 1, 1}) : multiplier));
+    return sums.to(at::kFloat).mul(conv ? multiplier.view({1, -1, 1, 1}) : multiplier);
   }
 
   void move_codes(const Node& node) {
@@ -240,7 +259,7 @@ class ExactRun {
 
   const Artifact& artifact_;
   const Program& program_;
-  const Tap& tap_;
+  const Tap tap_;
   std::map<std::string, Coded> values_;
   Tensor logits_;
 };
@@ -252,6 +271,12 @@ torch::Tensor run_exact(
     const std::function<void(const std::string&, const torch::Tensor&)>& tap) {
   torch::NoGradGuard no_grad;
   return ExactRun(artifact, tap).run(images);
+}
+
+torch::Tensor run_exact_layer(const Artifact& artifact, const Node& node,
+                              const torch::Tensor& x) {
+  torch::NoGradGuard no_grad;
+  return ExactRun(artifact, {}).run_alone(node, x);
 }
 
 }  // namespace nibble

@@ -26,4 +26,9 @@ torch::Tensor run_exact(
     const Artifact& artifact, const torch::Tensor& images,
     const std::function<void(const std::string&, const torch::Tensor&)>& tap);
 
+// One layer of a net of floats whose input is in codes (kernels/runtime/integer_layer.h):
+// x f32 as the node reads it -> its output. failed_precondition: it has no such input.
+torch::Tensor run_exact_layer(const Artifact& artifact, const Node& node,
+                              const torch::Tensor& x);
+
 }  // namespace nibble

@@ -324,29 +324,53 @@ torch::Tensor ProgramModuleImpl::run_node(const Node& node, Pass& pass) {
 }
 
 torch::Tensor ProgramModuleImpl::forward(const torch::Tensor& input) {
-  Pass pass;
+  Values values;
   const std::string& first = program_.inputs[0].name;
-  pass.values[first] = input_as_read(first, input);
+  values[first] = input_as_read(first, input);
   // Token types: 0, one sequence alone.
   for (size_t i = 1; i < program_.inputs.size(); ++i) {
+    const std::string& name = program_.inputs[i].name;
+    if (!program_.is_language_model() && program_.consumers(name).empty()) continue;
     if (!program_.is_language_model()) {
-      fail(StatusCode::unsupported,
-           cat("[program_module] input ", program_.inputs[i].name,
-               ": a net of one input was required to calibrate or train on data; found ",
-               program_.inputs.size(), " inputs; round weights to nearest (w8a16)"));
+      fail(StatusCode::invalid_argument,
+           cat("[program_module] input ", name,
+               ": a net of one input was required; found ", program_.inputs.size(),
+               " inputs; give them by name (forward_values)"));
     }
-    pass.values[program_.inputs[i].name] = at::zeros_like(input);
+    values[name] = at::zeros_like(input);
   }
+  return run_program(std::move(values)).at(program_.outputs[0].name);
+}
+
+ProgramModuleImpl::Values ProgramModuleImpl::forward_values(const Values& inputs) {
+  Values values;
+  for (const ProgramValue& input : program_.inputs) {
+    const auto found = inputs.find(input.name);
+    if (found != inputs.end())
+      values[input.name] = input_as_read(input.name, found->second);
+  }
+  return run_program(std::move(values));
+}
+
+ProgramModuleImpl::Values ProgramModuleImpl::outputs_of(const Values& values) const {
+  Values outputs;
+  for (const ProgramValue& output : program_.outputs)
+    outputs[output.name] = values.at(output.name);
+  return outputs;
+}
+
+ProgramModuleImpl::Values ProgramModuleImpl::run_program(Values values) {
   if (recompute_ && torch::GradMode::is_enabled())
-    return forward_by_blocks(std::move(pass.values));
+    return forward_by_blocks(std::move(values));
+  Pass pass{.values = std::move(values), .weights = {}};
   for (size_t i = 0; i < program_.nodes.size(); ++i) {
     run_node(program_.nodes[i], pass);
     for (const std::string& name : dies_[i]) pass.values.erase(name);
   }
-  return pass.values.at(program_.outputs[0].name);
+  return outputs_of(pass.values);
 }
 
-torch::Tensor ProgramModuleImpl::forward_by_blocks(Values values) {
+ProgramModuleImpl::Values ProgramModuleImpl::forward_by_blocks(Values values) {
   std::vector<int> blocks = {kFirstBlock};
   for (int i = 0; i < program_.block_count(); ++i) blocks.push_back(i);
   blocks.push_back(kLastBlock);
@@ -364,7 +388,7 @@ torch::Tensor ProgramModuleImpl::forward_by_blocks(Values values) {
     }
     for (const auto& [name, value] : made) values[name] = value;
   }
-  return values.at(program_.outputs[0].name);
+  return outputs_of(values);
 }
 
 // The nodes of one block through recomputed(). Integers (ids) are no inputs of autograd.

@@ -48,7 +48,12 @@ class ProgramModuleImpl : public torch::nn::Module {
   explicit ProgramModuleImpl(const Artifact& artifact,
                              PackedWeights packed = PackedWeights::become_floats);
 
+  // A net of one input that is read, and its first output; a language model's ids.
   torch::Tensor forward(const torch::Tensor& input);
+  // Any net over values: f32 by input name, in the inputs' shapes and with one batch ->
+  // every output by name. Inputs that no node reads may be absent.
+  std::map<std::string, torch::Tensor> forward_values(
+      const std::map<std::string, torch::Tensor>& inputs);
 
   // Runs the nodes of one block (or pseudo-block) on its live values; returns its live
   // outputs. A program input among the live values passes its value quantizer here, as in
@@ -63,7 +68,8 @@ class ProgramModuleImpl : public torch::nn::Module {
                      const torch::Tensor& value);  // copies data
 
   // Fake quantizers: of a weight (by tensor name), of a value (by value name), of one
-  // layer's input (by node name; applied to what that consumer reads). nullptr removes.
+  // layer's input (by node name; applied to what that consumer reads first). nullptr
+  // removes.
   // They are submodules weight_quantizers.*, value_quantizers.*, input_quantizers.* (dots
   // as slashes).
   void quantize_weight(const std::string& tensor_name, FakeQuantize quantizer);
@@ -106,7 +112,9 @@ class ProgramModuleImpl : public torch::nn::Module {
     Values weights;
   };
   torch::Tensor run_node(const Node& node, Pass& pass);
-  torch::Tensor forward_by_blocks(Values values);
+  Values run_program(Values values);
+  Values outputs_of(const Values& values) const;
+  Values forward_by_blocks(Values values);
   Values run_again(int block, const Values& live);
   torch::Tensor weight_of(const std::string& tensor_name, Pass& pass);
   torch::Tensor bias_of(const Node& node, const std::string& tensor_name);

@@ -187,7 +187,13 @@ Tensor run_hadamard(const TorchOpCall& call) {
 
 Tensor run_mul(const TorchOpCall& call) { return call.inputs[0] * call.inputs[1]; }
 
-Tensor run_sqrt(const TorchOpCall& call) { return at::sqrt(call.inputs[0]); }
+// At 0 the slope is infinite, and what made the 0 (a square) has slope 0: their product
+// would be NaN. 0 is taken for it.
+Tensor run_sqrt(const TorchOpCall& call) {
+  const Tensor& x = call.inputs[0];
+  const Tensor is_zero = x == 0;
+  return at::sqrt(x.masked_fill(is_zero, 1)).masked_fill(is_zero, 0);
+}
 
 Tensor run_sigmoid(const TorchOpCall& call) { return at::sigmoid(call.inputs[0]); }
 

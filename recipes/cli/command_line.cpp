@@ -70,6 +70,9 @@ void CommandLine::kv_option() {
        "scale for all: int8/t@f32=0.05) or "
        "KEYS,VALUES (default: what the artifact says, else f32)");
 }
+void CommandLine::carry_option() {
+  list("carry", "OUTPUT=INPUT", "an output that is an input of the next step");
+}
 void CommandLine::json() {
   flag("json", "print one JSON object on stdout and nothing else there");
 }
@@ -254,6 +257,16 @@ Result<std::string> kv_option(const CommandLine& line) {
   if (text.empty()) return text;
   NIBBLE_RETURN_IF_ERROR(parse_kv_scheme(text, 1, 64).status());
   return text;
+}
+
+Result<std::vector<Carry>> carry_option(const CommandLine& line, const char* verb) {
+  std::vector<Carry> carries;
+  for (const std::string& text : line.list("carry")) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<Carry> more,
+                            parse_carries(text, cat("[", verb, "] --carry")));
+    carries.insert(carries.end(), more.begin(), more.end());
+  }
+  return carries;
 }
 
 Result<Compute> compute_option(const CommandLine& line) {

@@ -14,6 +14,7 @@
 
 #include "kernels/base/status.h"
 #include "kernels/runtime/executor.h"
+#include "recipes/data/signals.h"
 #include "recipes/models/load_model.h"
 
 namespace nibble {
@@ -54,6 +55,7 @@ class CommandLine {
   void positional(const char* name, bool required = true);
   void json();           // --json
   void kv_option();      // --kv
+  void carry_option();   // --carry
   void model_options();  // --tokenizer, --architecture, --size
   // command: all of it, "nibble quantize ..."; a test parses each.
   void example(const char* command, const char* purpose);
@@ -93,6 +95,9 @@ Result<VerbDescription> describe_verb(const Verb& verb,
 
 // --kv: checked as far as it can be without a model; "" when absent.
 Result<std::string> kv_option(const CommandLine& line);
+
+// --carry, of `verb`.
+Result<std::vector<Carry>> carry_option(const CommandLine& line, const char* verb);
 
 // --compute: float (default) or int8.
 Result<Compute> compute_option(const CommandLine& line);

@@ -259,11 +259,53 @@ Status evaluate_on_images(const CommandLine& line, Models& models, Json& json,
   return attest(line, models, attest_figures(quality), std::move(on));
 }
 
+Status evaluate_on_signals(const CommandLine& line, Models& models, Json& json,
+                           Measurement& measurement) {
+  if (line.has("attest")) {
+    return error(StatusCode::unsupported,
+                 "[evaluate] --attest: text or images are required; found ",
+                 line.text("dataset"), "; leave it out");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Carry> carries,
+                          carry_option(line, "evaluate"));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const SignalSet set,
+      load_signals(line.path("dataset"), models.model->artifact().program, carries,
+                   line.integer("limit")));
+  if (!models.reference && set.targets.empty()) {
+    return error(StatusCode::invalid_argument, "[evaluate] ", set.description,
+                 ": a reference or target.<output> tensors are required to measure "
+                 "against; found neither; give --reference, the float model");
+  }
+  int64_t units = 0;
+  if (models.reference) {
+    NIBBLE_ASSIGN_OR_RETURN(measurement.signals,
+                            evaluate_signals(*models.model, *models.reference, set,
+                                             make_counter("evaluate", "samples")));
+    json["signals"] = signal_json(*measurement.signals);
+    units = measurement.signals->units;
+  }
+  if (!set.targets.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        measurement.targets,
+        evaluate_targets(*models.model, set, make_counter("evaluate", "samples")));
+    json["targets"] = signal_json(*measurement.targets);
+    units = measurement.targets->units;
+  }
+  const char* what = set.is_stream() ? "32-step run" : "sample";
+  json["data"] = set.description;
+  json["intervals"] = intervals_text(units, what);
+  print(json, measurement, {},
+        {{"measured on", set.description}, {"intervals", intervals_text(units, what)}},
+        line.wants_json());
+  return ok_status();
+}
+
 }  // namespace
 
 Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
-      "evaluate MODEL (--text FILE | --dataset DIR) [--reference MODEL]",
+      "evaluate MODEL (--text FILE | --dataset DIR|FILE) [--reference MODEL]",
       "Perplexity on text or accuracy on images, with 95 % intervals; with a "
       "reference, the KL divergence\nKL(reference || this) in nats a token and how "
       "often both choose the same.\n\nText is cut into windows of --sequence-length "
@@ -272,11 +314,17 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
       "the\nfirst. Intervals: bootstrap over sequences (images), 2,000 resamples, a "
       "fixed seed. With a reference,\nthe noise floor says how far the reference is "
       "from itself when it only adds in another order.\n\nOf an encoder: the cosine "
-      "between the embeddings of the text's sentences (cut after . ! ? and at line\nends) "
-      "and the reference's.");
+      "between the embeddings of the text's sentences (cut after . ! ? and at "
+      "line\nends) "
+      "and the reference's. Of a net over values (a .safetensors as --dataset, "
+      "recipes/data/signals.h): each\noutput's relative error to the reference's, or to "
+      "target.<output> of the file; --carry runs streams.");
   line.positional("MODEL");
   line.text("text", "FILE", "UTF-8 text, or safetensors with input_ids");
-  line.text("dataset", "DIR", "a CIFAR or MNIST folder, or JPEG and PNG files in a folder a class; its test images");
+  line.text("dataset", "DIR|FILE",
+            "a CIFAR or MNIST folder, or JPEG and PNG files in a folder a class; its test "
+            "images; or safetensors with a tensor an input");
+  line.carry_option();
   line.text("reference", "MODEL", "compare with this model, in float");
   line.integer("sequence-length", "tokens a window; 0: the model's context, at most 2048",
                0, 0);
@@ -311,6 +359,10 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   line.example(
       "nibble evaluate build/resnet --dataset cifar10 --reference resnet20.safetensors --json",
       "accuracy on the test images, for a script");
+  line.example(
+      "nibble evaluate build/vad --dataset chunks.safetensors --carry stateN=state "
+      "--reference detector.onnx --size sequence=576",
+      "a voice detector on streams of audio, its state carried");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (line.has("text") == line.has("dataset")) {
@@ -346,6 +398,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   if (line.has("reference")) {
     LoadOptions options;
     options.architecture = line.text("architecture");
+    options.sizes = line.load_options().sizes;
     NIBBLE_ASSIGN_OR_RETURN(models.reference, open(line.path("reference"), options,
                                                    Compute::float_activations, "f32"));
     const Program& a = models.model->artifact().program;
@@ -385,6 +438,9 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
                          ExecutorOptions{.compute = compute, .kv = "f32"}));
   }
   if (line.has("text")) return evaluate_on_text(line, models, json, measurement);
+  if (line.path("dataset").extension() == ".safetensors" &&
+      !models.model->artifact().program.is_language_model())
+    return evaluate_on_signals(line, models, json, measurement);
   return evaluate_on_images(line, models, json, measurement);
 }
 

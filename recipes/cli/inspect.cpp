@@ -2,6 +2,7 @@
 #include <iostream>
 #include <optional>
 
+#include "export/onnx/onnx_ends.h"
 #include "kernels/base/json.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/verb.h"
@@ -115,6 +116,32 @@ std::vector<RecipeLine> recipe_lines(const Artifact& model) {
   return lines;
 }
 
+std::string shape_of(const std::vector<std::string>& sizes) {
+  std::string text = "[";
+  for (const std::string& size : sizes) text += (text.size() > 1 ? ", " : "") + size;
+  return text + "]";
+}
+
+// "input F32 [batch, 576], sr I64 []"
+template <class Ends, class Type>
+std::string ends_text(const Ends& ends, const Type& type) {
+  std::string text;
+  for (const auto& end : ends)
+    text +=
+        cat(text.empty() ? "" : ", ", end.name, " ", type(end), " ", shape_of(end.shape));
+  return text;
+}
+
+template <class Ends, class Type>
+Json ends_json(const Ends& ends, const Type& type) {
+  Json json = Json::array();
+  for (const auto& end : ends)
+    json.push_back({{"name", end.name}, {"dtype", type(end)}, {"shape", end.shape}});
+  return json;
+}
+
+std::string type_of(const ProgramValue& value) { return dtype_name(value.dtype); }
+
 Json to_json(const Artifact& model, const Measurement& size,
              const std::vector<LayerLine>& lines,
              const std::vector<RecipeLine>& recipes) {
@@ -177,6 +204,8 @@ Json to_json(const Artifact& model, const Measurement& size,
           {"kv_cache",
            model.program.states.empty() ? "" : to_string(model.program.states[0].scheme)},
           {"vocabulary", model.program.vocabulary},
+          {"inputs", ends_json(model.program.inputs, type_of)},
+          {"outputs", ends_json(model.program.outputs, type_of)},
           {"tokenizer", files},
           {"parameters", parameters},
           {"recipes", predicted},
@@ -187,6 +216,32 @@ Json to_json(const Artifact& model, const Measurement& size,
             {"recipe", model.provenance.recipe},
             {"calibration", model.provenance.calibration},
             {"tool_version", model.provenance.tool_version}}}};
+}
+
+// What an ONNX file says where its sizes are not known yet.
+Status inspect_open_graph(const OnnxEnds& ends, const Status& why, bool as_json) {
+  const auto type = [](const OnnxEnd& end) { return end.type; };
+  if (as_json) {
+    std::cout << Json{{"architecture", "ONNX"},
+                      {"opset", ends.opset},
+                      {"inputs", ends_json(ends.inputs, type)},
+                      {"outputs", ends_json(ends.outputs, type)},
+                      {"open_sizes", ends.open_sizes()},
+                      {"weights", ends.weights},
+                      {"operators", ends.operators},
+                      {"not_read", why.message()}}
+                     .dump(-1, ' ', false, Json::error_handler_t::replace)
+              << "\n";
+    return ok_status();
+  }
+  std::string operators;
+  for (const auto& [op, count] : ends.operators)
+    operators += cat(operators.empty() ? "" : ", ", count, " ", op);
+  std::cout << "ONNX, opset " << ends.opset << ", " << ends.weights
+            << " weights of the graph itself\nreads  " << ends_text(ends.inputs, type)
+            << "\ngives  " << ends_text(ends.outputs, type) << "\noperators  "
+            << operators << "\nnot read further  " << why.message() << "\n";
+  return ok_status();
 }
 
 std::string recipes_text(const std::vector<RecipeLine>& recipes) {
@@ -255,6 +310,10 @@ std::string to_text(const Artifact& model, const Measurement& size,
     if (!states.empty() && !states[0].scheme.is_f32())
       text += cat("KV cache ", to_string(states[0].scheme), "\n");
   }
+  if (!model.program.is_language_model()) {
+    text += cat("reads  ", ends_text(model.program.inputs, type_of), "\ngives  ",
+                ends_text(model.program.outputs, type_of), "\n");
+  }
   if (!model.activations.empty()) {
     text += cat(model.activations.size(), " values with static integer activations\n");
   }
@@ -297,8 +356,15 @@ Status run_inspect_verb(const std::vector<std::string>& arguments) {
                "one number of an artifact");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(const Artifact model,
-                          load_model(line.path("MODEL"), line.load_options()));
+  Result<Artifact> loaded = load_model(line.path("MODEL"), line.load_options());
+  if (!loaded.ok() && line.path("MODEL").extension() == ".onnx" &&
+      loaded.status().code() == StatusCode::unsupported) {
+    // A graph whose sizes are open still says what it reads and gives.
+    const Result<OnnxEnds> ends = read_onnx_ends(line.path("MODEL"));
+    if (ends.ok() && !line.has("program") && !ends->open_sizes().empty())
+      return inspect_open_graph(*ends, loaded.status(), line.wants_json());
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact model, std::move(loaded));
   if (line.has("program")) {
     std::cout << print_program(model.program);
     return ok_status();

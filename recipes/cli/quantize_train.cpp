@@ -323,7 +323,9 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
       "that "
       "a gate rejects goes to DIR.rejected, and the exit code is 11.");
   common_options(line);
-  line.text("calibration", "TEXT|DATASET", "what methods like gptq learn from");
+  line.text("calibration", "TEXT|DATASET",
+            "what methods like gptq learn from; of a net over values a safetensors file "
+            "with a tensor an input");
   line.text(
       "save-calibration", "FILE",
       "keep the token ids that were used (safetensors), to run another tool on them");
@@ -381,7 +383,10 @@ Status run_train_verb(const std::vector<std::string>& arguments) {
       "--set seed=N) or with\nquantization in the loop (qat recipes). Checkpoints lie "
       "in DIR.training until the end; --resume goes on\nfrom the last one.");
   common_options(line);
-  line.text("data", "TEXT|DATASET", "what to train on", true);
+  line.text("data", "TEXT|DATASET",
+            "what to train on; of a net over values a safetensors file with a tensor an "
+            "input",
+            true);
   line.waive("data", "dry-run");
   line.flag("resume", "continue an interrupted run of the same command");
   line.flag("overwrite", "replace DIR if it is there");

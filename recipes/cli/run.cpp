@@ -16,19 +16,6 @@ namespace {
 using Json = nlohmann::json;
 using Tensors = std::map<std::string, Tensor>;
 
-Result<std::vector<Carry>> carries_of(const CommandLine& line) {
-  std::vector<Carry> carries;
-  for (const std::string& text : line.list("carry")) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
-      return error(StatusCode::invalid_argument, "[run] --carry ", text,
-                   ": OUTPUT=INPUT was required; write it so");
-    }
-    carries.push_back({text.substr(0, equals), text.substr(equals + 1)});
-  }
-  return carries;
-}
-
 Result<Tensors> run_model(const CommandLine& line, const char* model,
                           const Tensors& inputs, const std::vector<Carry>& carries) {
   NIBBLE_ASSIGN_OR_RETURN(Artifact loaded,
@@ -73,7 +60,7 @@ Status run_run_verb(const std::vector<std::string>& arguments) {
   line.text("inputs", "FILE", "safetensors with a tensor an input", true);
   line.text("output", "FILE", "the safetensors file to write (default: none)");
   line.flag("overwrite", "replace FILE if it is there");
-  line.list("carry", "OUTPUT=INPUT", "an output that is an input of the next step");
+  line.carry_option();
   line.text("reference", "MODEL", "compare with the outputs of this model");
   line.model_options();
   line.json();
@@ -87,7 +74,7 @@ Status run_run_verb(const std::vector<std::string>& arguments) {
       "how far its int8 weights move what it gives");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Carry> carries, carries_of(line));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Carry> carries, carry_option(line, "run"));
   std::error_code ignored;
   if (line.has("output") && !line.has("overwrite") &&
       std::filesystem::exists(line.path("output"), ignored)) {

@@ -21,20 +21,6 @@ const ProgramValue* find(const std::vector<ProgramValue>& values,
   return nullptr;
 }
 
-Status check_carries(const Program& program, const std::vector<Carry>& carries) {
-  for (const Carry& carry : carries) {
-    const ProgramValue* from = find(program.outputs, carry.output);
-    const ProgramValue* to = find(program.inputs, carry.input);
-    if (from != nullptr && to != nullptr && from->shape == to->shape) continue;
-    return wrong(cat(carry.output, "=", carry.input),
-                 "an output and an input of one shape were required; found ",
-                 from == nullptr ? cat("no output ", carry.output)
-                 : to == nullptr ? cat("no input ", carry.input)
-                                 : std::string("two that differ"));
-  }
-  return ok_status();
-}
-
 // One input over the steps.
 struct Source {
   std::vector<int64_t> shape;  // of a step

@@ -17,12 +17,9 @@
 
 #include "kernels/base/tensor.h"
 #include "kernels/runtime/executor.h"
+#include "recipes/data/signals.h"
 
 namespace nibble {
-
-struct Carry {
-  std::string output, input;
-};
 
 Result<std::map<std::string, Tensor>> run_net(Executor& net,
                                               const std::map<std::string, Tensor>& inputs,

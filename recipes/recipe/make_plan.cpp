@@ -4,6 +4,7 @@
 
 #include "kernels/base/json.h"
 #include "kernels/program/layers.h"
+#include "kernels/program/never_negative.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/recipe.h"
 
@@ -99,11 +100,46 @@ Status check_gptq(const std::string& where, const Layer& layer,
                "; allowed: int4/g128@f16 and so on, or rtn");
 }
 
+// The input scheme of a layer of a net of floats: codes by the sign of what it reads.
+Status static_input_scheme(const Recipe& recipe, const LayerRule& rule, const Layer& of,
+                           const Program& program, LayerPlan& layer) {
+  const Node& node = *of.node;
+  if (rule.input == "float") {
+    layer.input_reason = rule.reason.empty() ? "by the recipe" : rule.reason;
+    return ok_status();
+  }
+  if (reader_layer(node) != of.name) {
+    layer.input_reason =
+        node.op == "lstm" ? "h is made inside the lstm" : cat(node.op, " reads no codes");
+    return ok_status();
+  }
+  const bool is_unsigned = never_negative(program, node.inputs.at(0));
+  const std::string& own =
+      is_unsigned && !rule.input_unsigned.empty() ? rule.input_unsigned : rule.input;
+  const std::string& text = !own.empty()  ? own
+                            : is_unsigned ? recipe.unsigned_activation
+                                          : recipe.signed_activation;
+  ActivationScheme input;
+  NIBBLE_ASSIGN_OR_RETURN(input.scheme, parse_scheme(text));
+  layer.scheme.input = input;
+  return ok_status();
+}
+
 // The input scheme of one layer. Static recipes: by the sign of the value it reads.
-Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& node,
-                    const Plan& plan, LayerPlan& layer) {
+Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Layer& of,
+                    const Program& program, const Plan& plan, LayerPlan& layer) {
+  const Node& node = *of.node;
+  if (recipe.static_activations && plan.activations.empty())
+    return static_input_scheme(recipe, rule, of, program, layer);
   if (rule.input.empty()) return ok_status();
   const std::string where = place_of(recipe, rule);
+  if (rule.input == "float") {
+    if (!recipe.static_activations) return ok_status();
+    return wrong(where,
+                 "on the integer path every layer reads codes; found input float "
+                 "for ",
+                 of.name, "; allowed: leave it out");
+  }
   if (node.op == "moe" || node.op == "lstm") {
     return wrong(where, node.op == "moe" ? "experts read" : "an lstm reads",
                  " floats; found input ", rule.input, " for ",
@@ -137,7 +173,7 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Node& nod
 }
 
 Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule, const Layer& of,
-                             const Plan& plan) {
+                             const Program& program, const Plan& plan) {
   const std::string where = place_of(recipe, rule);
   LayerPlan layer;
   layer.node = of.name;
@@ -164,7 +200,7 @@ Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule, const 
   if (recipe.static_activations) {
     NIBBLE_RETURN_IF_ERROR(check_integer_weight(where, of, layer.scheme.weight));
   }
-  NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, *of.node, plan, layer));
+  NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, of, program, plan, layer));
   return layer;
 }
 
@@ -247,8 +283,21 @@ Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan
                  recipe.signed_activation, " and ", recipe.unsigned_activation,
                  "; allowed: int8/t@f32 and uint8/t@f32");
   }
-  NIBBLE_ASSIGN_OR_RETURN(plan.activations,
-                          integer_activations(program, is_signed, is_unsigned));
+  // A net that the integer path cannot be: values stay floats, layers read codes.
+  const auto values = integer_activations(program, is_signed, is_unsigned);
+  const bool partly =
+      !has_integer_ends(program) || values.status().code() == StatusCode::unsupported;
+  if (partly && (plan.byte_images || plan.bias_correction > 0)) {
+    return wrong(
+        recipe.source, plan.byte_images ? "activations.images: bytes" : "bias_correction",
+        " needs a net whose values are all integers; found ", program.architecture, ", ",
+        has_integer_ends(program) ? values.status().message()
+                                  : "with other ends than an image and a value",
+        "; allowed: ",
+        plan.byte_images ? "activations.images=normalized" : "bias_correction=0");
+  }
+  if (partly) return ok_status();
+  NIBBLE_ASSIGN_OR_RETURN(plan.activations, values);
   if (plan.byte_images)
     plan.activations.at(program.inputs.at(0).name).scheme = is_unsigned;
   return ok_status();
@@ -313,8 +362,8 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
                    each.name,
                    ", which none matches; allowed: a last rule - pattern: \"*\"");
     }
-    NIBBLE_ASSIGN_OR_RETURN(LayerPlan layer,
-                            plan_layer(recipe, ends.rule(*rule, each), each, plan));
+    NIBBLE_ASSIGN_OR_RETURN(
+        LayerPlan layer, plan_layer(recipe, ends.rule(*rule, each), each, program, plan));
     // A tied weight is one tensor with one scheme, whoever reads it.
     const LayerPlan* tied = plan.find(layer.tensor);
     if (tied == nullptr) {

@@ -7,6 +7,7 @@
 
 #include "kernels/base/file.h"
 #include "kernels/scheme/kv_scheme.h"
+#include "recipes/data/signals.h"
 #include "recipes/recipe/nearest_name.h"
 #include "recipes/recipe/settings.h"
 #include "recipes/report/embedded_files.h"
@@ -94,6 +95,7 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (starts("activations.")) {
     return recipe.static_activations || key == "activations.static";
   }
+  if (key == "data.carry" || key == "data.window") return !recipe.data_carry.empty();
   if (key == "gate.max_kl") return recipe.gate.max_kl > 0;
   if (key == "gate.max_perplexity_increase")
     return recipe.gate.max_perplexity_increase > 0;
@@ -189,6 +191,10 @@ class Parser {
                    "train.steps, train.epochs or qat.blocks.epochs above 0 is required; "
                    "found 0 everywhere; allowed: train.steps of at least 1, or epochs");
     }
+    NIBBLE_RETURN_IF_ERROR(
+        parse_carries(recipe_->data_carry,
+                      cat("[recipe] ", place_of("data.carry"), ": data.carry"))
+            .status());
     if (recipe_->images == "bytes" && !recipe_->static_activations) {
       return wrong(place_of("activations.images"),
                    "activations.images: bytes is for integer values; found "
@@ -365,7 +371,8 @@ class Parser {
       rule.weight = value;
     }
     if (key == "input") {
-      NIBBLE_RETURN_IF_ERROR(scheme(key, value, where, ""));
+      if (value != "float")
+        NIBBLE_RETURN_IF_ERROR(scheme(key, value, where, " or float"));
       rule.input = value;
     }
     if (key == "method") {

@@ -28,9 +28,10 @@ struct LayerRule {
   std::string
       weight;  // scheme text; "float" keeps the layer's own dtype; "" = the recipe's
   std::string method;          // rtn | gptq; "" = the recipe's
-  std::string input;           // activation scheme text of signed values; "" none
+  std::string input;           // activation scheme text of signed values; "" none;
+                               // "float": this layer reads floats (static recipes)
   std::string input_unsigned;  // the same after a ReLU (static recipes)
-  std::string reason;          // why it stays float
+  std::string reason;          // why it, or its input, stays float
   bool optional = false;  // may match nothing (built-ins serve several architectures)
   int line = 0;
   bool operator==(const LayerRule&) const = default;
@@ -92,6 +93,8 @@ struct Recipe {
   bool data_append_eos = false;  // per_line: each whole line ends with EOS
   int64_t data_images = 0;       // to train on, at most; 0: all
   bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
+  std::string data_carry;        // nets over values: "OUTPUT=INPUT, ..."; "": no streams
+  int64_t data_window = 8;       // steps of a stream that training goes through at once
 
   std::string rotation;        // parts of kernels/program/edits/rotate.h, commas between
   uint64_t rotation_seed = 1;  // of the residual stream's signs

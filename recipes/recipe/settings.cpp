@@ -333,6 +333,14 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(data_min_chars)},
       {"data.append_eos", "", 0, 0, kAll, "per_line: a whole line ends with EOS",
        NIBBLE_TARGET(data_append_eos)},
+      {"data.carry", "", 0, 0, kAll,
+       "nets over values: OUTPUT=INPUT, commas between: what the output gives in one "
+       "step "
+       "the input reads in the next; tensors are then [steps, ..]",
+       NIBBLE_TARGET(data_carry)},
+      {"data.window", "", 1, 4096, kTraining,
+       "steps of such a stream that training goes through at once, the state carried",
+       NIBBLE_TARGET(data_window)},
       {"data.images", "", 0, kMany, kTraining,
        "at most: the first of the folder, to train on; 0: all",
        NIBBLE_TARGET(data_images)},

@@ -64,6 +64,21 @@ void add_quality(const ImageQuality& quality, Json& json) {
                     quality.argmax_agreement_ci95, json);
 }
 
+Json signal_json(const SignalQuality& quality) {
+  Json outputs = Json::object();
+  for (const SignalQuality::Output& output : quality.outputs) {
+    outputs[output.name] = {
+        {"relative_error", output.relative_error},
+        {"relative_error_ci95", interval_json(output.relative_error_ci95)},
+        {"snr_db", output.snr},
+        {"snr_db_ci95", interval_json(output.snr_ci95)},
+        {"largest_difference", output.largest_difference},
+        {"mean_difference", output.mean_difference},
+        {"largest", output.largest}};
+  }
+  return {{"samples", quality.samples}, {"units", quality.units}, {"outputs", outputs}};
+}
+
 Json noise_json(const TextNoise& noise) {
   return {{"change", kHarmlessChange},
           {"predictions", noise.tokens},

@@ -5,6 +5,8 @@
 //   kl kl_p90 kl_p99 top1_agreement perplexity_increase, each with _ci95
 //   positions: [{begin, end, predictions, perplexity, perplexity_ci95, kl, kl_ci95}]
 //   accuracy accuracy_ci95 images argmax_agreement argmax_agreement_ci95
+//   signals, targets: {samples, units, outputs: {NAME: {relative_error snr_db, each with
+//     _ci95, largest_difference mean_difference largest}}}
 //   noise_floor: {change, predictions | images, ...}
 #pragma once
 
@@ -17,6 +19,7 @@ namespace nibble {
 nlohmann::json interval_json(const Interval& interval);
 void add_quality(const TextQuality& quality, nlohmann::json& json);
 void add_quality(const ImageQuality& quality, nlohmann::json& json);
+nlohmann::json signal_json(const SignalQuality& quality);
 nlohmann::json noise_json(const TextNoise& noise);
 nlohmann::json noise_json(const ImageNoise& noise);
 

@@ -48,6 +48,37 @@ class Rows {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// Two rows an output: how far it is, and the most that one value is.
+void signal_rows(Rows& rows, const std::vector<const Measurement*>& models,
+                 std::optional<SignalQuality> Measurement::* quality, const char* what) {
+  const Measurement* first = nullptr;
+  for (const Measurement* model : models) {
+    if (first == nullptr && model->*quality) first = model;
+  }
+  if (first == nullptr) return;
+  for (size_t i = 0; i < (first->*quality)->outputs.size(); ++i) {
+    const auto at = [quality, i](const Measurement& m) {
+      const bool there = (m.*quality) && i < (m.*quality)->outputs.size();
+      return there ? &(m.*quality)->outputs[i] : nullptr;
+    };
+    const std::string label = cat((first->*quality)->outputs[i].name, " ", what);
+    rows.add(label.c_str(), [&](const Measurement& m) {
+      const SignalQuality::Output* output = at(m);
+      if (output == nullptr) return std::string();
+      return cat(number_text(output->relative_error, 3), " [",
+                 number_text(output->relative_error_ci95.low, 3), ", ",
+                 number_text(output->relative_error_ci95.high, 3), "], ",
+                 number_text(output->snr, 3), " dB");
+    });
+    rows.add("  largest of a value", [&](const Measurement& m) {
+      const SignalQuality::Output* output = at(m);
+      return output == nullptr ? std::string()
+                               : cat(number_text(output->largest_difference, 3), " of ",
+                                     number_text(output->largest, 3));
+    });
+  }
+}
+
 Json rate_json(const Rate& rate) {
   return Json{{"median", rate.median},
               {"low", rate.low},
@@ -69,6 +100,8 @@ Json measurement_json(const Measurement& m) {
     json["lowest_cosine"] = m.embeddings->lowest_cosine;
     json["sentences"] = m.embeddings->sentences;
   }
+  if (m.signals) json["signals"] = signal_json(*m.signals);
+  if (m.targets) json["targets"] = signal_json(*m.targets);
   return json;
 }
 
@@ -200,6 +233,8 @@ std::vector<std::vector<std::string>> measurement_rows(
   rows.add("  lowest of a sentence", [](const Measurement& m) {
     return m.embeddings ? number_text(m.embeddings->lowest_cosine, 6) : std::string();
   });
+  signal_rows(rows, models, &Measurement::signals, "error");
+  signal_rows(rows, models, &Measurement::targets, "off target");
   return rows.rows();
 }
 

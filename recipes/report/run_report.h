@@ -16,6 +16,7 @@
 #include "recipes/eval/layer_speed.h"
 #include "recipes/eval/noise_floor.h"
 #include "recipes/eval/quality_gate.h"
+#include "recipes/eval/signal_quality.h"
 #include "recipes/eval/speed.h"
 
 namespace nibble {
@@ -41,6 +42,8 @@ struct Measurement {
   std::optional<TextQuality> text;
   std::optional<ImageQuality> images;
   std::optional<EmbeddingQuality> embeddings;  // of this model beside the float one's
+  std::optional<SignalQuality> signals;        // likewise, a net's outputs
+  std::optional<SignalQuality> targets;        // of what the data says they should be
   std::optional<Speed> speed;
 };
 

@@ -1,8 +1,41 @@
 #include "recipes/torch/calibration.h"
 
+#include "kernels/program/batch_axis.h"
+#include "ptq/error.h"
 #include "recipes/eval/model_data.h"
+#include "recipes/eval/signal_quality.h"
 
 namespace nibble {
+namespace {
+
+// Samples evenly spaced over the set, so that a stream's whole course is seen; states are
+// the float model's own.
+void add_signals(const Artifact& model, const SignalSet& set, int64_t count,
+                 CalibrationData& calibration) {
+  UnrolledSignals seen;
+  if (set.is_stream()) {
+    Executor net =
+        value_or_throw(Executor::create(std::make_shared<const Artifact>(model), {}));
+    seen = value_or_throw(unroll(net, set, {}));
+  }
+  std::vector<int64_t> picks;
+  for (int64_t i = 0; i < count; ++i) picks.push_back(i * set.count() / count);
+  for (const ProgramValue& input : model.program.inputs) {
+    const SignalRows& rows = seen.states.count(input.name) ? seen.states : set.inputs;
+    const auto found = rows.find(input.name);
+    if (found == rows.end()) continue;
+    calibration.values[input.name] = make_tensor(
+        batch_shape(input, count), rows_to_batch(input, found->second, picks));
+  }
+  // One input whose batch comes first is what images are.
+  const ProgramValue& first = model.program.inputs.front();
+  if (model.program.inputs.size() == 1 && batch_axis(first) == 0) {
+    calibration.images = std::move(calibration.values.at(first.name));
+    calibration.values.clear();
+  }
+}
+
+}  // namespace
 
 CalibrationSplit split_calibration(const Recipe& recipe, const RunData& data, Plan& plan,
                                    std::vector<std::string>& notes) {
@@ -21,7 +54,9 @@ CalibrationData calibration_data(const Artifact& model, const RunData& data,
                                  const CalibrationSplit& split) {
   CalibrationData calibration;
   if (data.count() == 0) return calibration;
-  if (data.is_text()) {
+  if (data.is_signals()) {
+    add_signals(model, data.signals, split.sequences, calibration);
+  } else if (data.is_text()) {
     calibration.sequences.assign(
         data.sequences.begin(),
         data.sequences.begin() + static_cast<std::ptrdiff_t>(split.sequences));
@@ -30,8 +65,9 @@ CalibrationData calibration_data(const Artifact& model, const RunData& data,
   }
   calibration.description = data.description;
   if (data.count() > split.sequences) {
-    calibration.description += cat("; the first ", split.sequences,
-                                   data.is_text() ? " sequences" : " images");
+    calibration.description +=
+        cat(data.is_signals() ? "; evenly spaced " : "; the first ", split.sequences, " ",
+            data.unit());
   }
   return calibration;
 }

@@ -8,7 +8,7 @@
 namespace nibble {
 
 struct CalibrationSplit {
-  int64_t sequences = 0;  // or images: the first so many
+  int64_t sequences = 0;  // or images: the first so many; or samples, evenly spaced
 };
 
 // As many as the recipe plans, or all where there are fewer (plan is adjusted, a note

@@ -66,7 +66,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   if (recipe.needs_calibration() && request.data.empty()) {
     return error(StatusCode::failed_precondition, "[quantize] ", recipe.name,
                  ": calibration data is required; found none; give --calibration ",
-                 model->program.is_language_model() ? "TEXT" : "DATASET");
+                 model->program.is_language_model() ? "TEXT"
+                 : has_integer_ends(model->program) ? "DATASET"
+                                                    : "FILE.safetensors");
   }
 
   RunData data;
@@ -75,10 +77,17 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                                                 recipe.calibration_length, Split::train,
                                                 recipe.calibration_sequences));
   }
+  // Of samples a part is held out before any are picked, of text what is left over.
+  RunData held;
+  if (data.is_signals()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        held, held_out_data(request, *model, data, 0, recipe.calibration_length));
+  }
   const CalibrationSplit split = split_calibration(recipe, data, plan, report.notes);
-  NIBBLE_ASSIGN_OR_RETURN(
-      const RunData held,
-      held_out_data(request, *model, data, split.sequences, recipe.calibration_length));
+  if (!data.is_signals()) {
+    NIBBLE_ASSIGN_OR_RETURN(held, held_out_data(request, *model, data, split.sequences,
+                                                recipe.calibration_length));
+  }
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*planned, data, split);
@@ -145,8 +154,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations && held.count() > 0) {
-    report.notes.push_back(
-        check_exact(*artifact, held.images, recipe.evaluation_exact_images));
+    report.notes.push_back(check_exact(*artifact, held, recipe.evaluation_exact_images));
   }
   if (memory.evaluates) {
     NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));

@@ -41,8 +41,29 @@ fs::path rejected_path(const PipelineRequest& request) {
   return path += ".rejected";
 }
 
+Status measure_signals(const PipelineRequest& request, Executor* before, Executor& after,
+                       const SignalSet& set, RunReport& report) {
+  if (before != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.after.signals,
+        evaluate_signals(after, *before, set, counter(request, "evaluate", "samples")));
+  }
+  if (set.targets.empty()) return ok_status();
+  if (before != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        report.before->targets,
+        evaluate_targets(*before, set, counter(request, "evaluate before", "samples")));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      report.after.targets,
+      evaluate_targets(after, set, counter(request, "evaluate after", "samples")));
+  return ok_status();
+}
+
 Status measure_quality(const PipelineRequest& request, Executor* before, Executor& after,
                        const RunData& data, RunReport& report) {
+  if (data.is_signals())
+    return measure_signals(request, before, after, data.signals, report);
   if (data.is_text() && after.embedding_features() > 0) {
     if (before == nullptr) return ok_status();  // nothing to compare embeddings with
     NIBBLE_ASSIGN_OR_RETURN(
@@ -108,7 +129,7 @@ Status attest(const PipelineRequest& request, const Artifact* before, Executor& 
     on.sha256 = data.is_text() ? data_sha256(data.sequences) : data_sha256(data.images);
     measured->data = std::move(on);
     measured->compute =
-        request.recipe.static_activations ? "integer" : request.recipe.compute;
+        !after.artifact().activations.empty() ? "integer" : request.recipe.compute;
     if (before != nullptr) measured->reference = before->provenance.sources;
     proof.measured.push_back(std::move(*measured));
   }
@@ -180,6 +201,14 @@ Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& mo
                               int64_t most_images) {
   RunData data;
   data.file = path;
+  if (!model.program.is_language_model() && path.extension() == ".safetensors") {
+    NIBBLE_ASSIGN_OR_RETURN(
+        const std::vector<Carry> carries,
+        parse_carries(request.recipe.data_carry, "[data] data.carry"));
+    NIBBLE_ASSIGN_OR_RETURN(data.signals, load_signals(path, model.program, carries));
+    data.description = data.signals.description;
+    return data;
+  }
   if (!model.program.is_language_model()) {
     NIBBLE_ASSIGN_OR_RETURN(data.images, load_images_for(model, path, split, most_images));
     data.description = data.images.description;
@@ -198,6 +227,30 @@ Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& mo
   data.sequences = std::move(text.sequences);
   data.description = std::move(text.description);
   return data;
+}
+
+// The last steps of streams, or samples: what `used` leaves of them, at most a fifth.
+RunData held_out_signals(const Recipe& recipe, RunData& data, int64_t used) {
+  RunData held;
+  const int64_t all = parts_in(data.signals);
+  const int64_t each = data.signals.count() / all;  // samples of one part
+  int64_t taken = std::min({(data.count() - used) / each, (all + 4) / 5, all - 1});
+  if (recipe.evaluation_images > 0)
+    taken = std::min(taken, std::max<int64_t>(1, recipe.evaluation_images / each));
+  if (taken < 1) {
+    held.description =
+        cat("nothing: all of ", data.description, " is used; give --evaluation");
+    return held;
+  }
+  held.file = data.file;
+  held.first = all - taken;
+  held.signals = part_of(data.signals, all - taken, taken);
+  held.description =
+      cat("the last ", taken, data.signals.is_stream() ? " steps" : " samples", " of ",
+          data.description, ", held out",
+          data.signals.is_stream() ? ", states beginning as zeros" : "");
+  data.signals = part_of(data.signals, 0, all - taken);
+  return held;
 }
 
 Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& model,
@@ -224,6 +277,7 @@ Result<RunData> held_out_data(const PipelineRequest& request, const Artifact& mo
     held.description = "nothing: give --evaluation for quality before and after";
     return held;
   }
+  if (data.is_signals()) return held_out_signals(recipe, data, used);
   if (!data.is_text()) {
     // A folder without test images is no error: the report says what is missing.
     Result<RunData> test =
@@ -281,8 +335,10 @@ Status measure_models(const PipelineRequest& request,
                       RunReport& report) {
   report.evaluation = data.description;
   if (data.count() > 0) {
-    report.evaluation += request.recipe.static_activations
+    report.evaluation += !after->activations.empty()
                              ? std::string("; the artifact on the integer path")
+                         : request.recipe.static_activations
+                             ? std::string("; the artifact's layers on codes")
                              : cat("; activations ", request.recipe.compute);
     if (data.is_text()) {
       size_t longest = 0;
@@ -347,6 +403,11 @@ Status check_gate_data(const PipelineRequest& request, const Artifact& model,
   const QualityGate& gate = request.recipe.gate;
   if (!gate.any()) return ok_status();
   NIBBLE_RETURN_IF_ERROR(check_gate_kind(gate, model.program.is_language_model()));
+  if (data.is_signals()) {
+    return error(StatusCode::invalid_argument, "[", verb,
+                 "] gate: text or images to measure it on is required; found ",
+                 data.description, "; leave the gate out");
+  }
   if (data.count() > 0) return ok_status();
   return error(StatusCode::failed_precondition, "[", verb,
                "] gate: held-out data is required to measure the gates on; found ",

@@ -8,23 +8,33 @@
 
 #include "kernels/runtime/executor.h"
 #include "recipes/data/images.h"
+#include "recipes/data/signals.h"
 #include "recipes/data/text.h"
+#include "recipes/eval/signal_quality.h"
 #include "recipes/torch/pipeline.h"
 
 namespace nibble {
 
-// Text or images that belong to one model.
+// Text, images or values of a net's inputs that belong to one model.
 struct RunData {
   std::vector<std::vector<int32_t>> sequences;
   ImageSet images;
+  SignalSet signals;
+  UnrolledSignals seen;  // training: what the teacher makes of the signals
   std::string description;
   // Where it was cut from: for the attestation.
   std::filesystem::path file;
   TextOptions options;
   int64_t first = 0;  // of the file's sequences
-  bool is_text() const { return images.count == 0; }
+  bool is_signals() const { return signals.count() > 0; }
+  bool is_text() const { return images.count == 0 && !is_signals(); }
   int64_t count() const {
-    return is_text() ? static_cast<int64_t>(sequences.size()) : images.count;
+    return is_signals() ? signals.count()
+           : is_text()  ? static_cast<int64_t>(sequences.size())
+                        : images.count;
+  }
+  const char* unit() const {
+    return is_signals() ? "samples" : is_text() ? "sequences" : "images";
   }
 };
 
@@ -37,8 +47,9 @@ Status check_request(const PipelineRequest& request, const char* verb,
 Result<Artifact> load_float_model(const PipelineRequest& request, const char* verb,
                                   bool initialise);
 
-// request path -> sequences of at most `length` tokens, or the images of a split, the first
-// most_images of them (0: all).
+// request path -> sequences of at most `length` tokens, the images of a split, the first
+// most_images of them (0: all), or of a net over values the samples of a safetensors
+// file.
 Result<RunData> load_run_data(const PipelineRequest& request, const Artifact& model,
                               const std::filesystem::path& path, int64_t length,
                               Split split, int64_t most_images);

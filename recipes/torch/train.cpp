@@ -115,6 +115,12 @@ RunData take_validation(RunData& data) {
   RunData part;
   const int64_t most = data.is_text() ? kValidationSequences : kValidationImages;
   const int64_t count = std::min(most, data.count() / 10);
+  if (data.is_signals()) {
+    const int64_t all = parts_in(data.signals), taken = all / 10;
+    part.signals = part_of(data.signals, all - taken, taken);
+    data.signals = part_of(data.signals, 0, all - taken);
+    return part;
+  }
   if (data.is_text()) {
     part.sequences.assign(data.sequences.end() - count, data.sequences.end());
     data.sequences.resize(data.sequences.size() - static_cast<size_t>(count));
@@ -133,6 +139,34 @@ RunData take_validation(RunData& data) {
   return part;
 }
 
+// Of a net over values the teacher's outputs, and the states that it finds, are data.
+Status add_teacher(const PipelineRequest& request, const Artifact& model, RunData& data) {
+  const Recipe& recipe = request.recipe;
+  const auto wrong = [](const char* key, const char* required) {
+    return error(StatusCode::invalid_argument, "[train] ", key, ": ", required,
+                 " is required to train a net over values; found more; leave it out");
+  };
+  if (recipe.train.distill_hidden > 0) return wrong("distill.hidden", "0");
+  if (recipe.blocks.epochs > 0) return wrong("qat.blocks.epochs", "0");
+  if (recipe.kind != "qat" && recipe.teacher.empty() && data.signals.targets.empty()) {
+    return error(StatusCode::failed_precondition, "[train] ", data.description,
+                 ": target.<output> tensors are required to train by recipe ",
+                 recipe.name, "; found none; add them, or give distill.teacher");
+  }
+  Artifact teacher = model;
+  if (!recipe.teacher.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(teacher, load_model(recipe.teacher, request.load));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      Executor net,
+      Executor::create(std::make_shared<const Artifact>(std::move(teacher)), {}));
+  NIBBLE_ASSIGN_OR_RETURN(
+      data.seen, unroll(net, data.signals, [&request](int64_t done, int64_t total) {
+        if (request.progress) request.progress("teacher", "samples", done, total);
+      }));
+  return ok_status();
+}
+
 Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& model) {
   const int64_t length = training_length(request.recipe, model);
   LoadedData split;
@@ -149,13 +183,22 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
   if (request.recipe.train.evaluate_every > 0) {
     split.validation = take_validation(split.train);
     if (split.validation.count() == 0) {
-      return error(StatusCode::invalid_argument,
-                   "[train] train.evaluate_every: 10 training sequences or images were "
-                   "required to keep a tenth for it; found ",
-                   split.train.count(), "; give more data, or set it to 0");
+      return error(
+          StatusCode::invalid_argument,
+          "[train] train.evaluate_every: 10 training sequences, images or samples "
+          "were required to keep a tenth for it; found ",
+          split.train.count(), "; give more data, or set it to 0");
     }
   }
+  if (split.train.is_signals())
+    NIBBLE_RETURN_IF_ERROR(add_teacher(request, model, split.train));
   return split;
+}
+
+// What the steps of a run are set to: a net over values heard its teacher before them.
+TrainOptions options_for(const RunData& data, TrainOptions options) {
+  if (data.is_signals()) options.distill_weight = 0;
+  return options;
 }
 
 // The teacher, where the recipe has one: another model, or the float model itself.
@@ -190,20 +233,27 @@ TrainResult train_module(const PipelineRequest& request, const Artifact& model,
         folder / kEventFile, tensorboard_events(report.loss, report.figures)));
   };
   const TrainingData batches =
-      make_training_data(model, data, request.recipe.train, request.recipe.data_augment);
-  const TrainResult result = train(module, batches, request.recipe.train, folder,
-                                   request.resume, request.progress, hooks);
+      make_training_data(model, data, request.recipe.train, request.recipe);
+  const TrainResult result =
+      train(module, batches, options_for(data, request.recipe.train), folder,
+            request.resume, request.progress, hooks);
   set_course(report, result.history, result.evaluations);
   report.training_seconds += result.seconds;
   return result;
 }
 
 // What is kept as the best: KL to the float model where there is one, else the loss on
-// text; wrong answers on images.
+// text; wrong answers on images; squared errors of targets, else of the float model.
 double figure_of(const PipelineRequest& request,
                  std::shared_ptr<const Artifact> reference,
                  std::shared_ptr<const Artifact> artifact, const RunData& data) {
   Executor model = value_or_throw(make_executor(request, std::move(artifact)));
+  if (data.is_signals()) {
+    if (!data.signals.targets.empty())
+      return value_or_throw(evaluate_targets(model, data.signals, {})).loss();
+    Executor other = value_or_throw(make_executor(request, std::move(reference)));
+    return value_or_throw(evaluate_signals(model, other, data.signals, {})).loss();
+  }
   if (!data.is_text()) {
     return 1 - value_or_throw(evaluate_images(model, nullptr, data.images, {})).accuracy;
   }
@@ -220,7 +270,7 @@ std::string train_with_norms(const PipelineRequest& request, const Artifact& mod
                              Calibrated& ready, RunReport& report) {
   const Recipe& recipe = request.recipe;
   if (recipe.norms.epochs == 0) return "";
-  TrainOptions options = recipe.train;
+  TrainOptions options = options_for(data, recipe.train);
   options.steps = 0;
   options.epochs = recipe.norms.epochs;
   options.learning_rate = recipe.norms.learning_rate;
@@ -230,8 +280,7 @@ std::string train_with_norms(const PipelineRequest& request, const Artifact& mod
   ProgramModule module = prepare_with_norms(model, ready, qat);
   TrainHooks hooks;
   hooks.teacher = value_or_throw(load_teacher(request, model));
-  const TrainingData batches =
-      make_training_data(model, data, recipe.train, recipe.data_augment);
+  const TrainingData batches = make_training_data(model, data, recipe.train, recipe);
   const TrainResult result =
       train(module, batches, options, checkpoint_folder(request) / "norms",
             request.resume, request.progress, hooks);
@@ -252,8 +301,7 @@ std::string train_blocks_alone(const PipelineRequest& request, const Artifact& m
   options.epochs = recipe.blocks.epochs;
   options.learning_rate = recipe.blocks.learning_rate;
   options.scale_learning_rate = recipe.blocks.scale_learning_rate;
-  const TrainingData batches =
-      make_training_data(model, data, recipe.train, recipe.data_augment);
+  const TrainingData batches = make_training_data(model, data, recipe.train, recipe);
   const int64_t count =
       std::min(batches.batches_per_epoch,
                std::max<int64_t>(1, recipe.blocks_sequences / recipe.train.batch));
@@ -267,9 +315,8 @@ std::string train_blocks_alone(const PipelineRequest& request, const Artifact& m
     before += fit.before / static_cast<double>(fits.size());
     after += fit.after / static_cast<double>(fits.size());
   }
-  return cat(fits.size(), " blocks trained alone on ", count * recipe.train.batch,
-             data.is_text() ? " sequences" : " images",
-             ", mean squared error of their outputs ", before, " -> ", after,
+  return cat(fits.size(), " blocks trained alone on ", count * recipe.train.batch, " ",
+             data.unit(), ", mean squared error of their outputs ", before, " -> ", after,
              " of the outputs' squares; ");
 }
 
@@ -278,7 +325,11 @@ std::string trained_on(const PipelineRequest& request, const RunData& data,
   const int64_t batch = std::min(request.recipe.train.batch, data.count());
   std::string text =
       cat("trained ", result.steps, " steps of ", batch * request.recipe.train.accumulate,
-          data.is_text() ? " sequences" : " images", " on ", data.description);
+          " ",
+          data.signals.is_stream()
+              ? cat("windows of at most ", request.recipe.data_window, " steps")
+              : std::string(data.unit()),
+          " on ", data.description);
   if (result.best_step != result.steps)
     text += cat("; the weights of step ", result.best_step, ", the best of ",
                 result.evaluations.size(), " looks");
@@ -431,9 +482,9 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations) {
-    const ImageSet& images = data.held.count() > 0 ? data.held.images : data.train.images;
-    report.notes.push_back(
-        check_exact(*artifact, images, recipe.evaluation_exact_images));
+    report.notes.push_back(check_exact(*artifact,
+                                       data.held.count() > 0 ? data.held : data.train,
+                                       recipe.evaluation_exact_images));
   }
   NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, data.held, report));
   NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/base/splitmix64.h"
+#include "kernels/program/batch_axis.h"
 
 namespace nibble {
 namespace {
@@ -116,10 +117,110 @@ TrainingBatch images_batch(const Artifact& model, const ImageSet& images,
   return result;
 }
 
+// A value's samples, a row each, and how they lie in the program's shape.
+struct SignalTensor {
+  torch::Tensor rows;  // [samples, row]
+  std::vector<int64_t> own_shape;
+  int64_t axis = 0;
+
+  SignalTensor(const ProgramValue& value, const std::vector<float>& values)
+      : rows(torch::tensor(values).reshape({-1, row_size(value)})),
+        own_shape(batch_shape(value, -1)),
+        axis(batch_axis(value)) {}
+
+  torch::Tensor batch(const torch::Tensor& picks) const {
+    std::vector<int64_t> shape = own_shape;
+    shape.erase(shape.begin() + axis);
+    shape.insert(shape.begin(), picks.size(0));
+    return rows.index_select(0, picks).reshape(shape).movedim(0, axis).contiguous();
+  }
+};
+
+struct Signals {
+  int64_t steps = 1, streams = 0, window = 1;
+  std::map<std::string, SignalTensor> inputs, states, targets;
+  std::vector<std::pair<std::string, std::string>> carries;
+  std::map<std::string, double> squares;
+  int64_t windows() const { return (steps / window) * streams; }
+
+  // Window w is of stream w % streams.
+  TrainingBatch batch(const std::vector<int64_t>& picked) const {
+    SignalBatch result;
+    result.carries = carries;
+    result.squares = squares;
+    result.samples = window * static_cast<int64_t>(picked.size());
+    for (int64_t step = 0; step < window; ++step) {
+      std::vector<int64_t> samples;
+      for (const int64_t w : picked)
+        samples.push_back((w / streams * window + step) * streams + w % streams);
+      const torch::Tensor picks = torch::tensor(samples, torch::kInt64);
+      SignalBatch::Values& given = result.inputs.emplace_back();
+      for (const auto& [name, value] : inputs) given[name] = value.batch(picks);
+      if (step == 0) {
+        for (const auto& [name, value] : states) given[name] = value.batch(picks);
+      }
+      SignalBatch::Values& wanted = result.targets.emplace_back();
+      for (const auto& [name, value] : targets) wanted[name] = value.batch(picks);
+    }
+    return TrainingBatch{.input = {}, .target = {}, .signals = std::move(result)};
+  }
+};
+
+TrainingData signal_data(const Artifact& model, const RunData& data,
+                         const TrainOptions& options, const Recipe& recipe) {
+  const SignalSet& set = data.signals;
+  auto signals = std::make_shared<Signals>();
+  signals->steps = set.steps;
+  signals->streams = set.streams;
+  signals->window = std::min(recipe.data_window, set.steps);
+  for (const Carry& carry : set.carries)
+    signals->carries.emplace_back(carry.output, carry.input);
+  for (const ProgramValue& input : model.program.inputs) {
+    if (const auto rows = set.inputs.find(input.name); rows != set.inputs.end())
+      signals->inputs.emplace(input.name, SignalTensor(input, rows->second));
+    if (const auto rows = data.seen.states.find(input.name);
+        rows != data.seen.states.end())
+      signals->states.emplace(input.name, SignalTensor(input, rows->second));
+  }
+  const double share = recipe.train.distill_weight;
+  for (const ProgramValue& output : model.program.outputs) {
+    const auto target = set.targets.find(output.name);
+    const auto teacher = data.seen.outputs.find(output.name);
+    std::vector<float> wanted;
+    if (target != set.targets.end()) wanted = target->second;
+    if (target == set.targets.end() && teacher != data.seen.outputs.end())
+      wanted = teacher->second;
+    if (wanted.empty()) continue;
+    if (target != set.targets.end() && share > 0) {
+      for (size_t i = 0; i < wanted.size(); ++i)
+        wanted[i] =
+            static_cast<float>((1 - share) * wanted[i] + share * teacher->second[i]);
+    }
+    double squares = 0;
+    for (const float value : wanted) squares += static_cast<double>(value) * value;
+    signals->squares[output.name] = squares / static_cast<double>(wanted.size());
+    signals->targets.emplace(output.name, SignalTensor(output, wanted));
+  }
+  const int64_t count = signals->windows(), batch = std::min(options.batch, count);
+  TrainingData result;
+  result.batches_per_epoch = std::max<int64_t>(1, count / batch);
+  auto order = std::make_shared<Order>(count, options.seed);
+  result.batch = [signals, order, count, batch](int64_t epoch, int64_t index) {
+    const std::vector<int64_t>& shuffled = order->of(epoch);
+    std::vector<int64_t> picked;
+    for (int64_t i = 0; i < batch; ++i)
+      picked.push_back(shuffled[static_cast<size_t>((index * batch + i) % count)]);
+    return signals->batch(picked);
+  };
+  return result;
+}
+
 }  // namespace
 
 TrainingData make_training_data(const Artifact& model, const RunData& data,
-                                const TrainOptions& options, bool augment) {
+                                const TrainOptions& options, const Recipe& recipe) {
+  const bool augment = recipe.data_augment;
+  if (data.is_signals()) return signal_data(model, data, options, recipe);
   const int64_t count = data.count();
   const int64_t batch = options.batch;
   TrainingData result;

@@ -6,6 +6,11 @@
 //   the time,
 //           then preprocessed as the model wants it
 //
+//   signals windows of data.window steps of a stream, or samples; outputs should be the
+//           data's targets and the teacher's outputs (data.seen) as distill.weight mixes
+//           them, (1 - w) target + w teacher, whose squared error has the same gradient
+//           as both; where there is no target the teacher's alone
+//
 // Each epoch is a permutation of the data; what does not fill the last batch is left to
 // the next epoch's order.
 #pragma once
@@ -17,6 +22,6 @@ namespace nibble {
 
 // data and model must outlive the result.
 TrainingData make_training_data(const Artifact& model, const RunData& data,
-                                const TrainOptions& options, bool augment);
+                                const TrainOptions& options, const Recipe& recipe);
 
 }  // namespace nibble

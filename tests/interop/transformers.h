@@ -21,16 +21,20 @@ struct Ran {
   std::string output;
 };
 
-inline Ran run_python(const std::string& script, const std::string& arguments) {
-  const std::string command = std::string(NIBBLE_PYTHON) + " " + NIBBLE_SOURCE_DIR +
-                              "/tests/interop/" + script + " " + arguments + " 2>&1";
+// Through a shell; errors are output too.
+inline Ran run_command(const std::string& command) {
   Ran ran;
-  FILE* pipe = popen(command.c_str(), "r");
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
   if (pipe == nullptr) return {-1, "popen failed"};
   char buffer[4096];
   while (fgets(buffer, sizeof(buffer), pipe) != nullptr) ran.output += buffer;
   ran.status = WEXITSTATUS(pclose(pipe));
   return ran;
+}
+
+inline Ran run_python(const std::string& script, const std::string& arguments) {
+  return run_command(std::string(NIBBLE_PYTHON) + " " + NIBBLE_SOURCE_DIR +
+                     "/tests/interop/" + script + " " + arguments);
 }
 
 template <class T>

@@ -1,16 +1,21 @@
-// The torch rows of nets over signals against the executor, in value; and what
-// calibration says of a net that also reads a state.
+// The torch rows of nets over signals against the executor, in value; and calibration of
+// a net that also reads a state.
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kernels/base/splitmix64.h"
 #include "kernels/runtime/executor.h"
+#include "ptq/calibrate.h"
+#include "ptq/module/exact_module.h"
 #include "ptq/module/program_module.h"
+#include "recipes/recipe/recipe.h"
+#include "tests/kernels/small_detector.h"
 
 namespace nibble {
 namespace {
 
+using ::testing::HasSubstr;
 using Integers = std::vector<int64_t>;
 
 Tensor random_tensor(const Integers& shape, uint64_t seed) {
@@ -82,21 +87,210 @@ TEST(SignalOps, TorchAndTheExecutorAgree) {
     EXPECT_GT(item.value().grad().abs().max().item<double>(), 1e-3) << item.key();
 }
 
-TEST(SignalOps, ANetOfTwoInputsIsNotCalibrated) {
-  Artifact artifact = signal_net();
-  artifact.program.inputs.push_back({"state", DType::f32, {"batch", "4"}});
-  ProgramModule module(artifact);
+std::string message_of(const std::function<void()>& call) {
   try {
-    module->forward(to_torch(random_tensor({1, 3, 10}, 7)));
-    FAIL() << "a second input needs values";
+    call();
   } catch (const Error& error) {
-    EXPECT_EQ(error.status().code(), StatusCode::unsupported);
-    EXPECT_THAT(
-        error.status().message(),
-        ::testing::HasSubstr("[program_module] input state: a net of one input was "
-                             "required to calibrate or train on data; found 2 inputs; "
-                             "round weights to nearest (w8a16)"));
+    return error.status().message();
   }
+  return "";
+}
+
+CalibrationData detector_data(int64_t count, uint64_t seed) {
+  CalibrationData data;
+  data.values["input"] = make_tensor({count, 24}, testing::small_audio(count * 24, seed));
+  data.values["state"] = testing::random_values({2, count, 4}, 0.6, seed + 1);
+  data.description = "audio";
+  return data;
+}
+
+Plan detector_plan(const Artifact& artifact, std::vector<std::string> set = {}) {
+  set.push_back("calibration.sequences=40");
+  const Result<Recipe> recipe = load_recipe("w8a8-static", set);
+  EXPECT_TRUE(recipe.ok()) << recipe.status().message();
+  const Result<Plan> plan = make_plan(*recipe, artifact.program);
+  EXPECT_TRUE(plan.ok()) << plan.status().message();
+  return *plan;
+}
+
+std::vector<NetOutput> run(const Artifact& artifact, const CalibrationData& data,
+                           ExecutorOptions options = {}) {
+  Executor net = value_or_throw(
+      Executor::create(std::make_shared<const Artifact>(artifact), options));
+  std::vector<NetInput> inputs;
+  for (const auto& [name, tensor] : data.values) {
+    inputs.push_back({name,
+                      tensor.shape,
+                      {reinterpret_cast<const float*>(tensor.bytes.data()),
+                       static_cast<size_t>(tensor.numel())}});
+  }
+  return value_or_throw(net.forward_values(inputs));
+}
+
+// |a - b|^2 / |b|^2
+double apart(const std::vector<float>& a, const std::vector<float>& b) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    error += (a[i] - b[i]) * static_cast<double>(a[i] - b[i]);
+    size += b[i] * static_cast<double>(b[i]);
+  }
+  return error / size;
+}
+
+TEST(SignalOps, SilenceHasAGradient) {
+  ProgramModule module(testing::small_detector());
+  const auto outputs = module->forward_values(
+      {{"input", at::zeros({2, 24})}, {"state", at::zeros({2, 2, 4})}});
+  outputs.at("speech").sum().backward();
+  for (const auto& item : module->named_parameters()) {
+    if (item.value().grad().defined())
+      EXPECT_TRUE(at::isfinite(item.value().grad()).all().item<bool>()) << item.key();
+  }
+}
+
+TEST(NetsOfSeveralInputs, TorchAndTheExecutorAgree) {
+  const Artifact artifact = testing::small_detector();
+  const CalibrationData data = detector_data(5, 3);
+  ProgramModule module(artifact);
+  const auto outputs =
+      module->forward_values({{"input", to_torch(data.values.at("input"))},
+                              {"state", to_torch(data.values.at("state"))}});
+  ASSERT_EQ(outputs.size(), 2u);
+  for (const NetOutput& output : run(artifact, data)) {
+    const torch::Tensor y = outputs.at(output.name).detach().contiguous();
+    ASSERT_EQ(output.shape, y.sizes().vec());
+    for (size_t i = 0; i < output.values.size(); ++i)
+      EXPECT_NEAR(output.values[i], y.const_data_ptr<float>()[i], 2e-6);
+  }
+  EXPECT_THAT(message_of([&] { module->forward(to_torch(data.values.at("input"))); }),
+              HasSubstr("[program_module] input state: a net of one input was required; "
+                        "found 3 inputs; give them by name"));
+}
+
+TEST(NetsOfSeveralInputs, LayersReadCodesAndValuesStayFloats) {
+  const auto artifact = std::make_shared<const Artifact>(testing::small_detector());
+  const Plan plan = detector_plan(*artifact);
+  EXPECT_TRUE(plan.activations.empty());
+  std::map<std::string, std::string> inputs;
+  for (const LayerPlan& layer : plan.layers)
+    inputs[layer.node] =
+        layer.scheme.input ? to_string(layer.scheme.input->scheme) : layer.input_reason;
+  const std::map<std::string, std::string> expected = {
+      {"stft", "int8/t@f32"},
+      {"features", "uint8/t@f32"},
+      {"cell.weight_ih", "uint8/t@f32"},
+      {"cell.weight_hh", "h is made inside the lstm"},
+      {"out", "uint8/t@f32"}};
+  EXPECT_EQ(inputs, expected);
+
+  const Calibrated ready = calibrate(artifact, plan, detector_data(40, 3), {});
+  const Artifact frozen = freeze(ready, Provenance{});
+  EXPECT_EQ(frozen.packed.size(), 5u);
+  EXPECT_GT(frozen.layers.at("cell.ih").input->scale, 0);
+  EXPECT_THAT(frozen.ledger.find("cell.hh")->note,
+              HasSubstr("its input stays float: h is made inside the lstm"));
+  // Quantized, and near: on other data than it was calibrated on.
+  const CalibrationData other = detector_data(60, 77);
+  const auto ours = run(frozen, other), floats = run(*artifact, other);
+  const auto unrounded = run(frozen, other, {.integer = false});
+  for (size_t o = 0; o < 2; ++o) {
+    EXPECT_LT(apart(ours[o].values, floats[o].values), 2e-3) << ours[o].name;
+    EXPECT_GT(apart(ours[o].values, floats[o].values), 1e-7) << ours[o].name;
+    EXPECT_GT(apart(ours[o].values, unrounded[o].values), 1e-8) << ours[o].name;
+  }
+}
+
+// Each layer that reads codes, on one input: the executor's and the exact mode's bits.
+TEST(NetsOfSeveralInputs, IntegerLayersAreTheExactModes) {
+  const auto artifact = std::make_shared<const Artifact>(testing::small_detector());
+  const Artifact frozen =
+      freeze(calibrate(artifact, detector_plan(*artifact), detector_data(40, 3), {}), {});
+  Executor net =
+      value_or_throw(Executor::create(std::make_shared<const Artifact>(frozen), {}));
+  std::map<std::string, torch::Tensor> seen;
+  net.set_tap([&](const TapValue& tap) {
+    seen[tap.name] =
+        torch::from_blob(const_cast<float*>(tap.floats.data()), tap.shape).clone();
+  });
+  const CalibrationData data = detector_data(9, 12);
+  std::vector<NetInput> inputs;
+  for (const auto& [name, tensor] : data.values) {
+    inputs.push_back({name,
+                      tensor.shape,
+                      {reinterpret_cast<const float*>(tensor.bytes.data()),
+                       static_cast<size_t>(tensor.numel())}});
+  }
+  value_or_throw(net.forward_values(inputs));
+  for (const char* name : {"stft", "features", "out"}) {
+    const Node& node = *frozen.program.find(name);
+    const torch::Tensor expected = run_exact_layer(frozen, node, seen.at(node.inputs[0]));
+    EXPECT_TRUE(torch::equal(expected, seen.at(name))) << name;
+  }
+  EXPECT_THAT(message_of([&] {
+                run_exact_layer(*artifact, *artifact->program.find("stft"),
+                                seen.at("signal"));
+              }),
+              HasSubstr("[exact_module] stft: a static input scheme was required"));
+}
+
+TEST(NetsOfSeveralInputs, GptqSolvesTheConvolutions) {
+  const auto artifact = std::make_shared<const Artifact>(testing::small_detector());
+  Plan plan = detector_plan(*artifact, {"weight=int4/r@f32"});
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.node == "stft" || layer.node == "features") layer.method = "gptq";
+  }
+  const CalibrationData data = detector_data(40, 3);
+  const Calibrated ready = calibrate(artifact, plan, data, {});
+  EXPECT_GE(ready.accounts.at("features.weight").output_error, 0);
+  EXPECT_GT(ready.accounts.at("features.weight").tokens, 40);
+  const auto error = [&](const Calibrated& calibrated) {
+    return apart(run(freeze(calibrated, {}), data)[1].values,
+                 run(*artifact, data)[1].values);
+  };
+  EXPECT_LT(error(ready), 0.1);
+}
+
+TEST(NetsOfSeveralInputs, WrongDataIsRefused) {
+  const auto artifact = std::make_shared<const Artifact>(testing::small_detector());
+  const Plan plan = detector_plan(*artifact);
+  const auto with = [&](const std::function<void(CalibrationData&)>& change) {
+    CalibrationData data = detector_data(40, 3);
+    change(data);
+    return message_of([&] { calibrate(artifact, plan, data, {}); });
+  };
+  EXPECT_THAT(with([](CalibrationData& data) { data.values.clear(); }),
+              HasSubstr("activations: static scales needs calibration data; found none"));
+  EXPECT_THAT(with([](CalibrationData& data) { data.values.erase("state"); }),
+              HasSubstr("[calibrate] data: input state needs values; found none"));
+  EXPECT_THAT(with([](CalibrationData& data) {
+                data.values["state"] = testing::random_values({2, 39, 4}, 1, 1);
+              }),
+              HasSubstr("[calibrate] data: input state is [2, 40, 4] here; found "
+                        "[2, 39, 4]"));
+  EXPECT_THAT(with([](CalibrationData& data) { data = detector_data(39, 3); }),
+              HasSubstr("[calibrate] data: 40 samples are planned; found 39"));
+}
+
+TEST(NetsOfSeveralInputs, ARuleMayLeaveAnInputFloat) {
+  const Artifact artifact = testing::small_detector();
+  const Result<Recipe> recipe = parse_recipe(
+      "name: mine\nkind: ptq\nweight: int8/r@f32\nmethod: rtn\nactivations:\n  static: "
+      "true\nlayers:\n  - pattern: $first\n    input: float\n    reason: reads raw "
+      "audio\n  - pattern: \"*\"\n",
+      "mine", {});
+  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
+  const Result<Plan> plan = make_plan(*recipe, artifact.program);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_FALSE(plan->find("stft.weight")->scheme.input);
+  EXPECT_EQ(plan->find("stft.weight")->input_reason, "reads raw audio");
+  EXPECT_TRUE(plan->find("features.weight")->scheme.input);
+  EXPECT_EQ(parse_recipe(print_recipe(*recipe), "mine", {})->layers[0].input, "float");
+  EXPECT_THAT(
+      make_plan(*load_recipe("w8a8-gptq", {"transforms="}), artifact.program)
+          .status()
+          .message(),
+      HasSubstr("bias_correction needs a net whose values are all integers; found "
+                "Detector"));
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ TEST(Recipe, EveryBuiltInReadsAndPrintsBackEqual) {
                          "w8a8-static", "w4a16-qat", "w4a4-qat", "w3a3-qat", "w2a2-qat",
                          "w4a16-awq", "w4a16-hqq", "w4a16-autoround", "mixed-gptq",
                          "w8a8-smoothquant", "w8a8-gptq", "lora", "qlora", "w2a16-qat",
-                         "w4a8-qat", "w4a16-tuned", "w4a4-rotated"));
+                         "w4a8-qat", "w4a16-tuned", "w4a4-rotated", "w8a8-qat"));
   for (const std::string& name : names) {
     const Result<Recipe> recipe = load_recipe(name, {});
     ASSERT_TRUE(recipe.ok()) << name << ": " << recipe.status().message();
