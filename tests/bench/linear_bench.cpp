@@ -130,7 +130,7 @@ constexpr KvCase kKvCases[] = {
 
 void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
                       const KvCase& c) {
-  constexpr int64_t kLength = 8192, kAppended = 256;
+  const int64_t kLength = std::getenv("KVL") ? std::atoi(std::getenv("KVL")) : 8192, kAppended = 256;
   const int64_t width = c.kv_heads * c.head_dim;
   const AttentionShape shape{c.heads, c.kv_heads, c.head_dim, 0.1f};
   const Result<KvScheme> scheme = parse_kv_scheme(c.kv, c.kv_heads, c.head_dim);
@@ -148,7 +148,7 @@ void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
   if (!k.ok() || !v.ok()) return state.SkipWithError("no cache");
   const int64_t bytes = k->bytes() + v->bytes();
   const std::vector<std::pair<KvRows, KvRows>> caches(
-      static_cast<size_t>(1 + (int64_t{256} << 20) / bytes), {*k, *v});
+      std::getenv("KVL") ? 1 : static_cast<size_t>(1 + (int64_t{256} << 20) / bytes), {*k, *v});
   const std::vector<float> q = random_floats(c.heads * c.head_dim, 2);
   std::vector<float> y(q.size());
   const int64_t q_width = c.heads * c.head_dim;

@@ -42,37 +42,51 @@ struct KvCodes {
   }
 };
 
-// Digits of a query, or of weights: 24-bit numbers under one factor, as int8 products
-// take them (panel/digits.inc).
-inline constexpr int kKvDigits = 3;
-inline constexpr int kKvDigitHeads = 4;
-
-// Products of codes by such digits, the codes stored as unsigned bytes, `bias` above the
-// scheme's. Panels are ops/panel/panel.h's, `lanes` wide.
-struct KvDigitsIsa {
-  // 2 lanes positions (the last again where n are fewer), steps of 4 columns:
-  //   u [dim / 4][2][lanes] dwords. Codes of 4 bits: of 8 columns first the even ones.
-  void (*key_panels)(const KvCodes& k, int64_t n, int64_t dim, uint8_t* u);
-  // Both fetch half of what is needed next, the product the other half.
-  // n positions in steps of 4:
-  //   u [panels][ceil(n / 4)][lanes] dwords, whose columns lie as value_column says
-  void (*value_panels)(const KvCodes& v, int64_t n, int64_t dim, uint8_t* u);
-  // acc [kKvDigits heads, 2 lanes], ops/panel/panel.h's s32 product, for heads <=
-  // kKvDigitHeads; next_step bytes from `next` on are fetched a step, null: none.
-  void (*product)(int heads, const int32_t* x, const uint8_t* w0, const uint8_t* w1,
-                  int64_t stride, int64_t steps, const int32_t* start, int32_t* acc,
-                  const uint8_t* next, int64_t next_step);
-  // x[i] *= s[i] (null: 1), then to digits, `stride` dwords from step to step; adds their
-  // sums to sums [kKvDigits]. Returns what a digit counts; NaN where an x is not finite.
-  float (*make_digits)(float* x, const float* s, int64_t n, int64_t stride, int32_t* out,
-                       int32_t* sums);
-  // The number v[j] that acc [kKvDigits, 2 lanes] stands for, times `power`:
-  //   a[j] = v[j] s[j] + factor o[j]        s null: 1; o null: 1
-  void (*score_sums)(const int32_t* acc, float power, const float* s, const float* o,
-                     float factor, float* a);
-  //   y[j] = y[j] shrink + v[j] + add
-  void (*value_sums)(const int32_t* acc, float power, float shrink, float add, float* y);
+// Rows of n numbers as digits (panel/digits.inc), for int8 products with codes that are
+// unsigned bytes, `bias` above the scheme's.
+inline constexpr int kKvDigits = 3;  // of 24 bits
+struct KvDigits {
+  int32_t* dwords;  // [rows, steps, kKvDigits], steps = ceil(n / 4)
+  int32_t* starts;  // [rows, kKvDigits], -bias times the sum of the digits
+  float* powers;    // [rows], what a digit counts
+  int64_t steps;
 };
+
+// Attention of a few query rows by digits. What is needed next is fetched in full while
+// the first rows are at work.
+struct KvDigitsIsa {
+  static constexpr int kPositions = 16;  // that scores takes together
+  // x[i] *= s[i] (null: 1), then to digits; adds their sums to sums [kKvDigits]. Returns
+  // what a digit counts; NaN where an x is not finite.
+  float (*make_digits)(float* x, const float* s, int64_t n, int32_t* dwords,
+                       int32_t* sums);
+  //   a[r, j] = s[j] sum_d q[r, d] code[j, d] + factors[r] o[j]     j < n; null: 1
+  // The query's columns in the order of to_step_order. a's rows lie `stride` apart and
+  // have room for whole vectors, as s and o have; sums [rows, kKvDigits, 16] is working
+  // memory.
+  void (*scores)(const KvCodes& k, int64_t dim, int64_t n, const KvDigits& q,
+                 int64_t rows, const float* s, const float* o, const float* factors,
+                 int32_t* sums, float* a, int64_t stride);
+  //   y[r, c] = y[r, c] shrinks[r] + factors[r] (sum_j w[r, j] code[j, d] + adds[r])
+  // d = value_column(c) for whole vectors of 64 bytes of codes; y's rows `size` apart.
+  void (*weighted_sum)(const KvCodes& v, int64_t dim, int64_t n, const KvDigits& w,
+                       int64_t rows, const float* shrinks, const float* factors,
+                       const float* adds, float* y, int64_t size);
+};
+// The column of an output of weighted_sum: bytes of 4 rows interleave within quarters of
+// a vector. halves: codes of 4 bits.
+inline int64_t value_column(bool halves, int64_t c) {
+  const int64_t vector = c / 16, lane = c % 16;
+  const int64_t byte = lane / 4 * 16 + vector % 4 * 4 + lane % 4;
+  if (!halves) return vector / 4 * 64 + byte;
+  return vector / 8 * 128 + 2 * byte + vector % 8 / 4;
+}
+// Columns as steps of scores take them: of 8 of 4 bits first the even ones.
+inline void to_step_order(bool halves, const float* from, int64_t n, float* to) {
+  for (int64_t d = 0; d < n; ++d) {
+    to[halves ? d / 8 * 8 + d % 2 * 4 + d % 8 / 2 : d] = from[d];
+  }
+}
 inline int kv_bias(KvCode code) {
   if (code == KvCode::s8) return 128;
   return code == KvCode::s4 ? 8 : 0;

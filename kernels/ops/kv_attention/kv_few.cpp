@@ -51,8 +51,9 @@ Side side_of(const KvAttentionKernel& kernel, const KvRows& rows, int64_t dim,
   // Vectors of 64 bytes must not reach into another group of a row's bytes.
   const int64_t head_bytes = dim * bits_of(side.code) / 8;
   const bool whole = codes.row_bytes != 64 || head_bytes % 64 == 0 || 64 % head_bytes == 0;
-  // Scales that positions share must be those of whole pairs of key panels.
-  const bool scales = together == 1 || (keys && together % (2 * kernel.panel->lanes) == 0);
+  // Scales that positions share must be those of all that are scored together.
+  const bool scales =
+      together == 1 || (keys && together % KvDigitsIsa::kPositions == 0);
   if (kernel.decode->digits != nullptr && is_integer && scales && whole && dim % per_step == 0 &&
       dim <= kMostColumns) {
     side.reading = Reading::digits;
@@ -66,58 +67,16 @@ Side side_of(const KvAttentionKernel& kernel, const KvRows& rows, int64_t dim,
   return side;
 }
 
-// The column that position `at` of the output holds where values were read by digits:
-// bytes of 4 rows interleave within quarters of a vector.
-int64_t value_column(bool halves, int64_t at) {
-  const int64_t panel = at / 16, lane = at % 16;
-  const int64_t in = halves ? panel % 8 : panel % 4;
-  const int64_t byte = lane / 4 * 16 + in % 4 * 4 + lane % 4;
-  return halves ? panel / 8 * 128 + 2 * byte + in / 4 : panel / 4 * 64 + byte;
-}
-// Queries, or their scales, in the order of key panels: of 8 columns of 4 bits first the
-// even ones.
-void to_panel_order(bool halves, const float* from, int64_t n, float* to) {
-  if (!halves) {
-    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
-    return;
-  }
-  for (int64_t d = 0; d < n; d += 8) {
-    for (int i = 0; i < 4; ++i) {
-      to[d + i] = from[d + 2 * i];
-      to[d + 4 + i] = from[d + 2 * i + 1];
-    }
-  }
-}
-
-// Rows whose digits share a product: f(first, rows of the tile).
-template <class Function>
-void for_row_tiles(int64_t rows, const Function& f) {
-  for (int64_t first = 0; first < rows; first += kKvDigitHeads) {
-    f(first, static_cast<int>(std::min<int64_t>(kKvDigitHeads, rows - first)));
-  }
-}
-
-// Digits of rows of numbers as a panel product takes them.
-struct Digits {
-  int32_t* dwords;  // of each tile of rows [steps, rows, kKvDigits]
-  int32_t* starts;  // [rows, kKvDigits], -bias times the sum of the digits
-  float* powers;    // [rows], what a digit counts
-};
-
 // row(r) points to the numbers of row r, which make_digits may change.
 template <class Row>
 void make_digits(const KvAttentionKernel& kernel, int64_t rows, int64_t n, int bias,
-                 const float* scales, const Row& row, const Digits& to) {
-  const int64_t steps = (n + 3) / 4;
-  for_row_tiles(rows, [&](int64_t first, int count) {
-    for (int64_t r = first; r < first + count; ++r) {
-      int32_t sums[kKvDigits] = {};
-      to.powers[r] = kernel.decode->digits->make_digits(
-          row(r), scales, n, count * kKvDigits,
-          to.dwords + (first * steps + r - first) * kKvDigits, sums);
-      for (int d = 0; d < kKvDigits; ++d) to.starts[r * kKvDigits + d] = -bias * sums[d];
-    }
-  });
+                 const float* scales, const Row& row, const KvDigits& to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t sums[kKvDigits] = {};
+    to.powers[r] = kernel.decode->digits->make_digits(
+        row(r), scales, n, to.dwords + r * to.steps * kKvDigits, sums);
+    for (int d = 0; d < kKvDigits; ++d) to.starts[r * kKvDigits + d] = -bias * sums[d];
+  }
 }
 
 // One call: operands, and what all its tasks share.
@@ -129,24 +88,23 @@ struct Few {
   Side keys, values;
   int64_t rows;                    // of queries that share a key head
   const float* queries = nullptr;  // [kv_heads, rows, head_dim], scaled
+  const float* ordered = nullptr;  // the same as steps of digits take them
   const float* sums = nullptr;     // [kv_heads, rows], of each query
-  const Digits* digits = nullptr;  // [kv_heads], of the queries
+  const KvDigits* digits = nullptr;  // [kv_heads], of the queries
   int64_t stride() const { return kKvTile + kernel.panel->lanes; }
 };
 
 // A task's working memory.
 struct Workspace {
   float* floats;    // [kKvTile, head_dim], decoded
-  uint8_t* panels;  // [kKvTile, padded columns]
   float* levels;    // [2, max(kKvTile, head_dim)], scales and offsets
   float* scores;    // [rows, stride]
   float* factors;   // [rows]
   float* shrinks;   // [rows]
   float* constants;  // [rows], what offsets add
   float* added;     // [rows, head_dim]
-  float* query;     // [rows, head_dim]
-  int32_t* sums;    // [tile, 2 lanes]
-  Digits digits;    // of queries under shared scales, or of weights
+  int32_t* sums;    // of KvDigitsIsa::scores
+  KvDigits digits;  // of queries under shared scales, or of weights
 };
 
 // Positions [first, first + count) of one key head.
@@ -190,57 +148,48 @@ bool has_offset(KvForm form) {
 }
 
 void scores_by_digits(const Few& few, const Tile& tile, const Workspace& work) {
-  const PanelIsa& panel = *few.kernel.panel;
   const KvDigitsIsa& isa = *few.kernel.decode->digits;
-  const int64_t dim = few.shape.head_dim, width = 2 * panel.lanes;
-  const bool shared = few.k.positions() > 1, offset = has_offset(few.keys.form);
-  const float* sums = few.sums + tile.head * few.rows;
+  const int64_t dim = few.shape.head_dim, together = few.k.positions();
+  const bool offset = has_offset(few.keys.form);
   float* s = work.levels;
   float* o = s + std::max(kKvTile, dim);
-  if (!shared) {
+  KvCodes codes = keys_of(few, tile);
+  if (together == 1) {
     few.k.row_levels(*few.kernel.decode, tile.first, tile.count, tile.head * dim, s, o);
     if (offset) to_offset_part(few.keys.form, s, o, tile.count);
+    const float* sums = few.sums + tile.head * few.rows;
+    std::fill_n(work.constants, few.rows, 0.0f);
+    return isa.scores(codes, dim, tile.count, few.digits[tile.head], few.rows, s,
+                      offset ? o : nullptr, offset ? sums : work.constants, work.sums,
+                      work.scores, few.stride());
   }
-  Digits digits = few.digits[tile.head];
-  std::fill_n(work.constants, few.rows, 0.0f);
-  KvCodes codes = keys_of(few, tile);
-  const int64_t half = dim * bits_of(codes.code) / 16 * width;  // of what is fetched
-  for (int64_t b = 0; b < tile.count; b += width) {
-    if (shared && (b == 0 || (tile.first + b) % few.k.positions() == 0)) {
-      // Scales of columns go into the query.
-      digits = work.digits;
-      few.k.block_levels(few.kernel.decode, (tile.first + b) / few.k.positions(),
-                         tile.head * dim, dim, s, o);
-      if (offset) to_offset_part(few.keys.form, s, o, dim);
-      const float* queries = few.queries + tile.head * few.rows * dim;
-      for (int64_t r = 0; offset && r < few.rows; ++r) {
-        work.constants[r] = dot(*few.kernel.isa, queries + r * dim, o, dim);
-      }
-      float* ordered = o;
-      to_panel_order(few.keys.halves(), s, dim, ordered);
-      make_digits(few.kernel, few.rows, dim, kv_bias(codes.code), ordered, [&](int64_t r) {
-        to_panel_order(few.keys.halves(), queries + r * dim, dim, work.query);
-        return work.query;
-      }, digits);
+  const float* queries = few.queries + tile.head * few.rows * dim;
+  for (int64_t b = 0; b < tile.count;) {
+    // Scales of columns go into the query.
+    const int64_t block = (tile.first + b) / together;
+    const int64_t count = std::min(tile.count, (block + 1) * together - tile.first) - b;
+    few.k.block_levels(few.kernel.decode, block, tile.head * dim, dim, s, o);
+    if (offset) to_offset_part(few.keys.form, s, o, dim);
+    for (int64_t r = 0; r < few.rows; ++r) {
+      work.constants[r] = offset ? dot(*few.kernel.isa, queries + r * dim, o, dim) : 0;
     }
-    isa.key_panels(codes, std::min(width, tile.count - b), dim, work.panels);
-    codes.codes += width * codes.row_bytes;
-    for_row_tiles(few.rows, [&](int64_t first, int count) {
-      isa.product(count, digits.dwords + first * kKvDigits * (dim / 4), work.panels,
-                  work.panels + 4 * panel.lanes, 8 * panel.lanes, dim / 4,
-                  digits.starts + first * kKvDigits, work.sums,
-                  codes.next != nullptr && first == 0 ? codes.next + half : nullptr,
-                  8 * bits_of(codes.code));
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t r = first + i;
-        const bool by_row = !shared && offset;
-        isa.score_sums(work.sums + i * kKvDigits * width, digits.powers[r],
-                       shared ? nullptr : s + b, by_row ? o + b : nullptr,
-                       by_row ? sums[r] : work.constants[r],
-                       work.scores + r * few.stride() + b);
-      }
-    });
-    if (codes.next != nullptr) codes.next += 2 * half;
+    float* ordered = o;
+    to_step_order(few.keys.halves(), s, dim, ordered);
+    KvDigits digits = work.digits;
+    digits.steps = dim / 4;
+    make_digits(few.kernel, few.rows, dim, kv_bias(codes.code), ordered,
+                [&](int64_t r) {
+                  float* query = work.added;
+                  std::memcpy(query, few.ordered + (tile.head * few.rows + r) * dim,
+                              static_cast<size_t>(dim) * sizeof(float));
+                  return query;
+                },
+                digits);
+    isa.scores(codes, dim, count, digits, few.rows, nullptr, nullptr, work.constants,
+               work.sums, work.scores + b, few.stride());
+    codes.codes += count * codes.row_bytes;
+    if (codes.next != nullptr) codes.next += count * dim * bits_of(codes.code) / 8;
+    b += count;
   }
 }
 
@@ -281,44 +230,24 @@ void scores_of(const Few& few, const Tile& tile, const Workspace& work) {
 
 void weigh_by_digits(const Few& few, const Tile& tile, const Workspace& work,
                      float* outputs, int64_t size) {
-  const PanelIsa& panel = *few.kernel.panel;
-  const KvDigitsIsa& isa = *few.kernel.decode->digits;
-  const int64_t dim = few.shape.head_dim, width = 2 * panel.lanes;
-  const int64_t steps = (tile.count + 3) / 4;
+  const int64_t dim = few.shape.head_dim;
   const KvForm form = few.values.form;
   float* s = work.levels;
   float* o = s + std::max(kKvTile, dim);
   few.v.row_levels(*few.kernel.decode, tile.first, tile.count, tile.head * dim, s, o);
   if (has_offset(form)) to_offset_part(form, s, o, tile.count);
-  std::fill_n(work.constants, few.rows, 0.0f);
-  for (int64_t r = 0; has_offset(form) && r < few.rows; ++r) {
+  for (int64_t r = 0; r < few.rows; ++r) {
+    const float* a = work.scores + r * few.stride();
     work.constants[r] =
-        dot(*few.kernel.isa, work.scores + r * few.stride(), o, tile.count);
+        has_offset(form) ? dot(*few.kernel.isa, a, o, tile.count) : 0;
   }
+  KvDigits digits = work.digits;
+  digits.steps = (tile.count + 3) / 4;
   make_digits(few.kernel, few.rows, tile.count, kv_bias(few.values.code), s,
-              [&](int64_t r) { return work.scores + r * few.stride(); }, work.digits);
-  const KvCodes codes = values_of(few, tile);
-  isa.value_panels(codes, tile.count, dim, work.panels);
-  const int64_t panel_bytes = steps * 4 * panel.lanes;
-  const int64_t next_step = 8 * bits_of(codes.code);
-  for_row_tiles(few.rows, [&](int64_t first, int count) {
-    const uint8_t* next = nullptr;
-    if (codes.next != nullptr && first == 0)
-      next = codes.next + dim * bits_of(codes.code) / 16 * tile.count;
-    for (int64_t d = 0; d < few.values.padded; d += width) {
-      const uint8_t* u = work.panels + d / panel.lanes * panel_bytes;
-      isa.product(count, work.digits.dwords + first * kKvDigits * steps, u,
-                  u + panel_bytes, 4 * panel.lanes, steps,
-                  work.digits.starts + first * kKvDigits, work.sums, next, next_step);
-      if (next != nullptr) next += steps * next_step;
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t r = first + i;
-        isa.value_sums(work.sums + i * kKvDigits * width,
-                       work.digits.powers[r] * work.factors[r], work.shrinks[r],
-                       work.constants[r] * work.factors[r], outputs + r * size + d);
-      }
-    }
-  });
+              [&](int64_t r) { return work.scores + r * few.stride(); }, digits);
+  few.kernel.decode->digits->weighted_sum(values_of(few, tile), dim, tile.count, digits,
+                                          few.rows, work.shrinks, work.factors,
+                                          work.constants, outputs, size);
 }
 
 // outputs[r] = outputs[r] shrinks[r] + factors[r] sum_j a[r, j] v[j]; changes a.
@@ -361,33 +290,26 @@ void weigh(const Few& few, const Tile& tile, const Workspace& work, float* outpu
 }
 
 Workspace workspace_of(const Few& few) {
-  const int64_t dim = few.shape.head_dim, width = 2 * few.kernel.panel->lanes;
+  const int64_t dim = few.shape.head_dim, lanes = few.kernel.panel->lanes;
   const int64_t level = std::max(kKvTile, dim);
-  const int64_t steps = (std::max(kKvTile, dim) + 3) / 4;
+  const int64_t products = few.rows * kKvDigits;
+  const int64_t steps = (level + 3) / 4;
   static thread_local Scratch<float> float_scratch;
-  static thread_local Scratch<uint8_t> panel_scratch;
   static thread_local Scratch<int32_t> digit_scratch;
   Workspace work;
   // A vector of levels is read from where positions end.
   work.floats = float_scratch.get(static_cast<size_t>(
-      kKvTile * dim + 2 * level + width + few.rows * (few.stride() + 4 + dim) + dim));
+      kKvTile * dim + 2 * level + lanes + few.rows * (few.stride() + 4 + dim)));
   work.levels = work.floats + kKvTile * dim;
-  work.scores = work.levels + 2 * level + width;
+  work.scores = work.levels + 2 * level + lanes;
   work.factors = work.scores + few.rows * few.stride();
   work.shrinks = work.factors + few.rows;
   work.constants = work.shrinks + few.rows;
   work.digits.powers = work.constants + few.rows;
   work.added = work.digits.powers + few.rows;
-  work.query = work.added + few.rows * dim;
-  std::fill_n(work.levels, 2 * level + width, 0.0f);
-  if (few.keys.reading != Reading::digits && few.values.reading != Reading::digits) {
-    return work;
-  }
-  work.panels = panel_scratch.get(
-      static_cast<size_t>(std::max(kKvTile * few.values.padded, width * dim)));
-  const int64_t products = few.rows * kKvDigits;
-  work.digits.dwords = digit_scratch.get(static_cast<size_t>(
-      products * (steps + 1) + kKvDigits * kKvDigitHeads * width));
+  std::fill_n(work.levels, 2 * level + lanes, 0.0f);
+  work.digits.dwords = digit_scratch.get(
+      static_cast<size_t>(products * (steps + 1 + KvDigitsIsa::kPositions)));
   work.digits.starts = work.digits.dwords + products * steps;
   work.sums = work.digits.starts + products;
   return work;
@@ -420,17 +342,18 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
   const int64_t padded = few.values.padded, size = padded + 2;
   static thread_local Scratch<float> shared;
   static thread_local Scratch<int32_t> shared_digits;
-  static thread_local Scratch<Digits> shared_heads;
-  float* parts = shared.get(static_cast<size_t>(runs * all * size + all * (dim + 2) + dim));
+  static thread_local Scratch<KvDigits> shared_heads;
+  float* parts =
+      shared.get(static_cast<size_t>(runs * all * size + all * (2 * dim + 2)));
   float* queries = parts + runs * all * size;
   float* sums = queries + all * dim;
   float* powers = sums + all;
   float* ordered = powers + all;
-  Digits* digits = shared_heads.get(static_cast<size_t>(shape.kv_heads));
+  KvDigits* digits = shared_heads.get(static_cast<size_t>(shape.kv_heads));
   few.queries = queries;
   few.sums = sums;
   few.digits = digits;
-  std::fill_n(digits, shape.kv_heads, Digits{});
+  few.ordered = ordered;
   for (int64_t i = 0; i < all; ++i) {
     const int64_t head = i / rows, r = i % rows;
     const float* query = q.row(r % q.rows) + (head * group + r / q.rows) * dim;
@@ -440,20 +363,17 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
       sum += queries[i * dim + d];
     }
     sums[i] = static_cast<float>(sum);
+    to_step_order(few.keys.halves(), queries + i * dim, dim, ordered + i * dim);
   }
   if (few.keys.reading == Reading::digits && k.positions() == 1) {
-    const int64_t products = rows * kKvDigits, dwords = products * (dim / 4);
+    const int64_t products = rows * kKvDigits, steps = dim / 4;
     int32_t* at =
-        shared_digits.get(static_cast<size_t>(shape.kv_heads * (dwords + products)));
+        shared_digits.get(static_cast<size_t>(shape.kv_heads * products * (steps + 1)));
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
-      digits[head] = {at, at + dwords, powers + head * rows};
-      at += dwords + products;
+      digits[head] = {at, at + products * steps, powers + head * rows, steps};
+      at += products * (steps + 1);
       make_digits(kernel, rows, dim, kv_bias(few.keys.code), nullptr,
-                  [&](int64_t r) {
-                    to_panel_order(few.keys.halves(), queries + (head * rows + r) * dim,
-                                   dim, ordered);
-                    return ordered;
-                  },
+                  [&](int64_t r) { return ordered + (head * rows + r) * dim; },
                   digits[head]);
     }
   }

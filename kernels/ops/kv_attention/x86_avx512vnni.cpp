@@ -7,12 +7,9 @@ namespace nibble::avx512vnni {
 #include "kernels/ops/kv_attention/kv_digits_avx512.inc"
 
 namespace {
-const KvDigitsIsa digits_isa = {.key_panels = key_panels,
-                                .value_panels = value_panels,
-                                .product = product,
-                                .make_digits = make_digits,
-                                .score_sums = score_sums,
-                                .value_sums = value_sums};
+const KvDigitsIsa digits_isa = {.make_digits = make_digits,
+                                .scores = digit_scores,
+                                .weighted_sum = digit_weighted_sum};
 }  // namespace
 
 const KvDecodeIsa kv_decode_isa = {.decode = decode,
