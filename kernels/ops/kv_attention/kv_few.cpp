@@ -442,13 +442,16 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
       const float* from = part(run);
       const float factor = std::exp(from[padded] - maximum);
       sum += from[padded + 1] * factor;
-      for (int64_t d = 0; d < padded; ++d) {
-        total[d] = run == 0 ? from[d] * factor : total[d] + from[d] * factor;
+      if (run == 0) {
+        for (int64_t d = 0; d < padded; ++d) total[d] *= factor;
+      } else {
+        for (int64_t d = 0; d < padded; ++d) total[d] += from[d] * factor;
       }
     }
+    for (int64_t d = 0; d < padded; ++d) total[d] /= sum;
     float* out = y.row(r % q.rows) + (head * group + r / q.rows) * dim;
     for (int64_t d = 0; d < padded; ++d) {
-      if (columns[d] < dim) out[columns[d]] = total[d] / sum;
+      if (columns[d] < dim) out[columns[d]] = total[d];
     }
   }
 }
