@@ -83,8 +83,12 @@ inline int64_t value_column(bool halves, int64_t c) {
 }
 // Columns as steps of scores take them: of 8 of 4 bits first the even ones.
 inline void to_step_order(bool halves, const float* from, int64_t n, float* to) {
-  for (int64_t d = 0; d < n; ++d) {
-    to[halves ? d / 8 * 8 + d % 2 * 4 + d % 8 / 2 : d] = from[d];
+  if (!halves) {
+    for (int64_t d = 0; d < n; ++d) to[d] = from[d];
+    return;
+  }
+  for (int64_t d = 0; d < n; d += 8) {
+    for (int i = 0; i < 4; ++i) to[d + i] = from[d + 2 * i], to[d + 4 + i] = from[d + 2 * i + 1];
   }
 }
 inline int kv_bias(KvCode code) {

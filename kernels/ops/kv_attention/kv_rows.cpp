@@ -18,6 +18,11 @@ constexpr float kLargestHalf = 65504;
 // A cache line, and the widest vector.
 constexpr int64_t kCodeGroup = 64;
 
+// The next head's levels follow those that were read.
+void fetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b);
+}
+
 // b bits of a row's little-endian bit string.
 uint32_t bits_at(const uint8_t* row, int bits, int64_t index) {
   const int64_t first = index * bits;
@@ -251,9 +256,10 @@ void KvRows::block_levels(const KvDecodeIsa* isa, int64_t block, int64_t column,
       // Values a column: a row of the cache like any other.
       if (isa != nullptr && k == 0 && level.level.element == Element::f16 &&
           level.level.block.kind == Block::Kind::grid && level.level.block.cols == 1) {
-        isa->decode(KvCode::f16, KvForm::plain,
-                    level.values.bytes.data() + level.values.offset(block, 2 * column),
-                    count, nullptr, nullptr, out);
+        const uint8_t* from =
+            level.values.bytes.data() + level.values.offset(block, 2 * column);
+        isa->decode(KvCode::f16, KvForm::plain, from, count, nullptr, nullptr, out);
+        fetch(from + 2 * count, 2 * count);
         continue;
       }
       for (int64_t c = column; c < column + count;) {
@@ -367,8 +373,7 @@ void KvRows::row_levels(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_
         const uint8_t* from = level.values.bytes.data() +
                               level.values.offset(first, 2 * level.index(column));
         isa.decode(KvCode::f16, KvForm::plain, from, n, nullptr, nullptr, out);
-        // The next head's follow.
-        for (int64_t b = 0; b < 2 * n; b += 64) __builtin_prefetch(from + 2 * n + b);
+        fetch(from + 2 * n, 2 * n);
         continue;
       }
       for (int64_t r = 0; r < n; ++r) {
