@@ -4,7 +4,7 @@
 //
 //   linear_bench --benchmark_filter=decode.*int4
 //
-// One thread; the CPU is named in the context. Sizes are those of a 1 B Llama's MLP.
+// One thread; the CPU is named in the context. Beside them the peaks of the instructions.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -27,7 +27,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kOutputs = 2048, kInputs = 2048;
+constexpr int64_t kOutputs = 4096, kInputs = 4096;
 
 const char* const kSchemes[] = {
     "f32",           "bf16",         "f16",
@@ -230,8 +230,23 @@ void run_conv(benchmark::State& state, const Conv2dKernel* kernel, const ConvCas
                          benchmark::Counter::kIsRate);
 }
 
+// The most of an instruction, by CPU seconds.
+void run_peak(benchmark::State& state, const PeakRow* row) {
+  constexpr int64_t kRounds = 100000;
+  for (auto _ : state) benchmark::DoNotOptimize(row->run(kRounds));
+  state.counters["GOP/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * 1e-9 *
+          static_cast<double>(kRounds * row->operations),
+      benchmark::Counter::kIsRate);
+}
+
 void register_all() {
   const auto usable = [](uint32_t flags) { return (flags & ~cpu_info().flags) == 0; };
+  for (const PeakRow& row : peak_rows()) {
+    if (!can_run(row).ok()) continue;
+    benchmark::RegisterBenchmark((std::string("peak/") + row.name).c_str(), run_peak,
+                                 &row);
+  }
   benchmark::RegisterBenchmark("read_memory", read_memory);
   for (const LinearKernel& kernel : linear_kernels()) {
     if (!usable(kernel.flags) || kernel.flags == 0)

@@ -25,6 +25,7 @@ const LinearIsa linear_isa = {
     .tile_s8 = product_s8<V::kTile>,
     .small_s8 = product_s8<V::kSmallTile>,
     .store_s8 = store_s8,
+    .finish_s8 = finish_s8,
     .direct_s8_tokens = V::kDirectS8,
     .direct_s8_int4 = direct_s8<true>,
     .direct_s8_int8 = direct_s8<false>,
