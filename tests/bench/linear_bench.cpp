@@ -129,9 +129,9 @@ struct KvCase {
   int64_t heads, kv_heads, head_dim;
 };
 constexpr KvCase kKvCases[] = {
-    {"int8", 8, 8, 128},  {"int8", 32, 8, 128}, {"int8n/b32x1@f16,int8", 8, 8, 128},
-    {"int4", 8, 8, 128},  {"int4", 32, 8, 128}, {"fp8", 8, 8, 128},
-    {"fp8", 32, 8, 128},  {"f16", 8, 8, 128},   {"f16", 32, 8, 128}};
+    {"int8", 8, 8, 128}, {"int8", 32, 8, 128}, {"int8n/b32x1@f16,int8", 8, 8, 128},
+    {"int4", 8, 8, 128}, {"int4", 32, 8, 128}, {"fp8", 8, 8, 128},
+    {"fp8", 32, 8, 128}, {"f16", 8, 8, 128},   {"f16", 32, 8, 128}};
 
 // Bytes a second of CPU at which vectors read memory that no cache holds.
 double read_limit() {
@@ -234,10 +234,10 @@ void run_conv(benchmark::State& state, const Conv2dKernel* kernel, const ConvCas
 void run_peak(benchmark::State& state, const PeakRow* row) {
   constexpr int64_t kRounds = 100000;
   for (auto _ : state) benchmark::DoNotOptimize(row->run(kRounds));
-  state.counters["GOP/s"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * 1e-9 *
-          static_cast<double>(kRounds * row->operations),
-      benchmark::Counter::kIsRate);
+  state.counters["GOP/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * 1e-9 *
+                             static_cast<double>(kRounds * row->operations),
+                         benchmark::Counter::kIsRate);
 }
 
 void register_all() {

@@ -211,8 +211,8 @@ TEST_F(KvAttends, DigitsMultiplyExactly) {
     if (!this_cpu_has(kernel.flags) || kernel.decode == nullptr) continue;
     const KvDigitsIsa* isa = kernel.decode->digits;
     if (isa == nullptr) continue;
-    for (const char* text : {"int8/t@f32", "int4/t@f32", "uint8/r@f32+m/r@f32",
-                             "uint4/r@f32+m/r@f32"}) {
+    for (const char* text :
+         {"int8/t@f32", "int4/t@f32", "uint8/r@f32+m/r@f32", "uint4/r@f32+m/r@f32"}) {
       const QuantScheme scheme = *parse_scheme(text);
       KvRows rows = *KvRows::create(scheme, kLength, kDim, 0.02f);
       const std::vector<float> x = random_floats(kLength * kDim, 5);

@@ -35,8 +35,8 @@ void attend_many(const KvAttentionKernel& kernel, const AttentionShape& shape,
     const int64_t row_floats = kKvTile + isa.lanes;  // of scores, with room for the mask
     static thread_local Scratch<float> scratch;
     float* keys = scratch.get(static_cast<size_t>(
-        kKvTile * (2 * dim + padded_dim) + isa.tile * (row_floats + kKvTile + dim + width) +
-        rows * (padded_dim + 2)));
+        kKvTile * (2 * dim + padded_dim) +
+        isa.tile * (row_floats + kKvTile + dim + width) + rows * (padded_dim + 2)));
     float* panels = keys + kKvTile * dim;  // [kKvTile / width][dim, width]
     float* values = panels + kKvTile * dim;
     float* scores = values + kKvTile * padded_dim;

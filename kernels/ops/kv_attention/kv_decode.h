@@ -24,8 +24,8 @@ inline int bits_of(KvCode code) {
   return code == KvCode::f16 || code == KvCode::bf16 ? 16 : 8;
 }
 
-// Rows of codes, `row_bytes` apart, in groups of 64 bytes that lie `group_bytes` apart: the
-// bytes of row j begin at codes + j * row_bytes, `first` bytes into the first group.
+// Rows of codes, `row_bytes` apart, in groups of 64 bytes that lie `group_bytes` apart:
+// the bytes of row j begin at codes + j * row_bytes, `first` bytes into the first group.
 struct KvCodes {
   KvCode code;
   KvForm form;
@@ -88,7 +88,8 @@ inline void to_step_order(bool halves, const float* from, int64_t n, float* to) 
     return;
   }
   for (int64_t d = 0; d < n; d += 8) {
-    for (int i = 0; i < 4; ++i) to[d + i] = from[d + 2 * i], to[d + 4 + i] = from[d + 2 * i + 1];
+    for (int i = 0; i < 4; ++i)
+      to[d + i] = from[d + 2 * i], to[d + 4 + i] = from[d + 2 * i + 1];
   }
 }
 inline int kv_bias(KvCode code) {

@@ -1,5 +1,5 @@
-// A few query rows over a KV cache: every row of the cache is read once, for all the heads
-// that share it, in the cheapest way that its scheme and the instruction set allow.
+// A few query rows over a KV cache: every row of the cache is read once, for all the
+// heads that share it, in the cheapest way that its scheme and the instruction set allow.
 #include <cstring>
 
 #include "kernels/base/parallel.h"
@@ -50,12 +50,12 @@ Side side_of(const KvAttentionKernel& kernel, const KvRows& rows, int64_t dim,
   const int64_t per_step = side.halves() ? 8 : 4;
   // Vectors of 64 bytes must not reach into another group of a row's bytes.
   const int64_t head_bytes = dim * bits_of(side.code) / 8;
-  const bool whole = codes.row_bytes != 64 || head_bytes % 64 == 0 || 64 % head_bytes == 0;
+  const bool whole =
+      codes.row_bytes != 64 || head_bytes % 64 == 0 || 64 % head_bytes == 0;
   // Scales that positions share must be those of all that are scored together.
-  const bool scales =
-      together == 1 || (keys && together % KvDigitsIsa::kPositions == 0);
-  if (kernel.decode->digits != nullptr && is_integer && scales && whole && dim % per_step == 0 &&
-      dim <= kMostColumns) {
+  const bool scales = together == 1 || (keys && together % KvDigitsIsa::kPositions == 0);
+  if (kernel.decode->digits != nullptr && is_integer && scales && whole &&
+      dim % per_step == 0 && dim <= kMostColumns) {
     side.reading = Reading::digits;
     const int64_t columns = side.halves() ? 128 : 64;  // of 64 bytes
     if (!keys) side.padded = (dim + columns - 1) / columns * columns;
@@ -86,25 +86,25 @@ struct Few {
   const KvRows& k;
   const KvRows& v;
   Side keys, values;
-  int64_t rows;                    // of queries that share a key head
-  const float* queries = nullptr;  // [kv_heads, rows, head_dim], scaled
-  const float* ordered = nullptr;  // the same as steps of digits take them
-  const float* sums = nullptr;     // [kv_heads, rows], of each query
+  int64_t rows;                      // of queries that share a key head
+  const float* queries = nullptr;    // [kv_heads, rows, head_dim], scaled
+  const float* ordered = nullptr;    // the same as steps of digits take them
+  const float* sums = nullptr;       // [kv_heads, rows], of each query
   const KvDigits* digits = nullptr;  // [kv_heads], of the queries
   int64_t stride() const { return kKvTile + kernel.panel->lanes; }
 };
 
 // A task's working memory.
 struct Workspace {
-  float* floats;    // [kKvTile, head_dim], decoded
-  float* levels;    // [2, max(kKvTile, head_dim)], scales and offsets
-  float* scores;    // [rows, stride]
-  float* factors;   // [rows]
-  float* shrinks;   // [rows]
+  float* floats;     // [kKvTile, head_dim], decoded
+  float* levels;     // [2, max(kKvTile, head_dim)], scales and offsets
+  float* scores;     // [rows, stride]
+  float* factors;    // [rows]
+  float* shrinks;    // [rows]
   float* constants;  // [rows], what offsets add
-  float* added;     // [rows, head_dim]
-  int32_t* sums;    // of KvDigitsIsa::scores
-  KvDigits digits;  // of queries under shared scales, or of weights
+  float* added;      // [rows, head_dim]
+  int32_t* sums;     // of KvDigitsIsa::scores
+  KvDigits digits;   // of queries under shared scales, or of weights
 };
 
 // Positions [first, first + count) of one key head.
@@ -177,14 +177,15 @@ void scores_by_digits(const Few& few, const Tile& tile, const Workspace& work) {
     to_step_order(few.keys.halves(), s, dim, ordered);
     KvDigits digits = work.digits;
     digits.steps = dim / 4;
-    make_digits(few.kernel, few.rows, dim, kv_bias(codes.code), ordered,
-                [&](int64_t r) {
-                  float* query = work.added;
-                  std::memcpy(query, few.ordered + (tile.head * few.rows + r) * dim,
-                              static_cast<size_t>(dim) * sizeof(float));
-                  return query;
-                },
-                digits);
+    make_digits(
+        few.kernel, few.rows, dim, kv_bias(codes.code), ordered,
+        [&](int64_t r) {
+          float* query = work.added;
+          std::memcpy(query, few.ordered + (tile.head * few.rows + r) * dim,
+                      static_cast<size_t>(dim) * sizeof(float));
+          return query;
+        },
+        digits);
     isa.scores(codes, dim, count, digits, few.rows, nullptr, nullptr, work.constants,
                work.sums, work.scores + b, few.stride());
     codes.codes += count * codes.row_bytes;
@@ -205,9 +206,8 @@ void scores_of(const Few& few, const Tile& tile, const Workspace& work) {
     KvCodes codes = keys_of(few, tile);
     for (int64_t r = 0; r < few.rows; r += isa.direct_heads) {
       const int64_t heads = std::min<int64_t>(isa.direct_heads, few.rows - r);
-      isa.scores(codes, queries + r * dim,
-                 static_cast<int>(heads), dim, tile.count, scales,
-                 work.scores + r * few.stride(), few.stride());
+      isa.scores(codes, queries + r * dim, static_cast<int>(heads), dim, tile.count,
+                 scales, work.scores + r * few.stride(), few.stride());
       codes.next = nullptr;
     }
     return;
@@ -238,13 +238,13 @@ void weigh_by_digits(const Few& few, const Tile& tile, const Workspace& work,
   if (has_offset(form)) to_offset_part(form, s, o, tile.count);
   for (int64_t r = 0; r < few.rows; ++r) {
     const float* a = work.scores + r * few.stride();
-    work.constants[r] =
-        has_offset(form) ? dot(*few.kernel.isa, a, o, tile.count) : 0;
+    work.constants[r] = has_offset(form) ? dot(*few.kernel.isa, a, o, tile.count) : 0;
   }
   KvDigits digits = work.digits;
   digits.steps = (tile.count + 3) / 4;
-  make_digits(few.kernel, few.rows, tile.count, kv_bias(few.values.code), s,
-              [&](int64_t r) { return work.scores + r * few.stride(); }, digits);
+  make_digits(
+      few.kernel, few.rows, tile.count, kv_bias(few.values.code), s,
+      [&](int64_t r) { return work.scores + r * few.stride(); }, digits);
   few.kernel.decode->digits->weighted_sum(values_of(few, tile), dim, tile.count, digits,
                                           few.rows, work.shrinks, work.factors,
                                           work.constants, outputs, size);
@@ -343,8 +343,7 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
   static thread_local Scratch<float> shared;
   static thread_local Scratch<int32_t> shared_digits;
   static thread_local Scratch<KvDigits> shared_heads;
-  float* parts =
-      shared.get(static_cast<size_t>(runs * all * size + all * (2 * dim + 2)));
+  float* parts = shared.get(static_cast<size_t>(runs * all * size + all * (2 * dim + 2)));
   float* queries = parts + runs * all * size;
   float* sums = queries + all * dim;
   float* powers = sums + all;
@@ -372,9 +371,9 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
       digits[head] = {at, at + products * steps, powers + head * rows, steps};
       at += products * (steps + 1);
-      make_digits(kernel, rows, dim, kv_bias(few.keys.code), nullptr,
-                  [&](int64_t r) { return ordered + (head * rows + r) * dim; },
-                  digits[head]);
+      make_digits(
+          kernel, rows, dim, kv_bias(few.keys.code), nullptr,
+          [&](int64_t r) { return ordered + (head * rows + r) * dim; }, digits[head]);
     }
   }
   const auto one = [&, parts](int64_t i) {
@@ -409,8 +408,8 @@ void attend_few(const KvAttentionKernel& kernel, const AttentionShape& shape,
           }
           float* out = outputs + r * size + padded;
           Carried carried = {out[0], out[1]};
-          work.shrinks[r] = carry(*kernel.isa, kernel.panel->lanes, seen, count, a, carried,
-                             &work.factors[r]);
+          work.shrinks[r] = carry(*kernel.isa, kernel.panel->lanes, seen, count, a,
+                                  carried, &work.factors[r]);
           out[0] = carried.maximum;
           out[1] = carried.sum;
         }

@@ -316,8 +316,8 @@ void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
       block_levels(isa, expanded, column, count, scales, offsets);
     }
     if (fast) {
-      const uint8_t* codes = codes_.get(row, column * info.bits / 8,
-                                        (count * info.bits + 7) / 8, pieces);
+      const uint8_t* codes =
+          codes_.get(row, column * info.bits / 8, (count * info.bits + 7) / 8, pieces);
       isa->decode(code, form, codes, count, scales, offsets, out);
       continue;
     }

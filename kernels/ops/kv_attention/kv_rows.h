@@ -107,7 +107,7 @@ class KvRows {
  private:
   struct Level {
     ScaleLevel level;
-    KvBytes values;  // a row a position, or block of positions
+    KvBytes values;                       // a row a position, or block of positions
     int64_t index(int64_t column) const;  // of the value in its row
     float value(int64_t row, int64_t column) const;
   };

@@ -456,7 +456,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
     }
     for (int64_t first = 0; first < steps; first += block) {
       pack_codes(isa, padded + 4 * first, w.padded_cols, tile.count,
-                 std::min(block, steps - first), tile.mr, packed + packed_at(tile, first));
+                 std::min(block, steps - first), tile.mr,
+                 packed + packed_at(tile, first));
     }
   });
 
@@ -506,14 +507,16 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
     const int64_t end = std::min(tile_count, begin + kTaskTiles);
     if (blocked) {
       static thread_local Scratch<int32_t> product_scratch;
-      int32_t* products = product_scratch.get(
-          static_cast<size_t>((end - begin) * isa.tile * width));
+      int32_t* products =
+          product_scratch.get(static_cast<size_t>((end - begin) * isa.tile * width));
       for (int64_t first = 0; first < steps; first += block) {
         const uint8_t* w0 = u + first * 4 * width;
         for (int64_t i = begin; i < end; ++i) {
           const Tile& tile = tiles[static_cast<size_t>(i)];
           int32_t starts[32];  // more rows than any tile has
-          for (int m = 0; m < tile.mr; ++m) starts[m] = -code_bias * sums[tile.at + m];
+          for (int m = 0; first == 0 && m < tile.mr; ++m) {
+            starts[m] = -code_bias * sums[tile.at + m];
+          }
           isa.product_s32(tile.mr, packed + packed_at(tile, first), w0, w0 + 4 * w.lanes,
                           4 * width, std::min(block, steps - first),
                           first == 0 ? starts : nullptr,

@@ -129,8 +129,9 @@ struct V {
   }
   // Of the 4 dwords in each 16 bytes, byte b of dword i becomes byte i of dword b.
   static I turn_bytes(I x) {
-    return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_setr_epi8(
-                                      0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+    return _mm512_shuffle_epi8(
+        x, _mm512_broadcast_i32x4(
+               _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
   }
   // The first N dwords of each 16 bytes, `count` of those, `stride` dwords apart.
   template <int N>
