@@ -4,10 +4,12 @@
 //
 //   linear_bench --benchmark_filter=decode.*int4
 //
-// One thread; the CPU is named in the context. Sizes are those of a 1 B Llama's MLP.
+// One thread; the CPU is named in the context. Beside them the peaks of the instructions.
 #include <benchmark/benchmark.h>
 
+#include <cmath>
 #include <cstring>
+#include <ctime>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "kernels/base/cpu.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
+#include "kernels/hardware/probe.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/kv_attention/kv_attention.h"
@@ -24,7 +27,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kOutputs = 2048, kInputs = 2048;
+constexpr int64_t kOutputs = 4096, kInputs = 4096;
 
 const char* const kSchemes[] = {
     "f32",           "bf16",         "f16",
@@ -126,7 +129,18 @@ struct KvCase {
   int64_t heads, kv_heads, head_dim;
 };
 constexpr KvCase kKvCases[] = {
-    {"int8", 8, 8, 128}, {"int8", 32, 8, 128}, {"f16", 32, 8, 128}};
+    {"int8", 8, 8, 128}, {"int8", 32, 8, 128}, {"int8n/b32x1@f16,int8", 8, 8, 128},
+    {"int4", 8, 8, 128}, {"int4", 32, 8, 128}, {"fp8", 8, 8, 128},
+    {"fp8", 32, 8, 128}, {"f16", 8, 8, 128},   {"f16", 32, 8, 128}};
+
+// Bytes a second of CPU at which vectors read memory that no cache holds.
+double read_limit() {
+  static const Result<ReadBuffer> buffer = ReadBuffer::create(int64_t{512} << 20);
+  const std::clock_t start = std::clock();
+  if (!buffer.ok() || !read_sum(*buffer, 1).ok()) return NAN;
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  return static_cast<double>(buffer->bytes()) / seconds;
+}
 
 void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
                       const KvCase& c) {
@@ -153,15 +167,20 @@ void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
   std::vector<float> y(q.size());
   const int64_t q_width = c.heads * c.head_dim;
   size_t next = 0;
+  double limit = read_limit();
   for (auto _ : state) {
     kv_attention(*kernel, shape, {q.data(), 1, q_width}, caches[next].first,
                  caches[next].second, {y.data(), 1, q_width});
     next = (next + 1) % caches.size();
     benchmark::DoNotOptimize(y.data());
   }
-  state.counters["cache_GB/s"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * 1e-9 * static_cast<double>(bytes),
-      benchmark::Counter::kIsRate);
+  limit = (limit + read_limit()) / 2;
+  // Of what memory gives before and after.
+  const double read = static_cast<double>(state.iterations() * bytes);
+  state.counters["cache_GB/s"] =
+      benchmark::Counter(read * 1e-9, benchmark::Counter::kIsRate);
+  state.counters["of_read"] =
+      benchmark::Counter(read / limit, benchmark::Counter::kIsRate);
 }
 
 // 3x3 with a border of 1, as ResNet-20 (CIFAR) and ResNet-50 have them.
@@ -211,8 +230,23 @@ void run_conv(benchmark::State& state, const Conv2dKernel* kernel, const ConvCas
                          benchmark::Counter::kIsRate);
 }
 
+// The most of an instruction, by CPU seconds.
+void run_peak(benchmark::State& state, const PeakRow* row) {
+  constexpr int64_t kRounds = 100000;
+  for (auto _ : state) benchmark::DoNotOptimize(row->run(kRounds));
+  state.counters["GOP/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * 1e-9 *
+                             static_cast<double>(kRounds * row->operations),
+                         benchmark::Counter::kIsRate);
+}
+
 void register_all() {
   const auto usable = [](uint32_t flags) { return (flags & ~cpu_info().flags) == 0; };
+  for (const PeakRow& row : peak_rows()) {
+    if (!can_run(row).ok()) continue;
+    benchmark::RegisterBenchmark((std::string("peak/") + row.name).c_str(), run_peak,
+                                 &row);
+  }
   benchmark::RegisterBenchmark("read_memory", read_memory);
   for (const LinearKernel& kernel : linear_kernels()) {
     if (!usable(kernel.flags) || kernel.flags == 0)

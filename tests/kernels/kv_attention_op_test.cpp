@@ -25,6 +25,9 @@ const char* const kSchemes[] = {"f32",
                                 "uint8/g32@f16+z/g32@uint8",
                                 "e4m3/g64@f16",
                                 "int4/g32@f16",
+                                "int4/r@f16",
+                                "int8n/b32x1@f16",
+                                "int8/b16x1@f16+z/b16x1@int8",
                                 "uint4/g64@f16+m/g64@f16",
                                 "uint4/g32@bf16+z/g32@uint4",
                                 "uint4/b32x1@f16+m/b32x1@f16",
@@ -56,7 +59,7 @@ class KvStored : public OpTest, public ::testing::WithParamInterface<const char*
 // the general library, unpack, dequantize.
 TEST_P(KvStored, IsWhatTheSchemeSays) {
   const QuantScheme scheme = *parse_scheme(GetParam());
-  constexpr int64_t kWidth = 128, kLength = 75;
+  constexpr int64_t kWidth = 128, kLength = 275;
   const int64_t together = kv_block_positions(scheme);
   std::vector<float> x = random_floats(kLength * kWidth, 3);
   for (int64_t i = 0; i < kLength * kWidth; ++i) {
@@ -157,12 +160,13 @@ struct Shapes {
 };
 
 TEST_P(KvStored, EveryRowAttendsAsTheDefinitionDoes) {
-  for (const Shapes& heads : {Shapes{6, 2, 64}, Shapes{3, 1, 80}}) {
+  for (const Shapes& heads :
+       {Shapes{6, 2, 64}, {3, 1, 80}, {4, 2, 96}, {5, 1, 128}, {2, 2, 32}, {7, 1, 200}}) {
     const AttentionShape shape{heads.heads, heads.kv_heads, heads.head_dim,
                                1.0f / std::sqrt(static_cast<float>(heads.head_dim))};
     const int64_t width = heads.kv_heads * heads.head_dim;
     for (const auto& [before, tokens] :
-         {std::pair<int64_t, int64_t>{0, 1}, {0, 5}, {130, 3}, {140, 9}}) {
+         {std::pair<int64_t, int64_t>{0, 1}, {0, 5}, {130, 3}, {261, 1}, {140, 9}}) {
       const int64_t length = before + tokens;
       KvRows k = rows_of(GetParam(), length, width),
              v = rows_of(GetParam(), length, width);
@@ -199,6 +203,94 @@ TEST_P(KvStored, EveryRowAttendsAsTheDefinitionDoes) {
 
 INSTANTIATE_TEST_SUITE_P(Schemes, KvStored, ::testing::ValuesIn(kSchemes),
                          [](const auto& info) { return test_name(info.param); });
+
+// Products by digits are exact: sums of integers below 2^24 come out as they are.
+TEST_F(KvAttends, DigitsMultiplyExactly) {
+  constexpr int64_t kDim = 72, kLength = 37, kRows = 3;
+  for (const KvAttentionKernel& kernel : kv_attention_kernels()) {
+    if (!this_cpu_has(kernel.flags) || kernel.decode == nullptr) continue;
+    const KvDigitsIsa* isa = kernel.decode->digits;
+    if (isa == nullptr) continue;
+    for (const char* text :
+         {"int8/t@f32", "int4/t@f32", "uint8/r@f32+m/r@f32", "uint4/r@f32+m/r@f32"}) {
+      const QuantScheme scheme = *parse_scheme(text);
+      KvRows rows = *KvRows::create(scheme, kLength, kDim, 0.02f);
+      const std::vector<float> x = random_floats(kLength * kDim, 5);
+      ASSERT_TRUE(rows.append({x.data(), kLength, kDim}).ok());
+      const KvCodes codes = rows.codes(0, 0);
+      const bool halves = bits_of(codes.code) == 4;
+      // The codes themselves, from the bytes.
+      const auto code = [&](int64_t j, int64_t d) -> int64_t {
+        const uint8_t byte = codes.at(halves ? d / 2 : d)[j * codes.row_bytes];
+        const int bits = halves ? (d % 2 == 0 ? byte & 15 : byte >> 4) : byte;
+        return bits - (element_info(scheme.code).lowest < 0 && bits >> (halves ? 3 : 7)
+                           ? (halves ? 16 : 256)
+                           : 0);
+      };
+      const auto number = [](int64_t r, int64_t i) {
+        return (r * 31 + i * 17) % 101 - 50;
+      };
+      const auto digits_of = [&](int64_t n, int64_t padded, std::vector<int32_t>& dwords,
+                                 std::vector<int32_t>& starts, const auto& at) {
+        const int64_t steps = padded / 4;
+        dwords.assign(static_cast<size_t>(kRows * steps * kKvDigits), 0);
+        starts.assign(kRows * kKvDigits, 0);
+        for (int64_t r = 0; r < kRows; ++r) {
+          for (int64_t i = 0; i < n; ++i) {
+            // Its lowest digit; the next holds a tenth, so that both count.
+            const int64_t place = at(i);
+            auto* bytes = reinterpret_cast<int8_t*>(dwords.data()) +
+                          (r * steps + place / 4) * kKvDigits * 4 + place % 4;
+            bytes[0] = static_cast<int8_t>(number(r, i));
+            bytes[4] = static_cast<int8_t>(number(r, i) / 10);
+            starts[static_cast<size_t>(r * kKvDigits)] -=
+                kv_bias(codes.code) * static_cast<int32_t>(bytes[0]);
+            starts[static_cast<size_t>(r * kKvDigits + 1)] -=
+                kv_bias(codes.code) * static_cast<int32_t>(bytes[4]);
+          }
+        }
+      };
+      const auto whole = [&](int64_t r, int64_t i) {
+        return number(r, i) + 256 * (number(r, i) / 10);
+      };
+      std::vector<int32_t> dwords, starts, sums(kRows * kKvDigits * 16);
+      std::vector<float> ones(kRows, 1), zeros(kRows, 0);
+      const auto in_step = [&](int64_t d) {
+        return halves ? d / 8 * 8 + d % 2 * 4 + d % 8 / 2 : d;
+      };
+      digits_of(kDim, kDim, dwords, starts, in_step);
+      constexpr int64_t kStride = kLength + 16;
+      std::vector<float> a(kRows * kStride);
+      isa->scores(codes, kDim, kLength,
+                  {dwords.data(), starts.data(), ones.data(), kDim / 4}, kRows, nullptr,
+                  nullptr, zeros.data(), sums.data(), a.data(), kStride);
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t j = 0; j < kLength; ++j) {
+          int64_t sum = 0;
+          for (int64_t d = 0; d < kDim; ++d) sum += whole(r, d) * code(j, d);
+          ASSERT_EQ(a[static_cast<size_t>(r * kStride + j)], static_cast<float>(sum))
+              << kernel.name << ", " << text << ", row " << r << ", position " << j;
+        }
+      }
+      const int64_t steps = (kLength + 3) / 4, columns = 128;
+      digits_of(kLength, steps * 4, dwords, starts, [](int64_t j) { return j; });
+      std::vector<float> y(kRows * columns, 3);
+      isa->weighted_sum(codes, kDim, kLength,
+                        {dwords.data(), starts.data(), ones.data(), steps}, kRows,
+                        ones.data(), ones.data(), ones.data(), y.data(), columns);
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t c = 0; c < columns; ++c) {
+          const int64_t d = value_column(halves, c);
+          if (d >= kDim) continue;
+          int64_t sum = 4;  // what was there, and what is added
+          for (int64_t j = 0; j < kLength; ++j) sum += whole(r, j) * code(j, d);
+          ASSERT_EQ(y[static_cast<size_t>(r * columns + c)], static_cast<float>(sum))
+              << kernel.name << ", " << text << ", row " << r << ", column " << d;
+        }
+      }
+    }
+  }
+}
 
 // Of an f32 cache the new way must give what attention() gives.
 TEST_F(KvAttends, AgreesWithAttentionOverFloats) {

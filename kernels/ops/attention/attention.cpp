@@ -56,7 +56,8 @@ void attend_few(const AttentionKernel& kernel, const AttentionShape& shape,
     for (int64_t h = 0; h < count; ++h) {
       float* row = a + h * (n + lanes);
       for (int64_t j = 0; j < lanes; ++j) row[n + j] = kMasked;
-      factors[h] = 1.0f / kernel.isa->softmax(row, n);
+      float highest;
+      factors[h] = 1.0f / kernel.isa->softmax(row, n, &highest);
       std::fill_n(y.row(t) + (head + h) * dim, dim, 0.0f);
     }
     for (int64_t tile = 0; tile < n; tile += kFewTile) {
@@ -154,7 +155,8 @@ void attend_many(const AttentionKernel& kernel, const AttentionShape& shape,
         const int64_t n = shape.end_seen(first + t + done + m, k.rows) - base;
         for (int64_t j = 0; j < begin; ++j) row[j] = kMasked;
         for (int64_t j = n; j < stride; ++j) row[j] = kMasked;
-        sums[m] = kernel.isa->softmax(row, n);
+        float highest;
+        sums[m] = kernel.isa->softmax(row, n, &highest);
         for (int64_t j = 0; j < begin; ++j) row[j] = 0;
         for (int64_t j = n; j < limit - base; ++j) row[j] = 0;
       }

@@ -18,7 +18,12 @@
 // whole. A few queries split the positions into fixed runs of 1,024 that go in parallel
 // and are joined in order. Results never depend on the thread count.
 //
-// tolerance_spec: attention.h's, of the decoded rows. Per-thread scratch that does not
+// Rows with int8 products multiply integer codes by 24-bit numbers: a query's values
+// under its largest, and the weights e^(a_j - m) s_j of 128 positions under theirs.
+//
+// tolerance_spec: attention.h's, of the decoded rows; rows with int8 products with
+// max_d |q| sum_d |k| in place of sum_d |q k|, and max |v| over all columns: a number of
+// 24 bits is off by 2^-24 of the largest. Per-thread scratch that does not
 // grow with the context; safe from any thread.
 #pragma once
 

@@ -15,6 +15,13 @@ namespace nibble {
 namespace {
 
 constexpr float kLargestHalf = 65504;
+// A cache line, and the widest vector.
+constexpr int64_t kCodeGroup = 64;
+
+// The next head's levels follow those that were read.
+void fetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b);
+}
 
 // b bits of a row's little-endian bit string.
 uint32_t bits_at(const uint8_t* row, int bits, int64_t index) {
@@ -59,12 +66,42 @@ Status out_of_half(int64_t row, int64_t column, float value) {
 
 }  // namespace
 
+KvBytes::KvBytes(int64_t count, int64_t size, int64_t wanted)
+    : rows(count),
+      row_bytes(size),
+      group(size % wanted == 0 ? wanted : size),
+      bytes(static_cast<size_t>(count * size)) {}
+
+void KvBytes::put(int64_t row, const uint8_t* from) {
+  for (int64_t b = 0; b < row_bytes; b += group) {
+    std::memcpy(bytes.data() + offset(row, b), from + b, static_cast<size_t>(group));
+  }
+}
+
+const uint8_t* KvBytes::get(int64_t row, int64_t first, int64_t n,
+                            uint8_t* scratch) const {
+  if (first / group == (first + n - 1) / group) return bytes.data() + offset(row, first);
+  for (int64_t b = first; b < first + n;) {
+    const int64_t end = std::min(first + n, (b / group + 1) * group);
+    std::memcpy(scratch + b - first, bytes.data() + offset(row, b),
+                static_cast<size_t>(end - b));
+    b = end;
+  }
+  return scratch;
+}
+
+int64_t KvRows::Level::index(int64_t column) const {
+  return level.block.kind == Block::Kind::row ? 0 : column / level.block.cols;
+}
+
 float KvRows::Level::value(int64_t row, int64_t column) const {
-  // A position (or block of positions) has its level values as a row of its own.
-  const Block& block = level.block;
-  const int64_t index = block.kind == Block::Kind::row ? 0 : column / block.cols;
-  return value_of_bits(level.element, bits_at(values.data() + row * row_bytes,
-                                              element_info(level.element).bits, index));
+  // A position (or block of positions) has its level values as a row of its own. Groups
+  // are whole values, or the row.
+  const int bits = element_info(level.element).bits;
+  const int64_t first = index(column) * bits / 8 / values.group * values.group;
+  return value_of_bits(level.element,
+                       bits_at(values.bytes.data() + values.offset(row, first), bits,
+                               index(column) - first * 8 / bits));
 }
 
 Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity, int64_t width,
@@ -82,15 +119,18 @@ Result<KvRows> KvRows::create(const QuantScheme& scheme, int64_t capacity, int64
   rows.capacity_ = capacity;
   rows.width_ = width;
   rows.positions_ = kv_block_positions(scheme);
-  rows.row_bytes_ = packed_row_bytes(scheme.code, width);
   // Of positions in blocks only whole blocks are ever stored.
   const int64_t stored = capacity / rows.positions_ * rows.positions_;
-  rows.codes_.resize(static_cast<size_t>(stored * rows.row_bytes_));
+  const int64_t row_bytes = packed_row_bytes(scheme.code, width);
+  // f32 rows are read as a matrix.
+  rows.codes_ =
+      KvBytes(stored, row_bytes, scheme.code == Element::f32 ? row_bytes : kCodeGroup);
   const auto add = [&](const std::vector<ScaleLevel>& levels, std::vector<Level>& to) {
     for (const ScaleLevel& level : levels) {
-      to.push_back({level, packed_level_bytes(level, rows.positions_, width), {}});
-      to.back().values.resize(
-          static_cast<size_t>(stored / rows.positions_ * to.back().row_bytes));
+      const int64_t bytes = packed_level_bytes(level, rows.positions_, width);
+      // A head's, position after position.
+      const bool whole = element_info(level.element).bits == 16 && rows.positions_ == 1;
+      to.push_back({level, KvBytes(stored / rows.positions_, bytes, whole ? 2 : bytes)});
     }
   };
   if (!is_static) add(scheme.scales, rows.scales_);
@@ -114,9 +154,9 @@ int64_t KvRows::bytes_for(const QuantScheme& scheme, int64_t capacity, int64_t w
 }
 
 int64_t KvRows::bytes() const {
-  size_t total = codes_.size() + partial_.size() * sizeof(uint16_t);
+  size_t total = codes_.bytes.size() + partial_.size() * sizeof(uint16_t);
   for (const std::vector<Level>* levels : {&scales_, &offsets_}) {
-    for (const Level& level : *levels) total += level.values.size();
+    for (const Level& level : *levels) total += level.values.bytes.size();
   }
   return static_cast<int64_t>(total);
 }
@@ -128,12 +168,16 @@ Status KvRows::store(MatrixView<const float> x, int64_t first) {
   }
   NIBBLE_RETURN_IF_ERROR(quantize(x, q));
   NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, {x.rows, x.cols}));
-  std::memcpy(codes_.data() + first * row_bytes_, packed.codes.data(),
-              packed.codes.size());
+  const auto put = [](const auto& from, int64_t row, KvBytes& to) {
+    const int64_t rows = static_cast<int64_t>(from.size()) / to.row_bytes;
+    for (int64_t r = 0; r < rows; ++r) {
+      to.put(row + r, reinterpret_cast<const uint8_t*>(from.data()) + r * to.row_bytes);
+    }
+  };
+  put(packed.codes, first, codes_);
   const auto copy = [&](const std::vector<PackedLevel>& from, std::vector<Level>& to) {
     for (size_t i = 0; i < to.size(); ++i) {
-      std::memcpy(to[i].values.data() + first / positions_ * to[i].row_bytes,
-                  from[i].values.data(), from[i].values.size());
+      put(from[i].values, first / positions_, to[i].values);
     }
   };
   copy(packed.scales, scales_);
@@ -147,10 +191,10 @@ Status KvRows::append(MatrixView<const float> x) {
                  " values were given to a cache of ", capacity_ - length_,
                  " free rows of ", width_);
   if (scheme_.is_float()) {
+    std::vector<uint8_t> to(static_cast<size_t>(codes_.row_bytes));
     for (int64_t r = 0; r < x.rows; ++r) {
-      uint8_t* to = codes_.data() + (length_ + r) * row_bytes_;
       if (scheme_.code == Element::f32) {
-        std::memcpy(to, x.row(r), static_cast<size_t>(row_bytes_));
+        codes_.put(length_ + r, reinterpret_cast<const uint8_t*>(x.row(r)));
         continue;
       }
       for (int64_t c = 0; c < width_; ++c) {
@@ -159,8 +203,9 @@ Status KvRows::append(MatrixView<const float> x) {
         if (half && !(std::fabs(value) <= kLargestHalf))
           return out_of_half(length_ + r, c, value);
         const uint16_t bits = half ? f16_from_float(value) : bf16_from_float(value);
-        std::memcpy(to + 2 * c, &bits, 2);
+        std::memcpy(to.data() + 2 * c, &bits, 2);
       }
+      codes_.put(length_ + r, to.data());
     }
     length_ += x.rows;
     return ok_status();
@@ -202,15 +247,25 @@ void KvRows::truncate(int64_t length) {
   length_ = length;
 }
 
-void KvRows::expand_block(int64_t block, int64_t column, int64_t count, float* scales,
-                          float* offsets) const {
+void KvRows::block_levels(const KvDecodeIsa* isa, int64_t block, int64_t column,
+                          int64_t count, float* scales, float* offsets) const {
   if (scale_ > 0) std::fill_n(scales, count, scale_);
   const auto expand = [&](const std::vector<Level>& levels, float* out) {
     for (size_t k = 0; k < levels.size(); ++k) {
+      const Level& level = levels[k];
+      // Values a column: a row of the cache like any other.
+      if (isa != nullptr && k == 0 && level.level.element == Element::f16 &&
+          level.level.block.kind == Block::Kind::grid && level.level.block.cols == 1) {
+        const uint8_t* from =
+            level.values.bytes.data() + level.values.offset(block, 2 * column);
+        isa->decode(KvCode::f16, KvForm::plain, from, count, nullptr, nullptr, out);
+        fetch(from + 2 * count, 2 * count);
+        continue;
+      }
       for (int64_t c = column; c < column + count;) {
         const int64_t end =
-            std::min(column + count, run_end(levels[k].level.block, width_, 0, c));
-        const float value = levels[k].value(block, c);
+            std::min(column + count, run_end(level.level.block, width_, 0, c));
+        const float value = level.value(block, c);
         for (int64_t i = c - column; i < end - column; ++i) {
           out[i] = k == 0 ? value : out[i] * value;
         }
@@ -225,7 +280,7 @@ void KvRows::expand_block(int64_t block, int64_t column, int64_t count, float* s
 void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
                   MatrixView<float> x) const {
   const int64_t count = x.cols;
-  const int64_t complete = length_ / positions_ * positions_;
+  const int64_t complete = this->complete();
   const KvCode code = kv_code(scheme_);
   const ElementInfo& info = element_info(scheme_.code);
   // A row's codes must begin in a byte of their own for the vectors.
@@ -234,8 +289,10 @@ void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
   const KvForm form = kv_form(scheme_);
   const bool is_signed = info.kind == ElementKind::integer && info.lowest < 0;
   static thread_local Scratch<float> scratch;
+  static thread_local Scratch<uint8_t> code_scratch;
   float* scales = scratch.get(static_cast<size_t>(2 * count));
   float* offsets = scales + count;
+  uint8_t* pieces = code_scratch.get(static_cast<size_t>(codes_.row_bytes));
   int64_t expanded = -1;  // the block whose levels are expanded
   for (int64_t r = 0; r < x.rows; ++r) {
     const int64_t row = first + r;
@@ -250,20 +307,21 @@ void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
       }
       continue;
     }
-    const uint8_t* codes = codes_.data() + row * row_bytes_;
     if (scheme_.code == Element::f32) {
-      std::memcpy(out, codes + 4 * column, static_cast<size_t>(4 * count));
+      std::memcpy(out, floats() + row * width_ + column, static_cast<size_t>(4 * count));
       continue;
     }
     if (!scheme_.is_float() && row / positions_ != expanded) {
       expanded = row / positions_;
-      expand_block(expanded, column, count, scales, offsets);
+      block_levels(isa, expanded, column, count, scales, offsets);
     }
     if (fast) {
-      isa->decode(code, form, codes + column * info.bits / 8, count, scales, offsets,
-                  out);
+      const uint8_t* codes =
+          codes_.get(row, column * info.bits / 8, (count * info.bits + 7) / 8, pieces);
+      isa->decode(code, form, codes, count, scales, offsets, out);
       continue;
     }
+    const uint8_t* codes = codes_.get(row, 0, codes_.row_bytes, pieces);
     for (int64_t c = 0; c < count; ++c) {
       uint32_t bits = bits_at(codes, info.bits, column + c);
       if (scheme_.is_float()) {
@@ -277,41 +335,55 @@ void KvRows::read(const KvDecodeIsa* isa, int64_t first, int64_t column,
   }
 }
 
-std::optional<KvCodes> KvRows::codes(int64_t column, int64_t count) const {
-  const KvCode code = kv_code(scheme_);
+bool KvRows::has_codes(int64_t column, int64_t count) const {
   const int bits = element_info(scheme_.code).bits;
-  const bool known = code != KvCode::other && bits >= 8;
-  if (!known || positions_ > 1 || scheme_.offset != OffsetKind::none) return std::nullopt;
-  for (const Level& level : scales_) {
-    if (run_end(level.level.block, width_, 0, column) < column + count)
-      return std::nullopt;
+  if (kv_code(scheme_) == KvCode::other || column * bits % 8 != 0) return false;
+  for (const std::vector<Level>* levels : {&scales_, &offsets_}) {
+    for (const Level& level : *levels) {
+      if (positions_ == 1 &&
+          run_end(level.level.block, width_, 0, column) < column + count)
+        return false;
+    }
   }
-  return KvCodes{code, codes_.data() + column * bits / 8, row_bytes_};
+  return true;
 }
 
-void KvRows::scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
-                        float* scales) const {
-  if (scale_ > 0) std::fill_n(scales, n, scale_);
-  for (size_t k = 0; k < scales_.size(); ++k) {
-    const Level& level = scales_[k];
-    if (k == 0 && level.level.element == Element::f16) {
-      static thread_local Scratch<uint16_t> scratch;
-      uint16_t* halves = scratch.get(static_cast<size_t>(n));
-      const Block& block = level.level.block;
-      const int64_t at = block.kind == Block::Kind::row ? 0 : column / block.cols;
-      for (int64_t r = 0; r < n; ++r) {
-        std::memcpy(halves + r,
-                    level.values.data() + (first + r) * level.row_bytes + 2 * at, 2);
-      }
-      isa.decode(KvCode::f16, KvForm::plain, reinterpret_cast<const uint8_t*>(halves), n,
-                 nullptr, nullptr, scales);
-      continue;
-    }
-    for (int64_t r = 0; r < n; ++r) {
-      const float value = level.value(first + r, column);
-      scales[r] = k == 0 ? value : scales[r] * value;
-    }
+KvCodes KvRows::codes(int64_t row, int64_t column) const {
+  KvCodes found = {.code = kv_code(scheme_), .form = kv_form(scheme_)};
+  const int64_t byte = column * bits_of(found.code) / 8;
+  const uint8_t* base = codes_.bytes.data();
+  found.row_bytes = codes_.group;
+  if (codes_.group == kCodeGroup) {
+    found.codes = base + codes_.offset(row, byte / kCodeGroup * kCodeGroup);
+    found.first = byte % kCodeGroup;
+    found.group_bytes = codes_.group_bytes(row);
+  } else {
+    found.codes = base + codes_.offset(row, byte);
   }
+  return found;
+}
+
+void KvRows::row_levels(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
+                        float* scales, float* offsets) const {
+  if (scale_ > 0) std::fill_n(scales, n, scale_);
+  const auto expand = [&](const std::vector<Level>& levels, float* out) {
+    for (size_t k = 0; k < levels.size(); ++k) {
+      const Level& level = levels[k];
+      if (k == 0 && level.level.element == Element::f16) {
+        const uint8_t* from = level.values.bytes.data() +
+                              level.values.offset(first, 2 * level.index(column));
+        isa.decode(KvCode::f16, KvForm::plain, from, n, nullptr, nullptr, out);
+        fetch(from + 2 * n, 2 * n);
+        continue;
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const float value = level.value(first + r, column);
+        out[r] = k == 0 ? value : out[r] * value;
+      }
+    }
+  };
+  expand(scales_, scales);
+  expand(offsets_, offsets);
 }
 
 }  // namespace nibble

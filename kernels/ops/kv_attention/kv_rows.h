@@ -23,7 +23,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "kernels/base/huge_pages.h"
@@ -32,6 +31,32 @@
 #include "kernels/scheme/kv_scheme.h"
 
 namespace nibble {
+
+// Rows of bytes as attention reads them: of each kPositions rows first the first `group`
+// bytes of every row, then the next, so that what one head needs of them lies together.
+struct KvBytes {
+  static constexpr int64_t kPositions = 128;
+  int64_t rows = 0, row_bytes = 0, group = 1;  // which divides row_bytes
+  std::vector<uint8_t, HugePages<uint8_t>> bytes;
+
+  KvBytes() = default;
+  // Rows whose size `group` does not divide are one group.
+  KvBytes(int64_t rows, int64_t row_bytes, int64_t group);
+  // Where a byte lies: `group` bytes before that of the next row of the block, and
+  // group_bytes(row) before that of the next group.
+  int64_t offset(int64_t row, int64_t byte) const {
+    const int64_t block = row / kPositions * kPositions;
+    return block * row_bytes + byte / group * group_bytes(row) + (row - block) * group +
+           byte % group;
+  }
+  int64_t group_bytes(int64_t row) const {
+    const int64_t left = rows - row / kPositions * kPositions;
+    return (left < kPositions ? left : kPositions) * group;
+  }
+  void put(int64_t row, const uint8_t* from);
+  // Bytes [first, first + n) of a row, in `scratch` where they do not lie together.
+  const uint8_t* get(int64_t row, int64_t first, int64_t n, uint8_t* scratch) const;
+};
 
 class KvRows {
  public:
@@ -54,38 +79,45 @@ class KvRows {
 
   // The rows of an f32 cache, null under any other scheme.
   const float* floats() const {
-    return scheme_ == QuantScheme{} ? reinterpret_cast<const float*>(codes_.data())
+    return scheme_ == QuantScheme{} ? reinterpret_cast<const float*>(codes_.bytes.data())
                                     : nullptr;
   }
   // Rows [first, first + x.rows), columns [column, column + x.cols). isa null: the
   // definition; else by vectors, the same bits.
   void read(const KvDecodeIsa* isa, int64_t first, int64_t column,
             MatrixView<float> x) const;
-  // Columns [column, column + count) as codes with at most one scale a row, from row 0
-  // on; nothing where the scheme has more, an offset, blocks of positions, or codes that
-  // KvDecodeIsa does not multiply. scale_rows: those scales of rows [first, first + n).
-  std::optional<KvCodes> codes(int64_t column, int64_t count) const;
+  // Are columns [column, column + count) codes that have a KvCode, begin in a byte of
+  // their own, and have one scale a position (or one a column in blocks of positions)?
+  bool has_codes(int64_t column, int64_t count) const;
+  // Such codes, from `row` on to the end of its block of KvBytes.
+  KvCodes codes(int64_t row, int64_t column) const;
   bool is_scaled() const { return !scheme_.is_float(); }
-  void scale_rows(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
-                  float* scales) const;
+  // Positions that share scales, one a column (1: each has its own), and the rows that
+  // are in whole blocks of them.
+  int64_t positions() const { return positions_; }
+  int64_t complete() const { return length_ / positions_ * positions_; }
+  // Of positions with their own levels: those of rows [first, first + n), of one block of
+  // KvBytes, at `column`.
+  void row_levels(const KvDecodeIsa& isa, int64_t first, int64_t n, int64_t column,
+                  float* scales, float* offsets) const;
+  // Of a block of positions: those of columns [column, column + count).
+  void block_levels(const KvDecodeIsa* isa, int64_t block, int64_t column, int64_t count,
+                    float* scales, float* offsets) const;
 
  private:
   struct Level {
     ScaleLevel level;
-    int64_t row_bytes = 0;  // of one position, or of one block of positions
-    std::vector<uint8_t> values;
+    KvBytes values;                       // a row a position, or block of positions
+    int64_t index(int64_t column) const;  // of the value in its row
     float value(int64_t row, int64_t column) const;
   };
   Status store(MatrixView<const float> x, int64_t first);  // whole blocks
-  void expand_block(int64_t block, int64_t column, int64_t count, float* scales,
-                    float* offsets) const;
 
   QuantScheme scheme_;
   int64_t capacity_ = 0, width_ = 0, length_ = 0;
   int64_t positions_ = 1;  // that share scales
   float scale_ = 0;        // of every position, where the scheme is static
-  int64_t row_bytes_ = 0;
-  std::vector<uint8_t, HugePages<uint8_t>> codes_;
+  KvBytes codes_;
   std::vector<Level> scales_, offsets_;
   std::vector<uint16_t> partial_;  // [positions_, width_] f16
 };

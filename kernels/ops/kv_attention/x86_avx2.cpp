@@ -9,6 +9,7 @@ const KvDecodeIsa kv_decode_isa = {.decode = decode,
                                    .lanes = V::kLanes,
                                    .direct_heads = kHeads,
                                    .scores = code_scores,
-                                   .weighted_sum = code_weighted_sum};
+                                   .weighted_sum = code_weighted_sum,
+                                   .digits = nullptr};
 
 }  // namespace nibble::avx2

@@ -49,27 +49,11 @@
 #include "kernels/base/matrix_view.h"
 #include "kernels/base/status.h"
 #include "kernels/ops/linear/linear_isa.h"
-#include "kernels/packing/packed_tensor.h"
+#include "kernels/ops/linear/weight.h"
 
 namespace nibble {
 
 enum class LinearActivation : uint8_t { f32, bf16, s8 };
-
-// A weight as the artifact holds it; exactly one of the two is filled. Copying shares
-// bytes.
-struct LinearWeight {
-  QuantScheme scheme;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  Tensor plain;
-  PackedTensor packed;
-  bool is_plain() const { return scheme.is_float(); }
-  int64_t bytes() const;  // codes, scales and offsets as the artifact stores them
-};
-Result<LinearWeight> linear_weight(const Tensor& tensor);  // f64 becomes f32
-Result<LinearWeight> linear_weight(const PackedTensor& packed);
-// Rows [first, first + x.rows) as f32.
-Status weight_rows(const LinearWeight& weight, int64_t first, MatrixView<float> x);
 
 struct LinearKernel;
 

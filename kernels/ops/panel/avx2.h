@@ -127,6 +127,22 @@ struct V {
         _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
   }
+  // Of the 4 dwords in each 16 bytes, byte b of dword i becomes byte i of dword b.
+  static I turn_bytes(I x) {
+    return _mm256_shuffle_epi8(
+        x, _mm256_broadcastsi128_si256(
+               _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  }
+  // The first N dwords of each 16 bytes, `count` of those, `stride` dwords apart.
+  template <int N>
+  static void store_quarters(int32_t* p, int64_t stride, I x, int64_t count) {
+    const __m128i parts[2] = {_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)};
+    const __m128i first =
+        _mm_setr_epi32(-1, N > 1 ? -1 : 0, N > 2 ? -1 : 0, N > 3 ? -1 : 0);
+    for (int64_t i = 0; i < count; ++i) {
+      _mm_maskstore_epi32(p + i * stride, first, parts[i]);
+    }
+  }
   static I from_u8(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }

@@ -127,6 +127,22 @@ struct V {
   static void store_bytes(uint8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
+  // Of the 4 dwords in each 16 bytes, byte b of dword i becomes byte i of dword b.
+  static I turn_bytes(I x) {
+    return _mm512_shuffle_epi8(
+        x, _mm512_broadcast_i32x4(
+               _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  }
+  // The first N dwords of each 16 bytes, `count` of those, `stride` dwords apart.
+  template <int N>
+  static void store_quarters(int32_t* p, int64_t stride, I x, int64_t count) {
+    const __m128i parts[4] = {_mm512_castsi512_si128(x), _mm512_extracti32x4_epi32(x, 1),
+                              _mm512_extracti32x4_epi32(x, 2),
+                              _mm512_extracti32x4_epi32(x, 3)};
+    for (int64_t i = 0; i < count; ++i) {
+      _mm_mask_storeu_epi32(p + i * stride, (1 << N) - 1, parts[i]);
+    }
+  }
   static I from_u8(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -6,18 +6,6 @@
 namespace nibble::avx2 {
 #include "kernels/ops/panel/panel_vector.inc"
 
-const PanelIsa panel_isa = {
-    .name = "avx2",
-    .flags = kCpuAvx2,
-    .lanes = V::kLanes,
-    .tile = V::kTile,
-    .small_tile = V::kSmallTile,
-    .dwords = V::kDwords,
-    .tile_f32 = product_f32<V::kTile>,
-    .small_f32 = product_f32<V::kSmallTile>,
-    .tile_s32 = product_s32<V::kTile>,
-    .small_s32 = product_s32<V::kSmallTile>,
-    .requantize = requantize,
-};
+const PanelIsa panel_isa = panel_isa_of("avx2", kCpuAvx2);
 
 }  // namespace nibble::avx2
