@@ -100,12 +100,7 @@ struct LinearIsa {
   // [rows, 2 lanes] and all its columns; bias may be null.
   void (*store_s8)(const float* acc, int64_t rows, const float* factors, const float* bias,
                    float* y, int64_t stride);
-  // The same of sums of products [rows, 2 lanes] of panels p and p + 1, zero points taken
-  // off, where one group is the row.
-  void (*finish_s8)(const PanelCodes& w, int64_t p, int64_t rows, const int32_t* products,
-                    const int32_t* sums, const float* factors, const float* bias,
-                    float* y, int64_t stride);
-  // acc as of tile_s8 for `tokens` <= direct_s8_tokens rows straight from the codes.
+  // The same for `tokens` <= direct_s8_tokens rows straight from the codes.
   //   x     [padded_cols / 4, tokens, dwords]
   //   sums  [groups, tokens]
   int direct_s8_tokens;

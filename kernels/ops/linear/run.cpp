@@ -19,10 +19,6 @@ namespace {
 // Columns decoded at a time: 512 of 32 outputs are 64 KB, and 12 tokens of them 24 KB, so
 // that the tile's operands stay in the first two caches.
 constexpr int64_t kBlockColumns = 512;
-// Columns of int8 codes at a time: 1024 of 32 outputs and of 12 tokens take 44 KB, about
-// the first cache.
-constexpr int64_t kBlockCodes = 1024;
-constexpr int64_t kWidest = 32;  // columns of a pair of panels
 // Token tiles a task runs through one decoded block: a prompt of 512 at once.
 constexpr int64_t kTaskTiles = 44;
 // More where decoding a block costs as much as some hundred tokens' products.
@@ -415,18 +411,10 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   const PanelCodes codes = panel_codes(w);
   const PaddedGroups layout(w);
   const bool few = x.rows <= linear.direct_s8_tokens;
-  // One scale a row and no zero point: columns go in blocks that the first cache holds,
-  // the sums waiting as integers.
-  const bool blocked = !few && w.groups == 1 && w.zeros.bytes.size() == 0;
   const std::vector<Tile>& tiles = few ? one_tile(x.rows) : tiles_of(isa, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   const int64_t padded_rows = tiles.back().at + tiles.back().mr;
   const int64_t steps = w.padded_cols / 4;
-  const int64_t block = blocked ? kBlockCodes / 4 : steps;  // steps
-  // Of a block every tile, then of the next.
-  const auto packed_at = [&](const Tile& tile, int64_t first) {
-    return (first * padded_rows + tile.at * std::min(block, steps - first)) * isa.dwords;
-  };
 
   static thread_local Scratch<float> scale_scratch;
   static thread_local Scratch<int32_t> packed_scratch, sum_scratch;
@@ -454,11 +442,8 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
         tile_sums[g * tile.mr + m] = sum;
       }
     }
-    for (int64_t first = 0; first < steps; first += block) {
-      pack_codes(isa, padded + 4 * first, w.padded_cols, tile.count,
-                 std::min(block, steps - first), tile.mr,
-                 packed + packed_at(tile, first));
-    }
+    pack_codes(isa, padded, w.padded_cols, tile.count, steps, tile.mr,
+               packed + tile.at * steps * isa.dwords);
   });
 
   const int64_t width = 2 * w.lanes;
@@ -504,47 +489,11 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
     }
     float* acc = acc_scratch.get(static_cast<size_t>(isa.tile * width));
     const int64_t begin = task % chunks * kTaskTiles;
-    const int64_t end = std::min(tile_count, begin + kTaskTiles);
-    if (blocked) {
-      static thread_local Scratch<int32_t> product_scratch;
-      int32_t* products =
-          product_scratch.get(static_cast<size_t>((end - begin) * isa.tile * width));
-      for (int64_t first = 0; first < steps; first += block) {
-        const uint8_t* w0 = u + first * 4 * width;
-        for (int64_t i = begin; i < end; ++i) {
-          const Tile& tile = tiles[static_cast<size_t>(i)];
-          int32_t starts[32];  // more rows than any tile has
-          for (int m = 0; first == 0 && m < tile.mr; ++m) {
-            starts[m] = -code_bias * sums[tile.at + m];
-          }
-          isa.product_s32(tile.mr, packed + packed_at(tile, first), w0, w0 + 4 * w.lanes,
-                          4 * width, std::min(block, steps - first),
-                          first == 0 ? starts : nullptr,
-                          products + (i - begin) * isa.tile * width);
-        }
-      }
-      for (int64_t i = begin; i < end; ++i) {
-        const Tile& tile = tiles[static_cast<size_t>(i)];
-        const int32_t* mine = products + (i - begin) * isa.tile * width;
-        const int64_t n = pair * width, columns = std::min(width, y.cols - n);
-        const bool whole = columns == width;
-        float offsets[kWidest] = {};  // of columns that exist
-        if (bias != nullptr && !whole) std::copy_n(bias + n, columns, offsets);
-        const float* add = bias == nullptr ? nullptr : whole ? bias + n : offsets;
-        linear.finish_s8(codes, 2 * pair, tile.count, mine, sums + tile.at,
-                         scales + tile.first, add, whole ? y.row(tile.first) + n : acc,
-                         whole ? y.stride : width);
-        for (int64_t m = 0; !whole && m < tile.count; ++m) {
-          std::copy_n(acc + m * width, columns, y.row(tile.first + m) + n);
-        }
-      }
-      return;
-    }
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin; i < std::min(tile_count, begin + kTaskTiles); ++i) {
       const Tile& tile = tiles[static_cast<size_t>(i)];
       (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
-          codes, 2 * pair, packed + packed_at(tile, 0), sums + tile.at * w.groups, u,
-          code_bias, acc);
+          codes, 2 * pair, packed + tile.at * steps * isa.dwords,
+          sums + tile.at * w.groups, u, code_bias, acc);
       store(acc, tile, pair);
     }
   });

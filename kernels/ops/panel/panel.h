@@ -2,8 +2,7 @@
 // convolution and attention share. One PanelIsa an instruction set.
 //
 //   f32   acc[m, j] (+)= sum_k x[k, m] * w[k, j]              k ascending, one FMA each
-//   s32   acc[m, j] = start[m] + sum_k x[k, m] * u[k, j]      exact; no start: acc goes
-//   on
+//   s32   acc[m, j] = start[m] + sum_k x[k, m] * u[k, j]      exact
 //
 //   x      [k, mr] packed: mr values of one k lie together. s32: [steps, mr, dwords]
 //   int32,
