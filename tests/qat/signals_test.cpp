@@ -140,9 +140,9 @@ TEST(SignalTraining, LowersTheLossAndResumesExactly) {
   at::set_num_threads(1);  // tensors this small wait for threads longer than they compute
   const Calibrated ready = calibrated({"weight=int3/r@f32"});
   TrainOptions options;
-  options.steps = 24;
-  options.learning_rate = 1e-3;
-  options.scale_learning_rate = 3e-4;
+  options.steps = 40;
+  options.learning_rate = 3e-3;
+  options.scale_learning_rate = 1e-3;
   options.checkpoint_every = 10;
   options.log_every = 1;
   const TrainingData data = course(2);
