@@ -155,7 +155,8 @@ TEST_F(CliSurface, BashCompletes) {
   EXPECT_EQ(complete("nibble qu", 1), "quantize\n");
   EXPECT_EQ(complete("nibble quantize --rec", 2), "--recipe\n");
   EXPECT_EQ(complete("nibble quantize --recipe w4a16-", 3),
-            "w4a16-autoround w4a16-awq w4a16-gptq w4a16-hqq w4a16-qat w4a16-rtn\n");
+            "w4a16-autoround w4a16-awq w4a16-gptq w4a16-hqq w4a16-qat w4a16-rtn "
+            "w4a16-tuned\n");
   EXPECT_EQ(complete("nibble evaluate x --compute \"\"", 4), "float bf16 int8\n");
   EXPECT_EQ(complete("nibble list ker", 2), "kernels\n");
   // Every option of every verb.
