@@ -127,11 +127,12 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
-  const bool streams = can_stream(plan, planned->program);
+  // A rotated model is held whole: its tensors are no longer those of the file.
+  const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
     return error(StatusCode::unsupported,
                  "[quantize] --memory and mpirun: a language model whose layers are rounded "
-                 "or solved by rtn or gptq is required; found ",
+                 "or solved by rtn or gptq, without rotation, is required; found ",
                  recipe.name, "; leave them out");
   }
   StreamedRun run(request, planned, plan, calibration, memory);

@@ -98,6 +98,11 @@ TEST_F(CliRotation, InputsOfFourBitsLoseLessWhenRotated) {
   EXPECT_EQ(refused.code, 5) << refused.error;
   EXPECT_THAT(refused.error, HasSubstr("found hadamard nodes between them"));
   EXPECT_FALSE(fs::exists(path("no")));
+  // Held whole, so no cap of memory can be kept.
+  const Outcome capped = quantize({"--recipe", "w4a4-rotated", "--memory", "1GiB",
+                                   "--output", path("no")});
+  EXPECT_EQ(capped.code, 5) << capped.error;
+  EXPECT_THAT(capped.error, HasSubstr("without rotation, is required"));
 }
 
 }  // namespace
