@@ -33,6 +33,9 @@ struct StreamOptions {
   Progress progress = {};                                 // a layer; may be empty
   std::function<void(const BlockDone&)> block_done = {};  // may be empty; may throw
   std::filesystem::path spill = {};  // activations wait in a file there; "": in memory
+  // LibTorch's name of where samples run and Hessians are summed ("cuda:1"); layers are
+  // solved on the CPU.
+  std::string device = "cpu";
 };
 // A layer that `solved` has already (of a run that was interrupted) is not solved again. The
 // result has no codes: they are where `solved` put them.

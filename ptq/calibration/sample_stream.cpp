@@ -86,7 +86,7 @@ at::Tensor SampleStream::in_memory(const Held& held) const {
   at::Tensor tensor = at::empty(held.like.sizes(), held.like.options().device(at::kCPU));
   spill_->read(tensor.mutable_data_ptr(), static_cast<int64_t>(tensor.nbytes()),
                held.place);
-  return tensor;
+  return tensor.to(held.device);
 }
 
 void SampleStream::forget(Sample& sample, const std::string& name) {
@@ -104,7 +104,8 @@ void SampleStream::park(int64_t first, int64_t last) {
     for (auto& [name, held] : samples_[static_cast<size_t>(first + i)]) {
       if (!held.tensor.defined()) continue;
       if (held.place < 0) {
-        const at::Tensor tensor = held.tensor.contiguous();
+        const at::Tensor tensor = held.tensor.cpu().contiguous();
+        held.device = held.tensor.device();
         held.like = at::empty(tensor.sizes(), tensor.options().device(at::kMeta));
         held.place =
             spill_->write(tensor.const_data_ptr(), static_cast<int64_t>(tensor.nbytes()));

@@ -4,9 +4,10 @@
 //
 // A sample is a map from value name to tensor; at first the program's inputs. Parameters
 // are loaded when the nodes that read them run and dropped after their last reader: the
-// whole model is never in memory. With a spill file, parked samples wait on disk; what they
-// give is the same to the bit. Throws nibble::Error. Use from one thread; runs samples in
-// parallel with the same results at any thread count.
+// whole model is never in memory. With a spill file, parked samples wait on disk; what
+// they give is the same to the bit. Nodes run on the device that samples and parameters
+// are on. Throws nibble::Error. Use from one thread; runs samples in parallel with the
+// same results at any thread count.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -53,6 +54,7 @@ class SampleStream {
   struct Held {
     at::Tensor tensor;
     at::Tensor like;     // of a parked one: type and shape, no data
+    at::Device device = at::kCPU;  // of a parked one: where it goes back to
     int64_t place = -1;  // in the spill file
   };
   using Sample = std::map<std::string, Held>;

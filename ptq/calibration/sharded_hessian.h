@@ -10,7 +10,9 @@ namespace nibble {
 
 class ShardedHessian {
  public:
-  ShardedHessian(Ranks& ranks, int64_t columns) : ranks_(ranks), columns_(columns) {}
+  // device: of the inputs; the sum is on the CPU.
+  ShardedHessian(Ranks& ranks, int64_t columns, at::Device device)
+      : ranks_(ranks), columns_(columns), device_(device) {}
 
   // Of this rank's shards, in their order: accumulate into it, then end_shard.
   Hessian& shard();
@@ -21,6 +23,7 @@ class ShardedHessian {
  private:
   Ranks& ranks_;
   int64_t columns_;
+  at::Device device_;
   std::vector<Hessian> ended_;  // on the first rank one: their sum
   std::vector<Hessian> open_;   // none or one
 };

@@ -45,13 +45,14 @@ std::string data_user(const Plan& plan) {
 // The sequences [first, last) on their way; of the others only the place.
 std::vector<SampleStream::Values> make_samples(const Artifact& model, const Plan& plan,
                                                const CalibrationData& data, int64_t first,
-                                               int64_t last) {
+                                               int64_t last, at::Device device) {
   std::vector<SampleStream::Values> samples(
       static_cast<size_t>(plan.calibration_sequences));
   for (int64_t i = first; i < last; ++i) {
     const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
     at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
     std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
+    tensor = tensor.to(device);
     SampleStream::Values& sample = samples[static_cast<size_t>(i)];
     // An encoder's token types: 0, one sequence alone.
     for (size_t j = 1; j < model.program.inputs.size(); ++j)
@@ -209,12 +210,13 @@ struct StreamingSolver::Streams {
   }
 };
 
-StreamingSolver::StreamingSolver(const Artifact& model, const Plan& plan, SolvedLayers& solved,
-                         const StreamOptions& options)
+StreamingSolver::StreamingSolver(const Artifact& model, const Plan& plan,
+                                 SolvedLayers& solved, const StreamOptions& options)
     : model_(model),
       plan_(plan),
       solved_(solved),
       options_(options),
+      device_(options.device),
       ranks_(Ranks::instance()) {
   for (const LayerPlan& layer : plan_.layers) {
     total_ += layer.method != "float";
@@ -262,11 +264,13 @@ void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
     return std::make_unique<SampleStream>(
         program,
         make_samples(model_, plan_, data, streams.shards.front().first,
-                     streams.shards.back().last),
-        [this, quantized](const std::string& name) { return parameter(name, quantized); },
+                     streams.shards.back().last, device_),
+        [this, quantized](const std::string& name) {
+          return parameter(name, quantized).to(device_);
+        },
         std::set<std::string>{},
         [this, quantized](const std::string& name, const at::Tensor& ids) {
-          return rows_of(name, ids, quantized);
+          return rows_of(name, ids.cpu(), quantized).to(device_);
         },
         streams.spill.get());
   };
@@ -302,7 +306,7 @@ void StreamingSolver::solve_readers(Streams& streams, size_t node,
                                 const std::vector<const LayerPlan*>& layers) {
   const std::string& value = model_.program.nodes[node].inputs.at(0);
   // What a layer reads is as wide as its weight.
-  ShardedHessian sum(ranks_, model_.tensors.at(layers[0]->tensor).cols());
+  ShardedHessian sum(ranks_, model_.tensors.at(layers[0]->tensor).cols(), device_);
   for (const Streams::Shard& shard : streams.shards) {
     streams.run(shard, node, [&](int64_t first, int64_t last) {
       const at::Tensor rows = gather(*streams.quantized, value, first, last);
@@ -425,7 +429,7 @@ void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::
     return;
   }
   const auto solve_on = [&](const std::vector<const LayerPlan*>& plans) {
-    ShardedHessian sum(ranks_, model_.tensors.at(plans[0]->tensor).cols());
+    ShardedHessian sum(ranks_, model_.tensors.at(plans[0]->tensor).cols(), device_);
     for (const std::vector<ExpertRows>& rounds : shards) {
       for (const ExpertRows& round : rounds) {
         if (round.inputs.size(0) > 0)
@@ -440,8 +444,10 @@ void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::
   if (last.empty()) return;
   const bool prefix = plan_.gptq.quantized_prefix;
   const auto hidden = [&](const at::Tensor& x, bool quantized) {
-    return at::silu(dense_linear(x, parameter(layers[0].tensor, quantized))) *
-           dense_linear(x, parameter(layers[1].tensor, quantized));
+    const auto product = [&](const std::string& tensor) {
+      return dense_linear(x, parameter(tensor, quantized).to(device_));
+    };
+    return at::silu(product(layers[0].tensor)) * product(layers[1].tensor);
   };
   for (std::vector<ExpertRows>& rounds : shards) {
     for (ExpertRows& round : rounds) {

@@ -56,6 +56,7 @@ class StreamingSolver {
   const Plan& plan_;
   SolvedLayers& solved_;
   const StreamOptions& options_;
+  const at::Device device_;  // where samples run and what they give is summed
   Ranks& ranks_;
   int64_t done_ = 0, total_ = 0;
   // Of the block that is being solved, for its line of progress.

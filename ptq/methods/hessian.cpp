@@ -18,11 +18,17 @@ int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 }  // namespace
 
-Hessian::Hessian(int64_t columns)
-    : columns_(columns), upper_(at::zeros({columns, columns}, at::kDouble)) {}
+Hessian::Hessian(int64_t columns, at::Device device)
+    : columns_(columns),
+      upper_(at::zeros({columns, columns}, at::device(device).dtype(at::kDouble))) {}
+
+void Hessian::to_cpu() {
+  upper_ = upper_.cpu();
+  if (drift_.defined()) drift_ = drift_.cpu();
+}
 
 at::Tensor Hessian::drift_sums(bool drift) {
-  if (drift && !drift_.defined()) drift_ = at::zeros({columns_, columns_}, at::kDouble);
+  if (drift && !drift_.defined()) drift_ = at::zeros_like(upper_);
   return drift_;
 }
 

@@ -24,13 +24,15 @@ namespace nibble {
 
 class Hessian {
  public:
-  explicit Hessian(int64_t columns);
+  // device: of the inputs; what reads the sums wants them on the CPU (to_cpu).
+  explicit Hessian(int64_t columns, at::Device device = at::kCPU);
 
   // inputs, float_inputs: f32 [tokens, columns]; float_inputs undefined: the same as
   // inputs.
   void accumulate(const at::Tensor& inputs, const at::Tensor& float_inputs = {});
   // The sums over other tokens of the same inputs.
   void add(const Hessian& other);
+  void to_cpu();
 
   int64_t columns() const { return columns_; }
   int64_t tokens() const { return tokens_; }

@@ -195,13 +195,55 @@ class Hadamard : public torch::autograd::Function<Hadamard> {
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
-  return RmsNorm::apply(x, weight, epsilon);
+  return x.is_cpu() ? RmsNorm::apply(x, weight, epsilon)
+                    : composed::rms_norm(x, weight, epsilon);
 }
 
 Tensor rope(const Tensor& x, const std::vector<double>& frequencies, bool interleaved) {
-  return Rope::apply(x, frequencies, interleaved);
+  return x.is_cpu() ? Rope::apply(x, frequencies, interleaved)
+                    : composed::rope(x, frequencies, interleaved);
 }
 
-Tensor hadamard(const Tensor& x, int64_t block) { return Hadamard::apply(x, block); }
+Tensor hadamard(const Tensor& x, int64_t block) {
+  return x.is_cpu() ? Hadamard::apply(x, block) : composed::hadamard(x, block);
+}
+
+namespace composed {
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
+  return x * at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + epsilon) * weight;
+}
+
+Tensor rope(const Tensor& x, const std::vector<double>& frequencies, bool interleaved) {
+  const int64_t half = static_cast<int64_t>(frequencies.size()), length = x.size(-2);
+  const Turn turn = turns(length, frequencies);
+  // Against pairs [.., length, heads, half].
+  const auto table = [&](const std::vector<float>& values) {
+    return at::tensor(values).to(x.device()).view({length, 1, half});
+  };
+  const Tensor cosine = table(turn.cos), sine = table(turn.sin);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.pop_back();
+  shape.push_back(x.size(-1) / (2 * half));
+  shape.insert(shape.end(), interleaved ? std::initializer_list<int64_t>{half, 2}
+                                        : std::initializer_list<int64_t>{2, half});
+  const int64_t pair = interleaved ? -1 : -2;
+  const Tensor pairs = x.reshape(shape);
+  const Tensor a = pairs.select(pair, 0), b = pairs.select(pair, 1);
+  return at::stack({a * cosine - b * sine, b * cosine + a * sine}, pair)
+      .reshape(x.sizes());
+}
+
+Tensor hadamard(const Tensor& x, int64_t block) {
+  Tensor y = x.reshape({-1, block});
+  for (int64_t run = 1; run < block; run *= 2) {
+    const Tensor pairs = y.view({-1, block / (2 * run), 2, run});
+    const Tensor a = pairs.select(2, 0), b = pairs.select(2, 1);
+    y = at::stack({a + b, a - b}, 2).view({-1, block});
+  }
+  return (y / std::sqrt(static_cast<double>(block))).reshape(x.sizes());
+}
+
+}  // namespace composed
 
 }  // namespace nibble

@@ -26,4 +26,13 @@ torch::Tensor rope(const torch::Tensor& x, const std::vector<double>& frequencie
                    bool interleaved);
 torch::Tensor hadamard(const torch::Tensor& x, int64_t block);
 
+// The same of torch's ops, for any device: what the above do where x is not on the CPU.
+namespace composed {
+torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight,
+                       double epsilon);
+torch::Tensor rope(const torch::Tensor& x, const std::vector<double>& frequencies,
+                   bool interleaved);
+torch::Tensor hadamard(const torch::Tensor& x, int64_t block);
+}  // namespace composed
+
 }  // namespace nibble

@@ -81,7 +81,8 @@ Tensor run_attention(const TorchOpCall& call) {
   const bool windowed = window > 0 && window < length;
   std::optional<Tensor> mask;
   if (windowed) {
-    mask = at::ones({length, length}, at::kBool).tril().triu(1 - window);
+    mask =
+        at::ones({length, length}, q.options().dtype(at::kBool)).tril().triu(1 - window);
   }
   Tensor y = at::scaled_dot_product_attention(
       split(q, heads), split(call.inputs[1], kv_heads), split(call.inputs[2], kv_heads),

@@ -77,6 +77,7 @@ Result<PipelineRequest> make_request(const CommandLine& line, const char* data,
                    line.text("memory"), "\"; write it so");
     }
   }
+  if (line.has("device")) request.device = line.text("device");
   request.model = line.path("MODEL");
   request.load = line.load_options();
   std::vector<std::string> overrides = overrides_of(line);
@@ -332,6 +333,9 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   line.text("memory", "SIZE",
             "keep resident memory below SIZE (3GiB, 500MB): activations wait on disk if "
             "they must");
+  line.text("device", "cpu|cuda[:N]",
+            "where language models run while rtn and gptq calibrate, as LibTorch has it; "
+            "layers are solved and results measured on the CPU");
   line.text("sweep", "KEY=A,B,C",
             "run once for each value of one setting; one table and one report for all");
   std::string targets;

@@ -93,6 +93,7 @@ struct Recipe {
   bool data_append_eos = false;  // per_line: each whole line ends with EOS
   int64_t data_images = 0;       // to train on, at most; 0: all
   bool data_augment = true;      // images: shifted by up to 4 pixels, mirrored
+  double data_mixup = 0;         // images: alpha of the Beta that mixes pairs; 0: none
   std::string data_carry;        // nets over values: "OUTPUT=INPUT, ..."; "": no streams
   int64_t data_window = 8;       // steps of a stream that training goes through at once
 

@@ -347,6 +347,12 @@ std::vector<Setting> make_settings() {
       {"data.augment", "", 0, 0, kTraining,
        "images: shifted by up to 4 pixels; colour images mirrored",
        NIBBLE_TARGET(data_augment)},
+      {"data.mixup", "", 0, 100, kTraining,
+       "images: pairs of a batch mixed by shares of Beta(alpha, alpha), which the "
+       "teacher "
+       "alone "
+       "judges (distill.weight 1); 0: none",
+       NIBBLE_TARGET(data_mixup)},
       {"gate.max_kl", "", 0, 1e6, kQuantizing,
        "rejected unless the KL's interval ends below; 0: no gate",
        NIBBLE_TARGET(gate.max_kl)},

@@ -1,6 +1,8 @@
 #include "recipes/torch/pipeline.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <malloc.h>
 
 #include <chrono>
@@ -135,6 +137,13 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                  "or solved by rtn or gptq, without rotation, is required; found ",
                  recipe.name, "; leave them out");
   }
+  if (!streams && !at::Device(request.device).is_cpu()) {
+    return error(
+        StatusCode::unsupported, "[quantize] --device ", request.device,
+        ": a language model whose layers "
+        "are rounded or solved by rtn or gptq, without rotation, is required; found ",
+        recipe.name, "; leave it out");
+  }
   StreamedRun run(request, planned, plan, calibration, memory);
   Artifact frozen;
   if (streams) {
@@ -176,6 +185,28 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   return report;
 }
 
+Status check_device(const std::string& name) {
+  const auto wrong = [&](StatusCode code, const auto&... parts) {
+    return error(code, "[quantize] --device: ", parts..., "; found ", name,
+                 "; leave it out to run on the CPU");
+  };
+  const bool cuda = name.starts_with("cuda");
+  if (name != "cpu" && name != "cuda" &&
+      (!name.starts_with("cuda:") || name.size() == 5 ||
+       name.find_first_not_of("0123456789", 5) != std::string::npos || name.size() > 7)) {
+    return wrong(StatusCode::invalid_argument, "cpu, cuda or cuda:N is required");
+  }
+  if (!cuda) return ok_status();
+  if (!at::hasCUDA())
+    return wrong(StatusCode::unsupported, "a LibTorch with CUDA and a GPU are required");
+  const int64_t count = at::detail::getCUDAHooks().deviceCount();
+  if (at::Device(name).index() >= count) {
+    return wrong(StatusCode::invalid_argument, "one of this machine's ", count,
+                 " GPUs is required");
+  }
+  return ok_status();
+}
+
 // One of several processes that fails takes the others along: they would wait for it.
 Result<RunReport> or_all_end(Result<RunReport> report) {
   if (report.ok() || ranks_asked_for() == 1) return report;
@@ -188,7 +219,8 @@ Result<RunReport> or_all_end(Result<RunReport> report) {
 }  // namespace
 
 Result<RunReport> run_quantize(const PipelineRequest& request) {
-  return or_all_end(catching("quantize", [&request] {
+  return or_all_end(catching("quantize", [&request]() -> Result<RunReport> {
+    NIBBLE_RETURN_IF_ERROR(check_device(request.device));
     at::set_num_threads(thread_count());
     // What is no tensor: from this size on (256 KiB) it is mapped, and goes back at once
     // instead of leaving a hole in the heap.

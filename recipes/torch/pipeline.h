@@ -36,6 +36,7 @@ struct PipelineRequest {
   bool overwrite = false;
   bool resume = false;  // train
   int64_t memory = 0;   // quantize: bytes that resident memory may take; 0: all
+  std::string device = "cpu";  // quantize: where calibration runs, as LibTorch names it
   Progress progress;  // may be empty
   std::function<void(const std::string&)>
       note;  // one line about what is going on; may be empty

@@ -1,5 +1,7 @@
 #include "recipes/torch/streamed_run.h"
 
+#include <c10/core/Device.h>
+
 #include <chrono>
 
 #include "kernels/base/file.h"
@@ -71,6 +73,8 @@ std::string StreamedRun::fingerprint(const Provenance& provenance) const {
   for (const LayerPlan& layer : plan_.layers)
     add(cat(layer.tensor, " ", layer.method, " ", to_string(layer.scheme.weight)));
   add(cat(plan_.calibration_sequences, " ", plan_.calibration_length));
+  add(at::Device(request_.device).is_cpu() ? ""
+                                           : request_.device);  // sums in another order
   for (const std::vector<int32_t>& ids : data_.sequences) {
     add(cat(ids.size()));
     hash.update(ids.data(), ids.size() * sizeof(int32_t));
@@ -165,6 +169,7 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   const Clock::time_point start = Clock::now();
   StreamOptions options;
   options.progress = request_.progress;
+  options.device = request_.device;
   options.block_done = [&](const BlockDone& done) {
     block_done(done, seconds_since(start), before);
   };

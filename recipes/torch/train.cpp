@@ -623,6 +623,13 @@ Result<RunReport> run_train(const PipelineRequest& request) {
   return catching("train", [&request]() -> Result<RunReport> {
     NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat", "lora"}));
     NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
+    if (request.recipe.data_mixup > 0 && request.recipe.train.distill_weight != 1) {
+      return error(
+          StatusCode::invalid_argument,
+          "[train] data.mixup: distill.weight=1 is required, as mixed images have "
+          "no label; found distill.weight=",
+          request.recipe.train.distill_weight, "; set one of them");
+    }
     at::set_num_threads(thread_count());
     Result<RunReport> report = request.recipe.kind == "float"  ? train_float(request)
                                : request.recipe.kind == "lora" ? train_adapters(request)

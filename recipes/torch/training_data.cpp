@@ -1,7 +1,9 @@
 #include "recipes/torch/training_data.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <torch/types.h>
 
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -82,8 +84,30 @@ void augment_image(const uint8_t* from, const ImageSet& images, int64_t dy, int6
   }
 }
 
+// mixup (Zhang et al., arXiv 1710.09412, sec. 2): image i becomes l a_i + (1 - l) a_i+1,
+// rounded to bytes, l of Beta(alpha, alpha) for each, the batch a ring.
+void mix_images(ImageSet& batch, double alpha, uint64_t seed) {
+  const size_t count = static_cast<size_t>(batch.count);
+  const size_t size = batch.pixels.size() / count;
+  const at::Generator generator = at::detail::createCPUGenerator(mix64(seed + 0x313));
+  const torch::Tensor gammas = at::_standard_gamma(
+      torch::full({2, batch.count}, alpha, torch::kFloat64), generator);
+  const double* gamma = gammas.const_data_ptr<double>();
+  const std::vector<uint8_t> pixels = batch.pixels;
+  for (size_t i = 0; i < count; ++i) {
+    const double sum = gamma[i] + gamma[count + i];
+    const double own = sum > 0 ? gamma[i] / sum : 1;
+    const int64_t share = std::lround(own * 256);
+    const uint8_t* a = pixels.data() + i * size;
+    const uint8_t* b = pixels.data() + (i + 1) % count * size;
+    uint8_t* to = batch.pixels.data() + i * size;
+    for (size_t p = 0; p < size; ++p)
+      to[p] = static_cast<uint8_t>((share * a[p] + (256 - share) * b[p] + 128) >> 8);
+  }
+}
+
 TrainingBatch images_batch(const Artifact& model, const ImageSet& images,
-                           const std::vector<int64_t>& picked, bool augment,
+                           const std::vector<int64_t>& picked, bool augment, double mixup,
                            uint64_t seed) {
   const int64_t size = images.channels * images.height * images.width;
   ImageSet batch;
@@ -109,6 +133,8 @@ TrainingBatch images_batch(const Artifact& model, const ImageSet& images,
     const bool mirror = images.channels == 3 && random.below(2) == 1;
     augment_image(from, images, dy, dx, mirror, to);
   }
+  if (mixup > 0)
+    mix_images(batch, mixup, seed ^ mix64(static_cast<uint64_t>(picked[0]) + 1));
   TrainingBatch result;
   result.input = torch::empty({batch.count, batch.channels, batch.height, batch.width});
   preprocess(batch, 0, batch.count, model.image_mean, model.image_std,
@@ -220,6 +246,7 @@ TrainingData signal_data(const Artifact& model, const RunData& data,
 TrainingData make_training_data(const Artifact& model, const RunData& data,
                                 const TrainOptions& options, const Recipe& recipe) {
   const bool augment = recipe.data_augment;
+  const double mixup = recipe.data_mixup;
   if (data.is_signals()) return signal_data(model, data, options, recipe);
   const int64_t count = data.count();
   const int64_t batch = options.batch;
@@ -227,8 +254,8 @@ TrainingData make_training_data(const Artifact& model, const RunData& data,
   result.batches_per_epoch = std::max<int64_t>(1, count / batch);
   auto order = std::make_shared<Order>(count, options.seed);
   const uint64_t seed = options.seed;
-  result.batch = [&model, &data, order, count, batch, augment, seed](int64_t epoch,
-                                                                     int64_t index) {
+  result.batch = [&model, &data, order, count, batch, augment, mixup, seed](
+                     int64_t epoch, int64_t index) {
     const std::vector<int64_t>& shuffled = order->of(epoch);
     std::vector<int64_t> picked;
     for (int64_t i = 0; i < std::min(batch, count); ++i) {
@@ -237,7 +264,7 @@ TrainingData make_training_data(const Artifact& model, const RunData& data,
     if (data.is_text()) return text_batch(data, picked);
     const uint64_t epoch_seed =
         mix64(seed + 0x51ed) ^ mix64(static_cast<uint64_t>(epoch) + 1);
-    return images_batch(model, data.images, picked, augment, epoch_seed);
+    return images_batch(model, data.images, picked, augment, mixup, epoch_seed);
   };
   return result;
 }

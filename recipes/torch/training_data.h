@@ -4,7 +4,9 @@
 //   text    input ids[0 .. n-1), target ids[1 .. n), rows padded to the longest (target
 //   -100) images  shifted by up to 4 pixels (black comes in), colour images mirrored half
 //   the time,
-//           then preprocessed as the model wants it
+//           mixed in pairs where data.mixup says so (the target is then no label: what
+//           the teacher says of the mixed image is), then preprocessed as the model wants
+//           it
 //
 //   signals windows of data.window steps of a stream, or samples; outputs should be the
 //           data's targets and the teacher's outputs (data.seen) as distill.weight mixes

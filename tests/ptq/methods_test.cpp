@@ -155,9 +155,9 @@ TEST(Hqq, MakesErrorsSparser) {
        {"uint4/g32@f16+m/g32@f16", "uint3/g32@f16+m/g32@f16", "uint4/r@f32+m/r@f32"}) {
     const HeavyTails heavy(scheme);
     const SolvedLayer rtn = solve_rtn(heavy.problem), hqq = solve_hqq(heavy.problem);
-    EXPECT_EQ(hqq.coded.scales, rtn.coded.scales) << scheme;
+    EXPECT_NE(hqq.coded.scales, rtn.coded.scales) << scheme;  // fitted too
     EXPECT_NE(hqq.coded.offsets, rtn.coded.offsets) << scheme;
-    EXPECT_LT(heavy.norm(hqq), heavy.norm(rtn)) << scheme;
+    EXPECT_LT(heavy.norm(hqq), 0.95 * heavy.norm(rtn)) << scheme;
   }
 }
 

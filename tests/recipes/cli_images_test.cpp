@@ -110,6 +110,39 @@ TEST_F(CliImages, FromNoiseToAnIntegerNet) {
   EXPECT_EQ(schemes["int4/r@f32"], 6);
 }
 
+TEST_F(CliImages, MixedImagesAreTheTeachersToJudge) {
+  ASSERT_EQ(run({"train", at("model"), "--recipe", "float", "--data", at("data"), "--set",
+                 "train.steps=2", "--threads", "1", "--output", at("float")})
+                .code,
+            0);
+  const auto train = [&](const std::string& output, const std::string& mixup,
+                         const std::string& teacher) {
+    return run({"train",     at("float"),
+                "--recipe",  "w4a4-qat",
+                "--data",    at("data"),
+                "--set",     "train.steps=3",
+                "--set",     "train.batch=16",
+                "--set",     "calibration.sequences=32",
+                "--set",     "qat.batch_norm.epochs=0",
+                "--set",     "data.mixup=" + mixup,
+                "--set",     "distill.weight=" + teacher,
+                "--threads", "1",
+                "--output",  at(output),
+                "--json"});
+  };
+  const Outcome labels = train("labels", "0.5", "0.5");
+  EXPECT_EQ(labels.code, 2);
+  EXPECT_THAT(labels.error, HasSubstr("data.mixup: distill.weight=1 is required"));
+  EXPECT_FALSE(fs::exists(at("labels")));
+  for (const char* output : {"mixed", "again"})
+    ASSERT_EQ(train(output, "0.5", "1").code, 0) << output;
+  ASSERT_EQ(train("plain", "0", "1").code, 0);
+  EXPECT_EQ(files_of(at("mixed")).at("model.safetensors"),
+            files_of(at("again")).at("model.safetensors"));
+  EXPECT_NE(files_of(at("mixed")).at("model.safetensors"),
+            files_of(at("plain")).at("model.safetensors"));
+}
+
 TEST_F(CliImages, TheWrongKindOfDataIsNamed) {
   ASSERT_EQ(run({"train", at("model"), "--recipe", "float", "--data", at("data"), "--set",
                  "train.steps=1", "--threads", "1", "--output", at("float")})

@@ -174,5 +174,16 @@ TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
   }
 }
 
+TEST_F(Streaming, ADeviceThatIsNotThereIsNamed) {
+  const Outcome wrong = nibble(quantize("tpu", {"--device", "tpu"}), scratch_.path());
+  EXPECT_EQ(wrong.code, 2);
+  EXPECT_THAT(wrong.error,
+              HasSubstr("--device: cpu, cuda or cuda:N is required; found tpu"));
+  const Outcome far = nibble(quantize("far", {"--device", "cuda:99"}), scratch_.path());
+  EXPECT_NE(far.code, 0);  // a build without CUDA, or no such GPU
+  EXPECT_THAT(far.error, HasSubstr("found cuda:99; leave it out to run on the CPU"));
+  EXPECT_FALSE(fs::exists(mine("far")));
+}
+
 }  // namespace
 }  // namespace nibble

@@ -1,0 +1,64 @@
+// What must not touch memory of the CPU where tensors lie elsewhere: the composed ops
+// agree with the fused ones, and a decoder begins on the meta device, which has no memory
+// at all.
+#include <gtest/gtest.h>
+
+#include "ptq/calibration/sample_stream.h"
+#include "ptq/methods/hessian.h"
+#include "ptq/module/fused_ops.h"
+#include "tests/ptq/small_models.h"
+
+namespace nibble {
+namespace {
+
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
+
+TEST(Device, ComposedOpsGiveWhatFusedOnesGive) {
+  at::Generator generator = at::detail::createCPUGenerator(3);
+  const at::Tensor x = at::randn({2, 5, 16}, generator, at::kFloat);
+  const at::Tensor weight = at::randn({16}, generator, at::kFloat);
+  const std::vector<double> frequencies = {1.0, 0.3, 0.1, 0.03};
+  EXPECT_LT(distance(rms_norm(x, weight, 1e-5), composed::rms_norm(x, weight, 1e-5)),
+            1e-5);
+  for (const bool interleaved : {false, true}) {
+    EXPECT_LT(distance(rope(x, frequencies, interleaved),
+                       composed::rope(x, frequencies, interleaved)),
+              1e-5);
+  }
+  for (const int64_t block : {1, 4, 16})
+    EXPECT_LT(distance(hadamard(x, block), composed::hadamard(x, block)), 1e-5);
+}
+
+TEST(Device, ADecoderBeginsWhereThereIsNoMemory) {
+  const Artifact model = testing::small_llama(1);
+  const auto load = [&](const std::string& name) {
+    return to_torch(model.tensors.at(name)).to(at::kMeta);
+  };
+  const auto rows = [&](const std::string& name, const at::Tensor& ids) {
+    return at::empty({ids.size(0), ids.size(1), model.tensors.at(name).cols()},
+                     at::device(at::kMeta).dtype(at::kFloat));
+  };
+  SampleStream stream(model.program,
+                      {{{"input_ids", at::zeros({1, 7}, at::kLong).to(at::kMeta)}}}, load,
+                      {}, rows);
+  // As far as the first attention: torch's own has no meta kernel in C++.
+  size_t attention = 0;
+  while (model.program.nodes[attention].op != "attention") ++attention;
+  stream.run(0, attention, 0, 1);
+  for (const std::string& name : model.program.nodes[attention].inputs) {
+    const at::Tensor value = stream.value(0, name);
+    EXPECT_TRUE(value.is_meta()) << name;
+    EXPECT_EQ(value.size(1), 7) << name;
+  }
+
+  Hessian sums(8, at::kMeta);
+  const at::Tensor inputs = at::empty({6, 8}, at::device(at::kMeta).dtype(at::kFloat));
+  sums.accumulate(inputs, inputs);
+  EXPECT_EQ(sums.tokens(), 6);
+  EXPECT_TRUE(sums.sums().is_meta() && sums.drift().is_meta());
+}
+
+}  // namespace
+}  // namespace nibble
