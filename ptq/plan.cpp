@@ -107,11 +107,12 @@ Status check_method(const LayerPlan& layer, const Plan& plan,
                     " as ", reader.node->op, "; use rtn for it");
     }
   }
-  if (plan.gptq.act_order && !plan.gptq.static_groups) {
+  if (plan.gptq.act_order && !plan.gptq.static_groups && !plan.gptq.group_aware) {
     return refuse(
         layer.node,
         ": act_order needs static_groups (groups are stored in the order of "
-        "the columns); found static_groups false; set it true, or act_order false");
+        "the columns); found static_groups false; set it or group_aware true, or "
+        "act_order false");
   }
   const QuantScheme& scheme = layer.scheme.weight;
   const bool one_group =

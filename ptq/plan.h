@@ -17,6 +17,7 @@ struct GptqOptions {
       0.01;  // fraction of the mean diagonal (GPTQ, arXiv 2210.17323, sec. 3.3)
   int damping_attempts = 5;  // each failed Cholesky multiplies damping by 10
   bool act_order = true;     // columns by falling Hessian diagonal
+  bool group_aware = false;  // act_order: whole groups by their mean, columns inside them
   bool static_groups =
       true;  // a group's scale is found before the solve, in original order
   bool quantized_prefix = true;  // a layer sees the outputs of the already quantized ones

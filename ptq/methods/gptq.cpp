@@ -12,6 +12,9 @@
 //   * the price of rounding column j after carry-over is 1 / U_jj^2 times the squared
 //   error:
 //     those are the weights of the scale search (rule mse);
+//   * group_aware: the groups in the order of their mean diagonal, columns by theirs inside
+//     a group, so that a group is solved as a whole (group-aware reordering, as GPTQModel
+//     has it) and its scale may be found late, from the weights as the solve left them;
 //   * match_float: on a quantized prefix the layer sees x where the float model saw f.
 //   The
 //     weights that are rounded are then W + W D H^-1, D = (F - X)^T X: the least-squares
@@ -55,15 +58,34 @@ T value_or_fail(const LayerProblem& problem, Result<T> result) {
   return std::move(result).value();
 }
 
-// The order in which columns are solved: order[i] is the column that comes i-th.
-std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order) {
-  std::vector<int64_t> order(static_cast<size_t>(diagonal.size(0)));
+// Columns whose scale is one; 0: all of a row's. Only an order by groups asks.
+int64_t group_width(const LayerProblem& problem) {
+  const Block& block = problem.scheme.scales[0].block;
+  const bool groups = problem.gptq.act_order && problem.gptq.group_aware;
+  return groups && block.kind == Block::Kind::group ? block.cols : 0;
+}
+
+// The order in which columns are solved: order[i] is the column that comes i-th. With
+// groups of `width`: groups by their mean, one that is cut short last, so that the others
+// keep to blocks of columns.
+std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order,
+                                  int64_t width) {
+  const int64_t n = diagonal.size(0);
+  std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
-  if (act_order) {
-    const double* d = diagonal.data_ptr<double>();
-    std::stable_sort(order.begin(), order.end(),
-                     [d](int64_t a, int64_t b) { return d[a] > d[b]; });
+  if (!act_order) return order;
+  const double* d = diagonal.data_ptr<double>();
+  std::vector<double> mean(static_cast<size_t>(n), 0);  // of a column's group
+  for (int64_t begin = 0; width > 0 && begin < n; begin += width) {
+    const int64_t end = begin + width;
+    const double sum = end <= n ? std::accumulate(d + begin, d + end, 0.0) : -1;
+    std::fill(mean.begin() + begin, mean.begin() + std::min(n, end), sum);
   }
+  const auto group = [width](int64_t column) { return width > 0 ? column / width : 0; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    if (group(a) == group(b)) return d[a] > d[b];
+    return mean[a] != mean[b] ? mean[a] > mean[b] : group(a) < group(b);
+  });
   return order;
 }
 
@@ -112,7 +134,8 @@ std::shared_ptr<const Factor> make_factor(const LayerProblem& problem) {
     ++factor->dead;
   }
   mean = diagonal.mean().item<double>();
-  factor->order = column_order(diagonal, problem.gptq.act_order);
+  factor->order =
+      column_order(diagonal, problem.gptq.act_order, group_width(problem));
   factor->damping = problem.gptq.damping;
   for (int attempt = 0;; ++attempt, factor->damping *= 10) {
     factor->hessian = damped(hessian, factor->order, diagonal, factor->damping * mean);
@@ -129,7 +152,8 @@ std::shared_ptr<const Factor> make_factor(const LayerProblem& problem) {
 std::shared_ptr<const Factor> shared_factor(const LayerProblem& problem) {
   const GptqOptions& gptq = problem.gptq;
   return problem.inputs->derived<Factor>(
-      cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order),
+      cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order,
+          " ", group_width(problem)),
       [&problem] { return make_factor(problem); });
 }
 
@@ -177,14 +201,24 @@ class Grid {
               scales_.begin() + r * coded_.cols + end, scale);
   }
 
-  bool starts_late_group(int64_t column) const {
-    return late_group_ > 0 && column % late_group_ == 0;
+  // Does another group begin at place j of the solving order?
+  bool starts_late_group(const std::vector<int64_t>& order, int64_t j) const {
+    if (late_group_ == 0) return false;
+    const auto group = [&](int64_t place) {
+      return order[static_cast<size_t>(place)] / late_group_;
+    };
+    return j == 0 || group(j) != group(j - 1);
   }
-  // Without static groups: the scale of the group that begins at `column`, from the
-  // weights as the solve has left them. row [in].
-  void choose_late(int64_t r, int64_t column, const double* row) {
+  // Without static groups: the scale of the group that begins at place j, from the
+  // weights as the solve has left them. row [in], in solving order.
+  void choose_late(int64_t r, const std::vector<int64_t>& order, int64_t j,
+                   const double* row) {
+    const int64_t column = order[static_cast<size_t>(j)] / late_group_ * late_group_;
     const int64_t size = std::min(late_group_, coded_.cols - column);
-    const std::vector<float> x(row + column, row + column + size);
+    std::vector<float> x(static_cast<size_t>(size));
+    for (int64_t i = j; i < j + size; ++i)
+      x[static_cast<size_t>(order[static_cast<size_t>(i)] - column)] =
+          static_cast<float>(row[i]);
     const CodedMatrix group = value_or_fail(
         problem_, choose_scales({x.data(), 1, size}, problem_.scheme, problem_.rule,
                                 price_.subspan(static_cast<size_t>(column), x.size())));
@@ -225,7 +259,8 @@ void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid, int64_t
       double* row = weights + r * n;
       const int64_t base = (first + r) * n;
       for (int64_t j = begin; j < end; ++j) {
-        if (grid.starts_late_group(j)) grid.choose_late(first + r, j, row);
+        if (grid.starts_late_group(columns.order, j))
+          grid.choose_late(first + r, columns.order, j, row);
         const int64_t at = base + columns.order[j];
         codes[at] = grid.code(at, row[j]);
         const double* u_row = columns.u + j * n;

@@ -216,12 +216,14 @@ class Parser {
       NIBBLE_RETURN_IF_ERROR(
           scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
     }
-    const bool groups_late = recipe_->gptq.act_order && !recipe_->gptq.static_groups;
+    const bool groups_late = recipe_->gptq.act_order &&
+                             !recipe_->gptq.static_groups && !recipe_->gptq.group_aware;
     if (recipe_->uses_method("gptq") && groups_late) {
       return wrong(
           place_of("gptq.static_groups"),
           "gptq.act_order needs gptq.static_groups; found "
-          "act_order true, static_groups false; allowed: both true, or act_order false");
+          "act_order true, static_groups false; allowed: both true, act_order "
+          "false, or gptq.group_aware true");
     }
     return ok_status();
   }

@@ -75,9 +75,22 @@ std::vector<uint8_t> brute_force(const Case& c, const CodedMatrix& levels) {
   for (int64_t i = 0; i < n; ++i) mean += damped[i * n + i] / static_cast<double>(n);
   std::vector<int64_t> order(n);
   std::iota(order.begin(), order.end(), 0);
+  const auto diagonal_of = [&](int64_t j) { return damped[j * n + j]; };
   if (c.problem.gptq.act_order) {
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return damped[a * n + a] > damped[b * n + b];
+      return diagonal_of(a) > diagonal_of(b);
+    });
+  }
+  if (c.problem.gptq.group_aware) {
+    const int64_t width = c.problem.scheme.scales[0].block.cols;
+    const auto sum = [&](int64_t group) {
+      if ((group + 1) * width > n) return -1.0;
+      double total = 0;
+      for (int64_t j = group * width; j < (group + 1) * width; ++j) total += diagonal_of(j);
+      return total;
+    };
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return sum(a / width) > sum(b / width);
     });
   }
   for (int64_t i = 0; i < n; ++i) damped[i * n + i] += c.problem.gptq.damping * mean;
@@ -158,6 +171,21 @@ TEST(Gptq, LateGroupsSeeTheWeightsAsTheSolveLeftThem) {
     }
   }
   EXPECT_GT(moved, same);
+}
+
+TEST(Gptq, GroupAwareOrderSolvesGroupsAsAWhole) {
+  // 44 columns: the group that is cut short comes last, whatever its diagonal.
+  Case c(6, correlated_inputs(200, 44, 3), "int4/g16@f16", 4);
+  c.problem.gptq.refine_sweeps = c.problem.gptq.refine_scales = 0;
+  const SolvedLayer columns = solve_gptq(c.problem);
+  c.problem.gptq.group_aware = true;
+  const SolvedLayer groups = solve_gptq(c.problem);
+  EXPECT_EQ(groups.coded.codes, brute_force(c, groups.coded));
+  EXPECT_NE(groups.coded.codes, columns.coded.codes);
+  c.problem.gptq.static_groups = false;
+  const SolvedLayer late = solve_gptq(c.problem);
+  EXPECT_EQ(late.coded.codes, brute_force(c, late.coded));
+  EXPECT_NE(late.coded.scales, groups.coded.scales);
 }
 
 TEST(Gptq, BeatsRoundToNearestOnCorrelatedInputs) {

@@ -91,8 +91,7 @@ INSTANTIATE_TEST_SUITE_P(
               "[plan] model.layers.0.self_attn.q_proj: act_order needs static_groups "
               "(groups are "
               "stored in the order of the columns); found static_groups false; set it "
-              "true, or "
-              "act_order false"},
+              "or group_aware true, or act_order false"},
         Wrong{"late_groups",
               [](Plan& p) {
                 p.layers[1].method = "gptq";
