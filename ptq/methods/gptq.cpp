@@ -8,6 +8,8 @@
 //   U upper triangular, U^T U = H^-1                           sec. 3.3, step 3
 //   e_j = (w_j - Q(w_j)) / U_jj;   w_k -= e_j * U_jk, k > j    eq. 2, 3 and algorithm 1
 //
+// H is summed and factored in f64; the solve itself is f32, by the products of ops/gemm.
+//
 // What is done around it:
 //   * the price of rounding column j after carry-over is 1 / U_jj^2 times the squared
 //   error:
@@ -37,6 +39,7 @@
 #include "ptq/methods/inverse_factor.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/rounding.h"
+#include "ptq/module/dense_product.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
@@ -44,8 +47,9 @@ namespace {
 
 constexpr int64_t kColumns =
     128;  // columns between two updates of all that follow (sec. 3.2)
-constexpr int64_t kRows = 32;  // rows solved together; rows do not depend on each other
-constexpr int64_t kTargetRows = 64;  // the same of the weights to be rounded: pure products
+// Rows solved together; rows do not depend on each other, and each product reads a matrix
+// as wide as H once for so many of them.
+constexpr int64_t kRows = 128;
 
 Error failure(const LayerProblem& problem, StatusCode code, const std::string& message) {
   return Error(Status(code, cat("[gptq] ", problem.node, ": ", message)));
@@ -92,8 +96,9 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order,
 // What all layers that read the same inputs share, in solving order.
 struct Factor {
   std::vector<int64_t> order;  // order[i]: the column that comes i-th
-  at::Tensor hessian;          // damped, f64 [in, in]
-  at::Tensor u;                // U^T U = hessian^-1, upper
+  at::Tensor hessian;          // damped, f32 [in, in]
+  at::Tensor u;                // U^T U = hessian^-1, upper, f32
+  at::Tensor drift;            // f32, its columns in solving order; undefined: none
   double damping = 0;
   int64_t dead = 0;  // columns of zeros
 };
@@ -112,6 +117,21 @@ at::Tensor damped(const at::Tensor& hessian, const std::vector<int64_t>& order,
       const double* row = from + order[i] * n;
       for (int64_t k = 0; k < n; ++k) to[i * n + k] = row[order[k]];
       to[i * n + i] = own[order[i]] + added;
+    }
+  });
+  return result;
+}
+
+// f32, its columns in solving order.
+at::Tensor ordered_columns(const at::Tensor& matrix, const std::vector<int64_t>& order) {
+  const int64_t rows = matrix.size(0), n = matrix.size(1);
+  at::Tensor result = at::empty({rows, n}, at::kFloat);
+  const double* from = matrix.const_data_ptr<double>();
+  float* to = result.mutable_data_ptr<float>();
+  in_parallel((rows + kRows - 1) / kRows, [&](int64_t part) {
+    for (int64_t i = part * kRows; i < std::min(rows, (part + 1) * kRows); ++i) {
+      for (int64_t k = 0; k < n; ++k)
+        to[i * n + k] = static_cast<float>(from[i * n + order[static_cast<size_t>(k)]]);
     }
   });
   return result;
@@ -138,9 +158,15 @@ std::shared_ptr<const Factor> make_factor(const LayerProblem& problem) {
       column_order(diagonal, problem.gptq.act_order, group_width(problem));
   factor->damping = problem.gptq.damping;
   for (int attempt = 0;; ++attempt, factor->damping *= 10) {
-    factor->hessian = damped(hessian, factor->order, diagonal, factor->damping * mean);
-    factor->u = factor->hessian.clone();
-    if (inverse_factor(factor->u)) return factor;
+    at::Tensor u = damped(hessian, factor->order, diagonal, factor->damping * mean);
+    factor->hessian = u.to(at::kFloat);
+    if (inverse_factor(u)) {
+      factor->u = u.to(at::kFloat);
+      u.reset();
+      if (problem.gptq.match_float && problem.inputs->has_drift())
+        factor->drift = ordered_columns(problem.inputs->drift(), factor->order);
+      return factor;
+    }
     if (attempt + 1 >= problem.gptq.damping_attempts) break;
   }
   throw failure(problem, StatusCode::failed_precondition,
@@ -153,15 +179,15 @@ std::shared_ptr<const Factor> shared_factor(const LayerProblem& problem) {
   const GptqOptions& gptq = problem.gptq;
   return problem.inputs->derived<Factor>(
       cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order,
-          " ", group_width(problem)),
+          " ", group_width(problem), " ", gptq.match_float),
       [&problem] { return make_factor(problem); });
 }
 
 // Everything that the rows of one layer share, in solving order.
 struct Columns {
   const std::vector<int64_t>& order;
-  const double* u;  // [in, in]
-  const double* h;  // [in, in], damped
+  const float* u;  // [in, in]
+  const float* h;  // [in, in], damped
   int64_t count;
 };
 
@@ -179,15 +205,15 @@ class Grid {
         late_group_(problem.gptq.static_groups ? 0
                                                : problem.scheme.scales[0].block.cols) {}
 
-  uint8_t code(int64_t at, double x) const {
-    return rounding_.code(static_cast<float>(x), scales_[at], offsets_[at]);
+  uint8_t code(int64_t at, float x) const {
+    return rounding_.code(x, scales_[at], offsets_[at]);
   }
-  double value(int64_t at, uint8_t code) const {
+  float value(int64_t at, uint8_t code) const {
     return rounding_.value(code, scales_[at], offsets_[at]);
   }
 
   // The number that the scale of element `at` multiplies.
-  double level(int64_t at, uint8_t code) const {
+  float level(int64_t at, uint8_t code) const {
     return rounding_.level(code, offsets_[at]);
   }
   // The scale of row r's block b of columns, and a new one in its place.
@@ -212,13 +238,12 @@ class Grid {
   // Without static groups: the scale of the group that begins at place j, from the
   // weights as the solve has left them. row [in], in solving order.
   void choose_late(int64_t r, const std::vector<int64_t>& order, int64_t j,
-                   const double* row) {
+                   const float* row) {
     const int64_t column = order[static_cast<size_t>(j)] / late_group_ * late_group_;
     const int64_t size = std::min(late_group_, coded_.cols - column);
     std::vector<float> x(static_cast<size_t>(size));
     for (int64_t i = j; i < j + size; ++i)
-      x[static_cast<size_t>(order[static_cast<size_t>(i)] - column)] =
-          static_cast<float>(row[i]);
+      x[static_cast<size_t>(order[static_cast<size_t>(i)] - column)] = row[i];
     const CodedMatrix group = value_or_fail(
         problem_, choose_scales({x.data(), 1, size}, problem_.scheme, problem_.rule,
                                 price_.subspan(static_cast<size_t>(column), x.size())));
@@ -250,29 +275,29 @@ class Grid {
 void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid, int64_t first,
                 at::Tensor w, uint8_t* codes) {
   const int64_t n = columns.count, rows = w.size(0);
-  double* weights = w.data_ptr<double>();
-  at::Tensor errors = at::empty({rows, kColumns}, at::kDouble);
-  double* e = errors.data_ptr<double>();
+  float* weights = w.data_ptr<float>();
+  at::Tensor errors = at::empty({rows, kColumns}, at::kFloat);
+  float* e = errors.data_ptr<float>();
   for (int64_t begin = 0; begin < n; begin += kColumns) {
     const int64_t end = std::min(n, begin + kColumns);
     for (int64_t r = 0; r < rows; ++r) {
-      double* row = weights + r * n;
+      float* row = weights + r * n;
       const int64_t base = (first + r) * n;
       for (int64_t j = begin; j < end; ++j) {
         if (grid.starts_late_group(columns.order, j))
           grid.choose_late(first + r, columns.order, j, row);
         const int64_t at = base + columns.order[j];
         codes[at] = grid.code(at, row[j]);
-        const double* u_row = columns.u + j * n;
-        const double error = (row[j] - grid.value(at, codes[at])) / u_row[j];
+        const float* u_row = columns.u + j * n;
+        const float error = (row[j] - grid.value(at, codes[at])) / u_row[j];
         e[r * kColumns + (j - begin)] = error;
         for (int64_t k = j + 1; k < end; ++k) row[k] -= error * u_row[k];
       }
     }
     if (end == n) break;
     w.narrow(1, end, n - end)
-        .sub_(at::mm(errors.narrow(1, 0, end - begin),
-                     u.narrow(0, begin, end - begin).narrow(1, end, n - end)));
+        .sub_(dense_mm(errors.narrow(1, 0, end - begin),
+                       u.narrow(0, begin, end - begin).narrow(1, end, n - end)));
   }
 }
 
@@ -281,30 +306,31 @@ void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid, int64_t
 // [rows, in] are the weights that the codes stand for, in solving order.
 void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
                  int64_t first, const at::Tensor& w, int sweeps, uint8_t* codes) {
+  if (sweeps == 0) return;
   const int64_t n = columns.count, rows = w.size(0);
-  const double* weights = w.data_ptr<double>();
+  const float* weights = w.data_ptr<float>();
   at::Tensor difference = at::empty_like(w);
-  double* d = difference.data_ptr<double>();
+  float* d = difference.data_ptr<float>();
   const auto value = [&](int64_t at) { return grid.value(at, codes[at]); };
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       d[r * n + j] = weights[r * n + j] - value((first + r) * n + columns.order[j]);
     }
   }
-  at::Tensor gradient = at::mm(difference, h);
+  at::Tensor gradient = dense_mm(difference, h);
   for (int64_t r = 0; r < rows; ++r) {
-    double* g = gradient.data_ptr<double>() + r * n;
+    float* g = gradient.data_ptr<float>() + r * n;
     for (int sweep = 0; sweep < sweeps; ++sweep) {
       bool changed = false;
       for (int64_t j = 0; j < n; ++j) {
         const int64_t at = (first + r) * n + columns.order[j];
-        const double* h_row = columns.h + j * n;
-        const double now = value(at);
+        const float* h_row = columns.h + j * n;
+        const float now = value(at);
         const uint8_t code = grid.code(at, now + g[j] / h_row[j]);
         if (code == codes[at]) continue;
         const uint8_t before = codes[at];
         codes[at] = code;
-        const double step = value(at) - now;
+        const float step = value(at) - now;
         // A tie in rounding may leave the objective as it is: only a gain is taken.
         if (step * step * h_row[j] - 2 * step * g[j] >= 0) {
           codes[at] = before;
@@ -321,7 +347,7 @@ void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
 // The columns that share a scale, in solving order, and their rows of H.
 struct ScaleBlock {
   at::Tensor columns;  // i64
-  at::Tensor h;        // f64 [columns, in]
+  at::Tensor h;        // f32 [columns, in]
 };
 
 // Blocks whose scales can be moved one by one: one level, of a float element, that
@@ -361,68 +387,56 @@ void refine_scales(const Columns& columns, const at::Tensor& h,
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       const int64_t at = (first + r) * n + columns.order[static_cast<size_t>(j)];
-      difference.data_ptr<double>()[r * n + j] =
-          w.data_ptr<double>()[r * n + j] - grid.value(at, codes[at]);
-      levels.data_ptr<double>()[r * n + j] = grid.level(at, codes[at]);
+      difference.data_ptr<float>()[r * n + j] =
+          w.data_ptr<float>()[r * n + j] - grid.value(at, codes[at]);
+      levels.data_ptr<float>()[r * n + j] = grid.level(at, codes[at]);
     }
   }
-  at::Tensor gradient = at::mm(difference, h);
+  at::Tensor gradient = dense_mm(difference, h);
   for (size_t b = 0; b < blocks.size(); ++b) {
     const at::Tensor mine = levels.index_select(1, blocks[b].columns);
-    const at::Tensor moved = at::mm(mine, blocks[b].h);  // l H
+    const at::Tensor moved = dense_mm(mine, blocks[b].h);  // l H
     const at::Tensor slope = (gradient.index_select(1, blocks[b].columns) * mine).sum(1);
     const at::Tensor curve = (moved.index_select(1, blocks[b].columns) * mine).sum(1);
-    at::Tensor steps = at::zeros({rows, 1}, at::kDouble);
+    at::Tensor steps = at::zeros({rows, 1}, at::kFloat);
     for (int64_t r = 0; r < rows; ++r) {
-      const double c = curve.data_ptr<double>()[r], g = slope.data_ptr<double>()[r];
+      const float c = curve.data_ptr<float>()[r], g = slope.data_ptr<float>()[r];
       const float before = grid.scale(first + r, static_cast<int64_t>(b));
-      const float after =
-          c > 0 ? round_to_element(element, static_cast<float>(before + g / c)) : before;
-      const double step = static_cast<double>(after) - before;
+      const float after = c > 0 ? round_to_element(element, before + g / c) : before;
+      const float step = after - before;
       // No more than the half or the double: codes are about to follow.
       const bool sane = after > 0.5f * before && after < 2 * before;
       if (!sane || step == 0 || step * step * c - 2 * step * g >= 0) continue;
       grid.set_scale(first + r, static_cast<int64_t>(b), after);
-      steps.data_ptr<double>()[r] = step;
+      steps.data_ptr<float>()[r] = step;
     }
     gradient.sub_(moved * steps);
   }
 }
 
-// The weights to be rounded, f64 [out, in] in solving order; `original` gets them in f32
-// and the original order.
+// The weights to be rounded, f32 [out, in] in solving order; `original` gets them in the
+// original order.
 at::Tensor target_weights(const LayerProblem& problem, const Factor& factor,
                           at::Tensor& original) {
   const int64_t rows = problem.weight.rows, n = problem.weight.cols;
-  const bool moves = problem.gptq.match_float && problem.inputs->has_drift();
-  at::Tensor targets = at::empty({rows, n}, at::kDouble);
+  at::Tensor targets = at::empty({rows, n}, at::kFloat);
   original = at::empty({rows, n}, at::kFloat);
-  in_parallel((rows + kTargetRows - 1) / kTargetRows, [&](int64_t chunk) {
-    const int64_t first = chunk * kTargetRows, count = std::min(kTargetRows, rows - first);
-    const at::Tensor plain = at::empty({count, n}, at::kFloat);
-    for (int64_t r = 0; r < count; ++r) {
-      std::copy_n(problem.weight.row(first + r), n, plain.data_ptr<float>() + r * n);
-    }
-    const at::Tensor w = plain.to(at::kDouble);
-    const auto in_order = [&](const at::Tensor& from, double* to) {
-      const double* x = from.data_ptr<double>();
-      for (int64_t r = 0; r < count; ++r) {
-        for (int64_t k = 0; k < n; ++k) to[r * n + k] = x[r * n + factor.order[k]];
-      }
-    };
+  in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
+    const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
     at::Tensor target = targets.narrow(0, first, count);
-    double* t = target.data_ptr<double>();
-    in_order(w, t);
-    if (moves) {
-      at::Tensor moved = at::empty_like(w);
-      in_order(at::mm(w, problem.inputs->drift()), moved.data_ptr<double>());
-      target.add_(at::mm(at::mm(moved, factor.u.t()), factor.u));  // U^T U = H^-1
-    }
-    float* out = original.data_ptr<float>() + first * n;
+    const at::Tensor w = original.narrow(0, first, count);
+    float* const t = target.data_ptr<float>();
+    float* const plain = w.data_ptr<float>();
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t k = 0; k < n; ++k) {
-        out[r * n + factor.order[k]] = static_cast<float>(t[r * n + k]);
-      }
+      std::copy_n(problem.weight.row(first + r), n, plain + r * n);
+      for (int64_t k = 0; k < n; ++k) t[r * n + k] = plain[r * n + factor.order[k]];
+    }
+    if (factor.drift.defined()) {
+      // U^T U = H^-1
+      target.add_(dense_mm(dense_mm(dense_mm(w, factor.drift), factor.u.t()), factor.u));
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t k = 0; k < n; ++k) plain[r * n + factor.order[k]] = t[r * n + k];
     }
   });
   return targets;
@@ -432,8 +446,8 @@ at::Tensor target_weights(const LayerProblem& problem, const Factor& factor,
 std::vector<float> rounding_price(const Columns& columns) {
   std::vector<float> price(static_cast<size_t>(columns.count));
   for (int64_t i = 0; i < columns.count; ++i) {
-    const double u = columns.u[i * columns.count + i];
-    price[columns.order[i]] = static_cast<float>(1.0 / (u * u));
+    const float u = columns.u[i * columns.count + i];
+    price[columns.order[i]] = 1 / (u * u);
   }
   return price;
 }
@@ -454,8 +468,8 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
   }
 
   const std::shared_ptr<const Factor> factor = shared_factor(problem);
-  const Columns columns{factor->order, factor->u.data_ptr<double>(),
-                        factor->hessian.data_ptr<double>(), n};
+  const Columns columns{factor->order, factor->u.data_ptr<float>(),
+                        factor->hessian.data_ptr<float>(), n};
   const std::vector<float> price = rounding_price(columns);
   at::Tensor weight;  // in original order
   const at::Tensor w = target_weights(problem, *factor, weight);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/ops/gemm/gemm.h"
 #include "ptq/error.h"
 #include "ptq/one_thread.h"
 
@@ -68,30 +69,41 @@ double weight_error(MatrixView<const float> weight, const CodedMatrix& coded) {
 double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
                     const Hessian& inputs) {
   const OneThread one_thread;
-  const std::vector<float> values = dequantized(coded);
-  const at::Tensor hessian = inputs.matrix();
-  constexpr int64_t kRows = 64;  // rows whose products are made at once
-  const int64_t parts = (weight.rows + kRows - 1) / kRows;
-  std::vector<double> of_weight(static_cast<size_t>(parts)), of_error(of_weight);
-  in_parallel(parts, [&](int64_t part) {
-    const int64_t first = part * kRows, rows = std::min(kRows, weight.rows - first);
-    at::Tensor w = at::empty({rows, weight.cols}, at::kDouble), dw = at::empty_like(w);
-    double *to = w.data_ptr<double>(), *error = dw.data_ptr<double>();
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < weight.cols; ++c) {
-        const int64_t i = r * weight.cols + c;
-        to[i] = weight(first + r, c);
-        error[i] = to[i] - values[first * weight.cols + i];
-      }
+  const int64_t rows = weight.rows, n = weight.cols;
+  std::vector<float> difference = dequantized(coded);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < n; ++c)
+      difference[r * n + c] = weight(r, c) - difference[r * n + c];
+  }
+  // H in f32, some of its rows at a time, against all rows of the two.
+  constexpr int64_t kPanel = 512, kRows = 128;
+  const auto trace = [&](MatrixView<const float> x) {
+    const int64_t parts = (rows + kRows - 1) / kRows;
+    std::vector<double> sums(static_cast<size_t>(parts), 0);
+    for (int64_t begin = 0; begin < n; begin += kPanel) {
+      const int64_t size = std::min(kPanel, n - begin);
+      const at::Tensor panel =
+          inputs.matrix().narrow(0, begin, size).to(at::kFloat);
+      in_parallel(parts, [&](int64_t part) {
+        const int64_t first = part * kRows, count = std::min(kRows, rows - first);
+        at::Tensor product = at::empty({count, n}, at::kFloat);
+        gemm(select_gemm(), {{x.row(first) + begin, count, size, x.stride}},
+             {{panel.const_data_ptr<float>(), size, n}},
+             {product.mutable_data_ptr<float>(), count, n});
+        const float* y = product.const_data_ptr<float>();
+        for (int64_t r = 0; r < count; ++r) {
+          const float* own = x.row(first + r);
+          double sum = 0;
+          for (int64_t c = 0; c < n; ++c)
+            sum += static_cast<double>(y[r * n + c]) * own[c];
+          sums[part] += sum;
+        }
+      });
     }
-    const auto trace = [&](const at::Tensor& x) {
-      return (at::mm(x, hessian) * x).sum().item<double>();
-    };
-    of_weight[part] = trace(w);
-    of_error[part] = trace(dw);
-  });
-  const double total = std::accumulate(of_weight.begin(), of_weight.end(), 0.0);
-  const double error = std::accumulate(of_error.begin(), of_error.end(), 0.0);
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  };
+  const double total = trace(weight);
+  const double error = trace({difference.data(), rows, n});
   return total > 0 ? error / total : 0;
 }
 

@@ -31,9 +31,9 @@ constexpr int64_t kImagesPerSample = 16;
 constexpr int64_t kProgram = 130'000'000, kProducts = 30'000'000;
 // What ptq/calibration/pooled_allocator.h keeps for the next tensors of a size.
 constexpr int64_t kPool = 64 << 20;
-// Bytes a weight while its layer is solved: f32 weights, f64 targets, scales and offsets of
+// Bytes a weight while its layer is solved: f32 weights, targets, scales and offsets of
 // each element, codes, and what the scale search makes.
-constexpr int64_t kSolved = 25, kRounded = 12;
+constexpr int64_t kSolved = 21, kRounded = 12;
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
 int64_t total(const std::vector<MemoryPart>& parts) {
@@ -175,10 +175,12 @@ class CalibrationPeak {
     passing.push_back({"a stretch of weights in float32", parameters * streams_});
     passing.push_back({"Hessians of the widest layer", 2 * streams_ * square});
     if (node.op == "moe") passing.push_back({"experts' rows", all_ * columns * 4 * streams_});
-    // H, D, the damped copy and its factor; rows of it for each group's scale.
-    const int64_t refined = plan_.gptq.refine_scales > 0 ? 1 : 0;
-    solving.push_back(
-        {"Hessians of the widest layer", (2 + streams_ + refined) * square});
+    // H and D in f64. While H is factored, a copy of it in f64, and damped in f32; then, in
+    // f32, H damped, its factor, D, and rows of H for each group's scale.
+    const int64_t sums = streams_ * square, half = square / 2;
+    const int64_t refined = plan_.gptq.refine_scales > 0 ? half : 0;
+    solving.push_back({"Hessians of the widest layer",
+                       sums + std::max(3 * half, (1 + streams_) * half + refined)});
     solving.push_back({"the layer that is solved", kSolved * largest});
     return larger(std::move(passing), std::move(solving));
   }
