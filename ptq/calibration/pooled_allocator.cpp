@@ -49,10 +49,11 @@ class PooledAllocator final : public c10::Allocator {
     char* memory = nullptr;
     if (is_pooled(block)) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      std::vector<char*>& waiting = waiting_[block];
-      if (!waiting.empty()) {
-        memory = waiting.back();
-        waiting.pop_back();
+      Size& size = sizes_[block];
+      size.used = ++clock_;
+      if (!size.waiting.empty()) {
+        memory = size.waiting.back();
+        size.waiting.pop_back();
         bytes_ -= block;
       }
     }
@@ -70,20 +71,37 @@ class PooledAllocator final : public c10::Allocator {
     size_t block = 0;
     std::memcpy(&block, memory, sizeof(block));
     PooledAllocator& mine = instance();
-    if (is_pooled(block)) {
-      const std::lock_guard<std::mutex> lock(mine.mutex_);
-      if (mine.bytes_ + block <= kMost) {
-        mine.waiting_[block].push_back(memory);
-        mine.bytes_ += block;
-        return;
-      }
+    if (!is_pooled(block)) return std::free(memory);
+    const std::lock_guard<std::mutex> lock(mine.mutex_);
+    Size& size = mine.sizes_[block];
+    size.used = ++mine.clock_;
+    size.waiting.push_back(memory);
+    mine.bytes_ += block;
+    while (mine.bytes_ > kMost) mine.drop_oldest();
+  }
+
+  struct Size {
+    std::vector<char*> waiting;
+    uint64_t used = 0;  // when a block of this size was last taken or given
+  };
+
+  // A block of the size that was not asked for the longest: what an earlier stage left.
+  void drop_oldest() {
+    auto oldest = sizes_.end();
+    for (auto at = sizes_.begin(); at != sizes_.end(); ++at) {
+      const bool has = !at->second.waiting.empty();
+      if (has && (oldest == sizes_.end() || at->second.used < oldest->second.used))
+        oldest = at;
     }
-    std::free(memory);
+    std::free(oldest->second.waiting.back());
+    oldest->second.waiting.pop_back();
+    bytes_ -= oldest->first;
   }
 
   std::mutex mutex_;
-  std::map<size_t, std::vector<char*>> waiting_;
-  size_t bytes_ = 0;
+  std::map<size_t, Size> sizes_;
+  size_t bytes_ = 0;  // that wait
+  uint64_t clock_ = 0;
 };
 
 }  // namespace

@@ -45,11 +45,13 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kColumns =
-    128;  // columns between two updates of all that follow (sec. 3.2)
+// Columns between two updates of all that follow (sec. 3.2), and between two of what is
+// left of these: an error is carried over by products, but for the few columns next to
+// it.
+constexpr int64_t kColumns = 512, kNear = 16;
 // Rows solved together; rows do not depend on each other, and each product reads a matrix
 // as wide as H once for so many of them.
-constexpr int64_t kRows = 128;
+int64_t rows_together(int64_t columns) { return columns > 2048 ? 256 : 128; }
 
 Error failure(const LayerProblem& problem, StatusCode code, const std::string& message) {
   return Error(Status(code, cat("[gptq] ", problem.node, ": ", message)));
@@ -112,8 +114,9 @@ at::Tensor damped(const at::Tensor& hessian, const std::vector<int64_t>& order,
   const double* from = hessian.data_ptr<double>();
   const double* own = diagonal.data_ptr<double>();
   double* to = result.data_ptr<double>();
-  in_parallel((n + kRows - 1) / kRows, [&](int64_t part) {
-    for (int64_t i = part * kRows; i < std::min(n, (part + 1) * kRows); ++i) {
+  const int64_t size = rows_together(n);
+  in_parallel((n + size - 1) / size, [&](int64_t part) {
+    for (int64_t i = part * size; i < std::min(n, (part + 1) * size); ++i) {
       const double* row = from + order[i] * n;
       for (int64_t k = 0; k < n; ++k) to[i * n + k] = row[order[k]];
       to[i * n + i] = own[order[i]] + added;
@@ -128,8 +131,9 @@ at::Tensor ordered_columns(const at::Tensor& matrix, const std::vector<int64_t>&
   at::Tensor result = at::empty({rows, n}, at::kFloat);
   const double* from = matrix.const_data_ptr<double>();
   float* to = result.mutable_data_ptr<float>();
-  in_parallel((rows + kRows - 1) / kRows, [&](int64_t part) {
-    for (int64_t i = part * kRows; i < std::min(rows, (part + 1) * kRows); ++i) {
+  const int64_t size = rows_together(n);
+  in_parallel((rows + size - 1) / size, [&](int64_t part) {
+    for (int64_t i = part * size; i < std::min(rows, (part + 1) * size); ++i) {
       for (int64_t k = 0; k < n; ++k)
         to[i * n + k] = static_cast<float>(from[i * n + order[static_cast<size_t>(k)]]);
     }
@@ -191,40 +195,55 @@ struct Columns {
   int64_t count;
 };
 
-// The scales and offsets of a layer, element by element in original order, and the levels
-// that they come from.
+// The scales and offsets of a layer, and the levels that they come from. Where a row's
+// blocks have one of each they are kept by block: columns are solved in an order that
+// jumps, and element by element would be a cache line each.
 class Grid {
  public:
+  struct Place {
+    float scale, offset;
+  };
+
   Grid(const LayerProblem& problem, CodedMatrix& coded, std::span<const float> price)
       : problem_(problem),
         coded_(coded),
         price_(price),
         rounding_(problem.scheme),
-        scales_(expanded_scales(coded)),
-        offsets_(expanded_offsets(coded)),
+        by_block_(one_of_each(problem.scheme)),
+        block_(static_cast<size_t>(coded.cols)),
         late_group_(problem.gptq.static_groups ? 0
-                                               : problem.scheme.scales[0].block.cols) {}
-
-  uint8_t code(int64_t at, float x) const {
-    return rounding_.code(x, scales_[at], offsets_[at]);
+                                               : problem.scheme.scales[0].block.cols) {
+    const int64_t width = by_block_ ? scale_width() : 1;
+    stride_ = (coded.cols + width - 1) / width;
+    for (int64_t c = 0; c < coded.cols; ++c) block_[static_cast<size_t>(c)] = c / width;
+    scales_ = by_block_ ? coded.scales[0].values : expanded_scales(coded);
+    if (by_block_ && coded.offsets.empty()) {
+      offsets_.assign(scales_.size(), 0.0f);
+    } else {
+      offsets_ = by_block_ ? coded.offsets[0].values : expanded_offsets(coded);
+    }
   }
-  float value(int64_t at, uint8_t code) const {
-    return rounding_.value(code, scales_[at], offsets_[at]);
-  }
 
-  // The number that the scale of element `at` multiplies.
-  float level(int64_t at, uint8_t code) const {
-    return rounding_.level(code, offsets_[at]);
+  // Of the element in row r and column c, original order.
+  Place place(int64_t r, int64_t c) const {
+    const auto i = static_cast<size_t>(r * stride_ + block_[static_cast<size_t>(c)]);
+    return {scales_[i], offsets_[i]};
+  }
+  uint8_t code(const Place& place, float x) const {
+    return rounding_.code(x, place.scale, place.offset);
+  }
+  float value(const Place& place, uint8_t code) const {
+    return rounding_.value(code, place.scale, place.offset);
+  }
+  // The number that the scale multiplies.
+  float level(const Place& place, uint8_t code) const {
+    return rounding_.level(code, place.offset);
   }
   // The scale of row r's block b of columns, and a new one in its place.
   float scale(int64_t r, int64_t b) const { return coded_.scales[0].values[index(r, b)]; }
   void set_scale(int64_t r, int64_t b, float scale) {
     coded_.scales[0].values[index(r, b)] = scale;
-    const Block& block = problem_.scheme.scales[0].block;
-    const int64_t width = block.kind == Block::Kind::group ? block.cols : coded_.cols;
-    const int64_t begin = b * width, end = std::min(coded_.cols, begin + width);
-    std::fill(scales_.begin() + r * coded_.cols + begin,
-              scales_.begin() + r * coded_.cols + end, scale);
+    fill(scales_, r, b * scale_width(), scale_width(), scale);
   }
 
   // Does another group begin at place j of the solving order?
@@ -252,20 +271,43 @@ class Grid {
     if (!group.offsets.empty()) {
       coded_.offsets[0].values[level] = group.offsets[0].values[0];
     }
-    const std::vector<float> scales = expanded_scales(group);
-    const std::vector<float> offsets = expanded_offsets(group);
-    std::copy(scales.begin(), scales.end(), scales_.begin() + r * coded_.cols + column);
-    std::copy(offsets.begin(), offsets.end(),
-              offsets_.begin() + r * coded_.cols + column);
+    fill(scales_, r, column, size, expanded_scales(group)[0]);
+    fill(offsets_, r, column, size, expanded_offsets(group)[0]);
   }
 
  private:
+  static bool one_of_each(const QuantScheme& scheme) {
+    const ScaleLevel& scale = scheme.scales[0];
+    const bool rows =
+        scale.block.kind == Block::Kind::row || scale.block.kind == Block::Kind::group;
+    const auto alone = [&](const std::vector<ScaleLevel>& levels) {
+      return levels.size() == 1 && !levels[0].shifted && levels[0].block == scale.block;
+    };
+    return rows && alone(scheme.scales) &&
+           (scheme.offsets.empty() || alone(scheme.offsets));
+  }
+  int64_t scale_width() const {
+    const Block& block = problem_.scheme.scales[0].block;
+    return block.kind == Block::Kind::group ? block.cols : coded_.cols;
+  }
   int64_t index(int64_t r, int64_t b) const { return r * coded_.scales[0].cols + b; }
+  // Columns [column, column + count) of row r.
+  void fill(std::vector<float>& of, int64_t r, int64_t column, int64_t count,
+            float value) const {
+    const int64_t last = std::min(coded_.cols, column + count) - 1;
+    const auto at = [&](int64_t c) {
+      return of.begin() + r * stride_ + block_[static_cast<size_t>(c)];
+    };
+    std::fill(at(column), at(last) + 1, value);
+  }
 
   const LayerProblem& problem_;
   CodedMatrix& coded_;
   std::span<const float> price_;
   Rounding rounding_;
+  bool by_block_;
+  std::vector<int64_t> block_;  // of a column
+  int64_t stride_ = 0;          // blocks of a row
   std::vector<float> scales_, offsets_;
   int64_t late_group_;
 };
@@ -280,24 +322,33 @@ void solve_rows(const Columns& columns, const at::Tensor& u, Grid& grid, int64_t
   float* e = errors.data_ptr<float>();
   for (int64_t begin = 0; begin < n; begin += kColumns) {
     const int64_t end = std::min(n, begin + kColumns);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* row = weights + r * n;
-      const int64_t base = (first + r) * n;
-      for (int64_t j = begin; j < end; ++j) {
-        if (grid.starts_late_group(columns.order, j))
-          grid.choose_late(first + r, columns.order, j, row);
-        const int64_t at = base + columns.order[j];
-        codes[at] = grid.code(at, row[j]);
-        const float* u_row = columns.u + j * n;
-        const float error = (row[j] - grid.value(at, codes[at])) / u_row[j];
-        e[r * kColumns + (j - begin)] = error;
-        for (int64_t k = j + 1; k < end; ++k) row[k] -= error * u_row[k];
+    // The errors of columns [from, to) to columns [to, until).
+    const auto carry_over = [&](int64_t from, int64_t to, int64_t until) {
+      if (to == until) return;
+      w.narrow(1, to, until - to)
+          .sub_(dense_mm(errors.narrow(1, from - begin, to - from),
+                         u.narrow(0, from, to - from).narrow(1, to, until - to)));
+    };
+    for (int64_t near = begin; near < end; near += kNear) {
+      const int64_t near_end = std::min(end, near + kNear);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* row = weights + r * n;
+        const int64_t base = (first + r) * n;
+        for (int64_t j = near; j < near_end; ++j) {
+          if (grid.starts_late_group(columns.order, j))
+            grid.choose_late(first + r, columns.order, j, row);
+          const Grid::Place place = grid.place(first + r, columns.order[j]);
+          const uint8_t code = grid.code(place, row[j]);
+          codes[base + columns.order[j]] = code;
+          const float* u_row = columns.u + j * n;
+          const float error = (row[j] - grid.value(place, code)) / u_row[j];
+          e[r * kColumns + (j - begin)] = error;
+          for (int64_t k = j + 1; k < near_end; ++k) row[k] -= error * u_row[k];
+        }
       }
+      carry_over(near, near_end, end);
     }
-    if (end == n) break;
-    w.narrow(1, end, n - end)
-        .sub_(dense_mm(errors.narrow(1, 0, end - begin),
-                       u.narrow(0, begin, end - begin).narrow(1, end, n - end)));
+    carry_over(begin, end, n);
   }
 }
 
@@ -311,31 +362,31 @@ void refine_rows(const Columns& columns, const at::Tensor& h, const Grid& grid,
   const float* weights = w.data_ptr<float>();
   at::Tensor difference = at::empty_like(w);
   float* d = difference.data_ptr<float>();
-  const auto value = [&](int64_t at) { return grid.value(at, codes[at]); };
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
-      d[r * n + j] = weights[r * n + j] - value((first + r) * n + columns.order[j]);
+      const int64_t column = columns.order[j];
+      d[r * n + j] = weights[r * n + j] - grid.value(grid.place(first + r, column),
+                                                     codes[(first + r) * n + column]);
     }
   }
   at::Tensor gradient = dense_mm(difference, h);
+  const at::Tensor own = h.diagonal().contiguous();
+  const float* diagonal = own.const_data_ptr<float>();
   for (int64_t r = 0; r < rows; ++r) {
     float* g = gradient.data_ptr<float>() + r * n;
     for (int sweep = 0; sweep < sweeps; ++sweep) {
       bool changed = false;
       for (int64_t j = 0; j < n; ++j) {
-        const int64_t at = (first + r) * n + columns.order[j];
+        const Grid::Place place = grid.place(first + r, columns.order[j]);
+        uint8_t& kept = codes[(first + r) * n + columns.order[j]];
         const float* h_row = columns.h + j * n;
-        const float now = value(at);
-        const uint8_t code = grid.code(at, now + g[j] / h_row[j]);
-        if (code == codes[at]) continue;
-        const uint8_t before = codes[at];
-        codes[at] = code;
-        const float step = value(at) - now;
+        const float now = grid.value(place, kept);
+        const uint8_t code = grid.code(place, now + g[j] / diagonal[j]);
+        if (code == kept) continue;
+        const float step = grid.value(place, code) - now;
         // A tie in rounding may leave the objective as it is: only a gain is taken.
-        if (step * step * h_row[j] - 2 * step * g[j] >= 0) {
-          codes[at] = before;
-          continue;
-        }
+        if (step * step * diagonal[j] - 2 * step * g[j] >= 0) continue;
+        kept = code;
         changed = true;
         for (int64_t k = 0; k < n; ++k) g[k] -= step * h_row[k];
       }
@@ -386,10 +437,12 @@ void refine_scales(const Columns& columns, const at::Tensor& h,
   at::Tensor difference = at::empty_like(w), levels = at::empty_like(w);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
-      const int64_t at = (first + r) * n + columns.order[static_cast<size_t>(j)];
+      const int64_t column = columns.order[static_cast<size_t>(j)];
+      const Grid::Place place = grid.place(first + r, column);
+      const uint8_t code = codes[(first + r) * n + column];
       difference.data_ptr<float>()[r * n + j] =
-          w.data_ptr<float>()[r * n + j] - grid.value(at, codes[at]);
-      levels.data_ptr<float>()[r * n + j] = grid.level(at, codes[at]);
+          w.data_ptr<float>()[r * n + j] - grid.value(place, code);
+      levels.data_ptr<float>()[r * n + j] = grid.level(place, code);
     }
   }
   at::Tensor gradient = dense_mm(difference, h);
@@ -410,7 +463,7 @@ void refine_scales(const Columns& columns, const at::Tensor& h,
       grid.set_scale(first + r, static_cast<int64_t>(b), after);
       steps.data_ptr<float>()[r] = step;
     }
-    gradient.sub_(moved * steps);
+    gradient.addcmul_(moved, steps, -1);
   }
 }
 
@@ -421,8 +474,9 @@ at::Tensor target_weights(const LayerProblem& problem, const Factor& factor,
   const int64_t rows = problem.weight.rows, n = problem.weight.cols;
   at::Tensor targets = at::empty({rows, n}, at::kFloat);
   original = at::empty({rows, n}, at::kFloat);
-  in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
-    const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
+  const int64_t size = rows_together(n);
+  in_parallel((rows + size - 1) / size, [&](int64_t chunk) {
+    const int64_t first = chunk * size, count = std::min(size, rows - first);
     at::Tensor target = targets.narrow(0, first, count);
     const at::Tensor w = original.narrow(0, first, count);
     float* const t = target.data_ptr<float>();
@@ -482,8 +536,9 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
   std::vector<ScaleBlock> blocks;
   if (problem.gptq.refine_scales > 0)
     blocks = scale_blocks(problem.scheme, factor->order, factor->hessian);
-  in_parallel((rows + kRows - 1) / kRows, [&](int64_t chunk) {
-    const int64_t first = chunk * kRows, count = std::min(kRows, rows - first);
+  const int64_t size = rows_together(n);
+  in_parallel((rows + size - 1) / size, [&](int64_t chunk) {
+    const int64_t first = chunk * size, count = std::min(size, rows - first);
     const at::Tensor target = w.narrow(0, first, count);
     solve_rows(columns, factor->u, grid, first, target.clone(), coded.codes.data());
     refine_rows(columns, factor->hessian, grid, first, target, problem.gptq.refine_sweeps,

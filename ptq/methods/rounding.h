@@ -17,6 +17,13 @@
 
 namespace nibble {
 
+// nearbyint, ties to even, without a call: beyond 2^22 floats of this sum are no longer
+// apart by less than 1, and what is rounded there is clamped or an integer already.
+inline float nearest_integer(float x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
+  return std::abs(x) < 4194304.0f ? (x + kShift) - kShift : std::nearbyint(x);
+}
+
 class Rounding {
  public:
   explicit Rounding(const QuantScheme& scheme)
@@ -36,8 +43,8 @@ class Rounding {
 
   uint8_t code(float x, float scale, float offset) const {
     if (!integer_) return code_of(scheme_, (minimum_ ? x - offset : x) / scale);
-    const float rounded = minimum_ ? std::nearbyint((x - offset) / scale)
-                                   : std::nearbyint(x / scale) + offset;
+    const float rounded = minimum_ ? nearest_integer((x - offset) / scale)
+                                   : nearest_integer(x / scale) + offset;
     if (!(rounded > lowest_)) return static_cast<uint8_t>(static_cast<int>(lowest_));
     if (rounded > highest_) return static_cast<uint8_t>(static_cast<int>(highest_));
     return static_cast<uint8_t>(static_cast<int>(rounded));

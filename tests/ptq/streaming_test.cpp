@@ -207,7 +207,7 @@ TEST(Shards, AddInTheirOrder) {
   EXPECT_EQ(ranks.count(), 1);
   for (int shard = 0; shard < kShards; ++shard) EXPECT_EQ(ranks.owner(shard), 0);
   const at::Tensor x = at::randn({90, 20}, at::detail::createCPUGenerator(1), at::kFloat);
-  ShardedHessian sum(ranks, 20);
+  ShardedHessian sum(ranks, 20, at::kCPU);
   Hessian parts[3] = {Hessian(20), Hessian(20), Hessian(20)};
   for (int i = 0; i < 3; ++i) {
     const at::Tensor rows = x.narrow(0, 30 * i, 30);
