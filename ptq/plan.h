@@ -34,9 +34,9 @@ struct AutoRoundOptions {
   std::string start = "gptq";  // where it starts: gptq, imatrix or rtn (the paper's)
 };
 
-// AdaRound, arXiv 2004.10568 (ptq/methods/adaround.h); its rate, warm start and annealing.
+// AdaRound, arXiv 2004.10568 (ptq/methods/adaround.h).
 struct AdaRoundOptions {
-  int iterations = 2000;        // of Adam (the paper's 10,000: no better here)
+  int iterations = 2000;        // of Adam (the paper: 10,000)
   double learning_rate = 0.01;  // of V
   double regularization = 1;    // lambda, in the price of moving a weight by a code
   int64_t rows = 16384;         // where a ReLU follows: inputs of the layer that are kept
@@ -77,7 +77,7 @@ struct Plan {
   bool byte_images = false;
   // Images whose mean error is taken out of the biases (calibration/bias_correction.h).
   int64_t bias_correction = 0;
-  // Images on which channels of convolutions get the float net's mean and variance (there).
+  // Images on which convolutions' channels get the float net's mean and variance (there).
   int64_t batch_norm_reestimation = 0;
   // Edits of the float model before anything is solved, in this order: rows of
   // ptq/methods/transforms.inc ("awq", "smoothquant").

@@ -2,8 +2,8 @@
 // their second moments alone: what follows the layer is not linear.
 //
 //   inputs        f32 [n, in]   what the layer reads in the net as it is quantized so far
-//   float_inputs  f32 [n, in]   what it reads in the float net in the same places; the same
-//                               as inputs where the float net is not followed
+//   float_inputs  f32 [n, in]   what it reads in the same places of the float net;
+//                               inputs again where that is not followed
 //
 // Rows are drawn without return from each call's, in proportion to its share of the data,
 // and shuffled at the end: any stretch of them is a sample. The same for the same calls.

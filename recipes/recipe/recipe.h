@@ -71,8 +71,8 @@ struct Recipe {
               unsigned_activation = kUnsignedActivation;
   std::string observer = "minmax";
   std::string images = "normalized";  // normalized | bytes: what the integer path reads
-  int64_t bias_correction = 0;          // images; 0: none
-  int64_t batch_norm_reestimation = 0;  // likewise, instead
+  // Images, for one of the two; 0: none.
+  int64_t bias_correction = 0, batch_norm_reestimation = 0;
   int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
   int64_t minimum_tokens_per_expert = Plan::kFewTokens;
 
