@@ -105,8 +105,9 @@ struct Outcome {
   Calibrated::Account account;
 };
 
+// rows_before_relu: see LayerProblem::rows.
 Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& layer,
-                    const Hessian* inputs) {
+                    const Hessian* inputs, const RowSample* rows_before_relu) {
   int64_t rows = 0, cols = 0;
   const std::vector<float> values = weight_values(model, layer, &rows, &cols);
   LayerProblem problem{.node = layer.node,
@@ -115,7 +116,13 @@ Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& la
                        .rule = layer.rule,
                        .gptq = plan.gptq,
                        .autoround = plan.autoround,
-                       .inputs = inputs};
+                       .inputs = inputs,
+                       .adaround = plan.adaround,
+                       .rows = rows_before_relu};
+  if (problem.rows != nullptr) {
+    const std::string& bias = owner_of(model.program, layer.node)->parameter("bias");
+    if (!bias.empty()) problem.bias = to_torch(model.tensors.at(bias)).to(at::kFloat);
+  }
   SolvedLayer solved = method_of(layer)->solve(problem);
   Calibrated::Account account{.tokens = inputs ? inputs->tokens() : 0,
                               .error = weight_error(problem.weight, solved.coded),
@@ -199,29 +206,41 @@ class LayerSolver {
         if (layers.empty()) continue;
         const std::string& value = program.nodes[i].inputs.at(0);
         std::optional<Hessian> inputs;
+        std::optional<RowSample> sample;
+        if (std::any_of(layers.begin(), layers.end(),
+                        [&](const LayerPlan* layer) { return minds_relu(*layer); })) {
+          sample.emplace(plan_.adaround.rows);
+        }
         // What the layers multiply: rounded, where their activations are.
-        const auto accumulate = [&](at::Tensor x, const at::Tensor& float_x) {
+        const auto accumulate = [&](at::Tensor x, const at::Tensor& float_x,
+                                    int64_t samples) {
           const Node& node = program.nodes[i];
           if (rounding) x = rounding(node, 0, x);
           const at::Tensor rows = layer_rows(node, model_, x);
+          const at::Tensor float_rows =
+              match ? layer_rows(node, model_, float_x) : at::Tensor();
           if (!inputs) inputs.emplace(rows.size(1));
-          inputs->accumulate(rows,
-                             match ? layer_rows(node, model_, float_x) : at::Tensor());
+          inputs->accumulate(rows, float_rows);
+          if (!sample) return;
+          sample->add(rows, float_rows,
+                      static_cast<double>(samples) / static_cast<double>(stream.size()));
         };
         advance(i, [&](int64_t first, int64_t last) {
           if (program.nodes[i].op != "conv2d") {
             accumulate(
                 gather_rows(stream, value, first, last),
-                match ? gather_rows(*float_stream, value, first, last) : at::Tensor());
+                match ? gather_rows(*float_stream, value, first, last) : at::Tensor(),
+                last - first);
             return;
           }
           // Unfolded, an image is kh * kw times as large: one sample at a time.
-          for (int64_t sample = first; sample < last; ++sample) {
-            accumulate(stream.value(sample, value),
-                       match ? float_stream->value(sample, value) : at::Tensor());
+          for (int64_t s = first; s < last; ++s) {
+            accumulate(stream.value(s, value),
+                       match ? float_stream->value(s, value) : at::Tensor(), 1);
           }
         });
-        solve(layers, &*inputs);
+        if (sample) sample->shuffle();
+        solve(layers, &*inputs, sample ? &*sample : nullptr);
       }
       if (tuned) {
         advance(end, nothing);
@@ -299,6 +318,20 @@ class LayerSolver {
       return needs_inputs(layer) && layer.method != "awq" && layer.method != "imatrix" &&
              !starts_elsewhere;
     });
+  }
+
+  // Does the method look at what a ReLU, which alone reads the layer, lets through?
+  bool minds_relu(const LayerPlan& layer) const {
+    if (!method_of(layer)->wants_rows) return false;
+    const std::string& value = owner_of(model_.program, layer.node)->outputs.at(0);
+    const std::vector<const Node*> readers = model_.program.consumers(value);
+    return readers.size() == 1 && readers[0]->op == "relu" && !is_output(value);
+  }
+
+  bool is_output(const std::string& value) const {
+    const std::vector<ProgramValue>& outputs = model_.program.outputs;
+    return std::any_of(outputs.begin(), outputs.end(),
+                       [&](const ProgramValue& output) { return output.name == value; });
   }
 
   // The layers from node i on that read what node i reads, if node i is a layer to be
@@ -457,11 +490,14 @@ class LayerSolver {
     return weight;
   }
 
-  void solve(const std::vector<const LayerPlan*>& layers, const Hessian* inputs) {
+  // rows: of the inputs, for those layers that mind the ReLU behind them.
+  void solve(const std::vector<const LayerPlan*>& layers, const Hessian* inputs,
+             const RowSample* rows = nullptr) {
     throw_if_error(check_cancelled("calibrate"));
     std::vector<Outcome> outcomes(layers.size());
     in_parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
-      outcomes[i] = solve_layer(model_, plan_, *layers[i], inputs);
+      outcomes[i] = solve_layer(model_, plan_, *layers[i], inputs,
+                                minds_relu(*layers[i]) ? rows : nullptr);
     });
     for (size_t i = 0; i < layers.size(); ++i) {
       result_.weights[layers[i]->tensor] = std::move(outcomes[i].coded);
@@ -661,6 +697,8 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   solver.solve_without_inputs();
   if (solves_with_inputs) solver.solve_with_inputs(data);
   if (plan.bias_correction > 0) correct_biases(result, to_torch(data.images));
+  if (plan.batch_norm_reestimation > 0)
+    reestimate_batch_norms(result, to_torch(data.images));
   for (const auto& [tensor, note] : notes) {
     std::string& text = result.accounts[tensor].note;
     text = text.empty() ? note : cat(note, "; ", text);

@@ -172,6 +172,16 @@ Status check_options(const Plan& plan) {
     return refuse("autoround: start is one of gptq, imatrix, rtn; found ",
                   autoround.start);
   }
+  const AdaRoundOptions& adaround = plan.adaround;
+  if (adaround.iterations < 1 || adaround.rows < 1 || adaround.batch < 1 ||
+      !(adaround.learning_rate > 0) || !(adaround.regularization >= 0)) {
+    return refuse(
+        "adaround: at least one iteration and row, a rate above 0 and a regularization "
+        "of "
+        "at least 0 are required; found ",
+        adaround.iterations, ", ", adaround.rows, " (", adaround.batch, " a step), ",
+        adaround.learning_rate, " and ", adaround.regularization);
+  }
   if (!(plan.smoothquant_alpha >= 0 && plan.smoothquant_alpha < 1)) {
     return refuse("smoothquant: alpha must be at least 0 (searched) and below 1; found ",
                   plan.smoothquant_alpha);
@@ -187,6 +197,45 @@ Status check_options(const Plan& plan) {
                 joined(observer_names()));
 }
 
+// What re-estimation multiplies is the scale of a row.
+Status check_reestimation(const Plan& plan, const Program& program) {
+  if (plan.batch_norm_reestimation <= 0) return ok_status();
+  if (plan.activations.empty()) {
+    return refuse(
+        "batch_norm_reestimation: static activations are required, as "
+        "w8a8-static has; found none; leave it out");
+  }
+  if (plan.bias_correction > 0) {
+    return refuse(
+        "batch_norm_reestimation: it corrects the biases too; found "
+        "bias_correction ",
+        plan.bias_correction, " beside it; set one of them to 0");
+  }
+  for (const Node& node : program.nodes) {
+    const LayerPlan* layer =
+        node.op == "conv2d" ? plan.find(node.parameter("weight")) : nullptr;
+    if (layer == nullptr || layer->method == "float") continue;
+    const QuantScheme& scheme = layer->scheme.weight;
+    if (scheme.scales.size() == 1 && scheme.scales[0].block.kind == Block::Kind::row &&
+        scheme.scales[0].element == Element::f32 && !scheme.scales[0].shifted &&
+        scheme.offset != OffsetKind::minimum) {
+      continue;
+    }
+    return refuse(layer->node,
+                  ": batch_norm_reestimation needs one f32 scale a row, as "
+                  "int8/r@f32 has; found ",
+                  to_string(scheme),
+                  "; give the layer such a scheme, or use bias_correction");
+  }
+  return ok_status();
+}
+
+// Of a convolution the Hessian is that of its patches, the same for every output channel
+// where there is one group.
+bool solves_convolutions(const std::string& method) {
+  return method == "gptq" || method == "imatrix" || method == "adaround";
+}
+
 }  // namespace
 
 std::vector<std::string> method_names() {
@@ -196,18 +245,16 @@ std::vector<std::string> method_names() {
   return names;
 }
 
-// Of a convolution the Hessian is that of its patches, the same for every output channel
-// where there is one group.
 bool method_solves(const std::string& method, const Node& node) {
   if (!method_needs_inputs(method) || node.op == "linear" || node.op == "moe")
     return true;
   return node.op == "conv2d" && node.integer("groups", 1) == 1 &&
-         (method == "gptq" || method == "imatrix");
+         solves_convolutions(method);
 }
 
 std::string solvable_by(const std::string& method) {
-  const bool convolutions = method == "gptq" || method == "imatrix";
-  return convolutions ? "linear layers and convolutions of one group" : "linear layers";
+  return solves_convolutions(method) ? "linear layers and convolutions of one group"
+                                     : "linear layers";
 }
 
 bool method_needs_inputs(const std::string& name) {
@@ -256,6 +303,7 @@ Status check_plan(const Plan& plan, const Program& program) {
     return refuse("bias_correction: static activations are required, as w8a8-static has; "
                   "found none; leave it out");
   }
+  NIBBLE_RETURN_IF_ERROR(check_reestimation(plan, program));
   const auto images = plan.activations.find(program.inputs.at(0).name);
   if (plan.byte_images && (images == plan.activations.end() ||
                            images->second.scheme.code != Element::uint8)) {

@@ -35,6 +35,15 @@ struct AutoRoundOptions {
   std::string start = "gptq";  // where it starts: gptq, imatrix or rtn (the paper's)
 };
 
+// AdaRound, arXiv 2004.10568 (ptq/methods/adaround.h).
+struct AdaRoundOptions {
+  int iterations = 2000;        // of Adam (the paper: 10,000)
+  double learning_rate = 0.01;  // of V
+  double regularization = 1;    // lambda, in the price of moving a weight by a code
+  int64_t rows = 16384;         // where a ReLU follows: inputs of the layer that are kept
+  int64_t batch = 512;          // of them, in a step
+};
+
 // Mixed precision: each quantized layer takes one of the schemes, so that the foretold
 // loss (ptq/calibration/sensitivity.h) is least under a budget of the sum of costs.
 struct MixedOptions {
@@ -69,6 +78,8 @@ struct Plan {
   bool byte_images = false;
   // Images whose mean error is taken out of the biases (calibration/bias_correction.h).
   int64_t bias_correction = 0;
+  // Images on which convolutions' channels get the float net's mean and variance (there).
+  int64_t batch_norm_reestimation = 0;
   // Edits of the float model before anything is solved, in this order: rows of
   // ptq/methods/transforms.inc ("awq", "smoothquant").
   std::vector<std::string> transforms;
@@ -76,6 +87,7 @@ struct Plan {
   double equalize_alpha = 0.7;   // ptq/methods/equalize.cpp
   GptqOptions gptq;
   AutoRoundOptions autoround;
+  AdaRoundOptions adaround;
   MixedOptions mixed;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;  // tokens a sequence

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "ptq/error.h"
+#include "ptq/methods/method.h"
 #include "ptq/module/program_module.h"
 #include "ptq/module/torch_ops.h"
 
@@ -14,8 +15,10 @@ using Values = std::map<std::string, Tensor>;
 
 class Correction {
  public:
-  explicit Correction(Calibrated& calibrated)
+  // scales: correct variances too.
+  Correction(Calibrated& calibrated, bool scales)
       : calibrated_(calibrated),
+        scales_(scales),
         model_(std::make_shared<Artifact>(*calibrated.model)),
         program_(model_->program) {
     for (size_t i = 0; i < program_.nodes.size(); ++i) {
@@ -61,9 +64,41 @@ class Correction {
     const bool corrects = layer && !node.parameter("bias").empty();
     if (corrects) quantized.erase("bias");
     Tensor z = op->run({.node = node, .inputs = read, .parameters = quantized});
+    if (corrects && scales_ && node.op == "conv2d") z = rescaled(node, y, z);
     if (corrects) z = z + corrected(node, y, z);
     float_values_[value] = y;
     values_[value] = rounded(value, z);
+  }
+
+  // z under scales that give each channel y's variance.
+  Tensor rescaled(const Node& node, const Tensor& y, const Tensor& z) {
+    const std::string& name = node.parameter("weight");
+    const auto found = calibrated_.weights.find(name);
+    if (found == calibrated_.weights.end()) return z;  // a float layer
+    CodedMatrix& q = found->second;
+    const auto deviation = [](const Tensor& x) {
+      return x.to(at::kDouble).var({0, 2, 3}, /*unbiased=*/false).sqrt();
+    };
+    const Tensor of_y = deviation(y), of_z = deviation(z);
+    // A channel that is constant in one of the nets stays as it is.
+    const Tensor wanted =
+        at::where(of_y.gt(0).logical_and_(of_z.gt(0)), of_y / of_z, 1.0);
+    Tensor ratios = at::empty({q.rows}, at::kFloat);  // as f32 scales hold them
+    for (int64_t r = 0; r < q.rows; ++r) {
+      float& scale = q.scales[0].values[static_cast<size_t>(r)];
+      const auto after = static_cast<float>(scale * wanted.data_ptr<double>()[r]);
+      ratios.data_ptr<float>()[r] = after / scale;
+      scale = after;
+    }
+    Calibrated::Account& account = calibrated_.accounts[name];
+    const std::vector<float> values =
+        value_or_throw(to_float(calibrated_.model->tensors.at(name)));
+    account.error = weight_error({values.data(), q.rows, q.cols}, q);
+    account.output_error = -1;  // that of the scales before is no longer true
+    account.note += cat(account.note.empty() ? "" : "; ", "scales by ",
+                        ratios.min().item<float>(), " to ", ratios.max().item<float>(),
+                        ": its channels' variance over ", images_, " images");
+    return z * ratios.view({1, -1, 1, 1});
   }
 
   // The bias that makes z, the products alone, as large in the mean as y; as the integers
@@ -141,6 +176,7 @@ class Correction {
   }
 
   Calibrated& calibrated_;
+  bool scales_;
   std::shared_ptr<Artifact> model_;
   const Program& program_;
   std::map<std::string, size_t> last_reader_;
@@ -153,7 +189,13 @@ class Correction {
 void correct_biases(Calibrated& calibrated, const torch::Tensor& images) {
   const at::NoGradGuard no_gradients;
   const int64_t count = std::min(calibrated.plan.bias_correction, images.size(0));
-  Correction(calibrated).run(images.narrow(0, 0, count));
+  Correction(calibrated, /*scales=*/false).run(images.narrow(0, 0, count));
+}
+
+void reestimate_batch_norms(Calibrated& calibrated, const torch::Tensor& images) {
+  const at::NoGradGuard no_gradients;
+  const int64_t count = std::min(calibrated.plan.batch_norm_reestimation, images.size(0));
+  Correction(calibrated, /*scales=*/true).run(images.narrow(0, 0, count));
 }
 
 }  // namespace nibble

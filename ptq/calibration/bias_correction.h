@@ -23,4 +23,17 @@ namespace nibble {
 
 void correct_biases(Calibrated& calibrated, const torch::Tensor& images);
 
+// The same with the variances: what re-estimating the batch norms does (Sun et al.,
+// "Hybrid 8-bit Floating Point Training and Inference for Deep Neural Networks", NeurIPS
+// 2019; Nagel et al., arXiv 2106.08295), where they are folded into the convolutions
+// before them:
+//
+//   s[c] *= sigma(y[c]) / sigma(y~[c]);   b[c] += mean(y[c]) - mean(y~[c]), under the new
+//   s
+//
+// s[c] is the scale of row c of a convolution's weight (check_plan sees to it that there
+// is one), codes stay. Of the first plan.batch_norm_reestimation images; linear layers
+// get their means alone.
+void reestimate_batch_norms(Calibrated& calibrated, const torch::Tensor& images);
+
 }  // namespace nibble

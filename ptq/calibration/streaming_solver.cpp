@@ -535,7 +535,8 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
       .rule = layer.rule,
       .gptq = plan_.gptq,
       .autoround = plan_.autoround,
-      .inputs = inputs};
+      .inputs = inputs,
+      .adaround = plan_.adaround};
   SolvedLayer solved = method_of(layer)->solve(problem);
   LayerAccount account{.tokens = inputs ? inputs->tokens() : 0,
                        .error = weight_error(problem.weight, solved.coded),

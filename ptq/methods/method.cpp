@@ -26,11 +26,12 @@ constexpr int64_t kErrorRows = 1024;  // of output_error, at most
 namespace {
 
 bool works_on_rows(std::string_view name) { return name == "rtn" || name == "gptq"; }
+bool wants_rows(std::string_view name) { return name == "adaround"; }
 
 std::vector<Method>& method_table() {
   static std::vector<Method> methods = {
 #define NIBBLE_METHOD(name, needs_inputs, description) \
-  {#name, needs_inputs, &solve_##name, works_on_rows(#name)},
+  {#name, needs_inputs, &solve_##name, works_on_rows(#name), wants_rows(#name)},
 #include "ptq/methods/methods.inc"
 #undef NIBBLE_METHOD
   };

@@ -15,6 +15,7 @@
 #include "kernels/base/matrix_view.h"
 #include "kernels/scheme/coded_matrix.h"
 #include "ptq/methods/hessian.h"
+#include "ptq/methods/row_sample.h"
 #include "ptq/plan.h"
 
 namespace nibble {
@@ -27,6 +28,11 @@ struct LayerProblem {
   GptqOptions gptq;
   AutoRoundOptions autoround;
   const Hessian* inputs = nullptr;
+  AdaRoundOptions adaround = {};
+  // Of a layer whose outputs a ReLU alone reads, for a method that minds it (wants_rows):
+  // some of the inputs themselves, and the bias, f32 [out], undefined where it has none.
+  const RowSample* rows = nullptr;
+  at::Tensor bias = {};
 };
 
 struct SolvedLayer {
@@ -42,6 +48,8 @@ struct Method {
   // solve works on its rows in parallel: layers are given to it one after another, which
   // takes the memory of one. Others are solved side by side, each on one thread.
   bool rows_in_parallel = false;
+  // It asks for LayerProblem::rows.
+  bool wants_rows = false;
 };
 const std::vector<Method>& all_methods();
 // A method of the caller's own, from then on known to plans and recipes by its name,

@@ -287,14 +287,17 @@ Status plan_activations(const Recipe& recipe, const Program& program, Plan& plan
   const auto values = integer_activations(program, is_signed, is_unsigned);
   const bool partly =
       !has_integer_ends(program) || values.status().code() == StatusCode::unsupported;
-  if (partly && (plan.byte_images || plan.bias_correction > 0)) {
+  const char* correction = plan.bias_correction > 0           ? "bias_correction"
+                           : plan.batch_norm_reestimation > 0 ? "batch_norm_reestimation"
+                                                              : nullptr;
+  if (partly && (plan.byte_images || correction != nullptr)) {
     return wrong(
-        recipe.source, plan.byte_images ? "activations.images: bytes" : "bias_correction",
+        recipe.source, plan.byte_images ? "activations.images: bytes" : correction,
         " needs a net whose values are all integers; found ", program.architecture, ", ",
         has_integer_ends(program) ? values.status().message()
                                   : "with other ends than an image and a value",
         "; allowed: ",
-        plan.byte_images ? "activations.images=normalized" : "bias_correction=0");
+        plan.byte_images ? "activations.images=normalized" : cat(correction, "=0"));
   }
   if (partly) return ok_status();
   NIBBLE_ASSIGN_OR_RETURN(plan.activations, values);
@@ -335,8 +338,10 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
   plan.observer = recipe.observer;
   plan.byte_images = recipe.images == "bytes";
   plan.bias_correction = recipe.bias_correction;
+  plan.batch_norm_reestimation = recipe.batch_norm_reestimation;
   plan.gptq = recipe.gptq;
   plan.autoround = recipe.autoround;
+  plan.adaround = recipe.adaround;
   if (recipe.is_mixed()) {
     for (const std::string& text : comma_list(recipe.mixed_schemes)) {
       NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(text));

@@ -86,6 +86,9 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (key == "mixed.bits") return recipe.mixed_bits > 0;
   if (key == "mixed.megabytes") return recipe.mixed_megabytes > 0;
   if (key == "mixed.milliseconds") return recipe.mixed_milliseconds > 0;
+  if (starts("adaround.")) return recipe.uses_method("adaround");
+  const bool streams = key == "gptq.quantized_prefix" || key == "gptq.match_float";
+  if (streams && recipe.uses_method("adaround")) return true;
   if (starts("autoround.")) return recipe.uses_method("autoround");
   if (starts("gptq.")) {
     const bool begins = recipe.autoround.start == "gptq";

@@ -61,6 +61,7 @@ struct Recipe {
   double equalize_alpha = 0.7;
   GptqOptions gptq;
   AutoRoundOptions autoround;
+  AdaRoundOptions adaround;
   // Mixed precision: schemes with commas between, and one budget; 0: none.
   std::string mixed_schemes;
   double mixed_bits = 0, mixed_megabytes = 0, mixed_milliseconds = 0;
@@ -70,7 +71,8 @@ struct Recipe {
               unsigned_activation = kUnsignedActivation;
   std::string observer = "minmax";
   std::string images = "normalized";  // normalized | bytes: what the integer path reads
-  int64_t bias_correction = 0;  // images; 0: none
+  // Images, for one of the two; 0: none.
+  int64_t bias_correction = 0, batch_norm_reestimation = 0;
   int64_t calibration_sequences = 128, calibration_length = 512;  // sequences: or images
   int64_t minimum_tokens_per_expert = Plan::kFewTokens;
 

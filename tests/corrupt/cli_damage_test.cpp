@@ -160,8 +160,9 @@ TEST_F(CliDamage, BrokenRecipe) {
       directory_.path());
   EXPECT_EQ(outcome.code, 2);
   EXPECT_EQ(last_line(outcome, directory_.path()),
-            "nibble: [recipe] broken.yaml:3: method takes rtn or gptq or imatrix or awq or hqq or "
-            "autoround; found 'gptk' (did "
+            "nibble: [recipe] broken.yaml:3: method takes rtn or gptq or imatrix or awq "
+            "or hqq or "
+            "autoround or adaround; found 'gptk' (did "
             "you mean "
             "'gptq'?)");
   nothing_left();

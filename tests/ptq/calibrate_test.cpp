@@ -162,10 +162,10 @@ struct CnnCase {
   Plan plan;
 };
 
-CnnCase cnn_case() {
+CnnCase cnn_case(uint64_t seed = 1) {
   CnnCase c;
-  c.model =
-      std::make_shared<Artifact>(prepare_for_plan(testing::small_cnn(1), true).value());
+  c.model = std::make_shared<Artifact>(
+      prepare_for_plan(testing::small_cnn(seed), true).value());
   c.plan.calibration_sequences = 40;
   c.plan.activations =
       integer_activations(c.model->program, parse_scheme(kSignedActivation).value(),
@@ -288,6 +288,135 @@ TEST(CorrectBiases, IsForStaticActivations) {
   EXPECT_EQ(failure_of(*c.model, c.plan, images(40, 3), StatusCode::invalid_argument),
             "[plan] bias_correction: static activations are required, as w8a8-static has; "
             "found none; leave it out");
+}
+
+// --- re-estimated batch norms
+
+// Mean and standard deviation of each channel of the convolutions' outputs, the float
+// net's where there are no codes.
+std::map<std::string, std::pair<at::Tensor, at::Tensor>> channels_of(
+    const Calibrated& calibrated, bool quantized, const at::Tensor& images) {
+  ProgramModule module(*calibrated.model);
+  module->eval();
+  if (quantized) {
+    for (const auto& [tensor, coded] : calibrated.weights) {
+      at::Tensor values = at::empty({coded.rows, coded.cols});
+      throw_if_error(
+          dequantize(coded, {values.data_ptr<float>(), coded.rows, coded.cols}));
+      module->set_parameter(tensor,
+                            values.view(calibrated.model->tensors.at(tensor).shape));
+    }
+  }
+  std::map<std::string, std::pair<at::Tensor, at::Tensor>> found;
+  module->set_tap(
+      [&](const Node& node, const std::vector<at::Tensor>&, const at::Tensor& y) {
+        if (node.op == "conv2d") found[node.name] = {y.mean({0, 2, 3}), y.std({0, 2, 3})};
+      });
+  const at::NoGradGuard no_gradients;
+  module->forward(images);
+  return found;
+}
+
+TEST(ReestimateBatchNorms, EveryChannelHasTheFloatNetsMeanAndVariance) {
+  CnnCase c = cnn_case();
+  for (LayerPlan& layer : c.plan.layers) {
+    layer.scheme.weight = parse_scheme("int2/r@f32").value();
+  }
+  const CalibrationData data = images(40, 3);
+  const Calibrated plain = calibrate(c.model, c.plan, data, {});
+  c.plan.batch_norm_reestimation = 24;
+  const Calibrated fitted = calibrate(c.model, c.plan, data, {});
+  const at::Tensor seen = to_torch(data.images).narrow(0, 0, 24);
+  const auto in_float = channels_of(plain, false, seen);
+  const auto distance = [&](const Calibrated& calibrated) {
+    double largest = 0;
+    for (const auto& [name, found] : channels_of(calibrated, true, seen)) {
+      const auto& [mean, deviation] = in_float.at(name);
+      largest = std::max(largest, ((found.first - mean).abs() / deviation)
+                                      .maximum((found.second / deviation - 1).abs())
+                                      .max()
+                                      .item<double>());
+    }
+    return largest;
+  };
+  // Values keep their floats here: rounding them to 8 bits moves what comes after a
+  // little.
+  EXPECT_LT(distance(fitted), 0.02);
+  EXPECT_GT(distance(plain), 0.2);
+  for (const auto& [name, coded] : plain.weights) {
+    EXPECT_EQ(fitted.weights.at(name).codes, coded.codes) << name;
+    const bool same = fitted.weights.at(name).scales == coded.scales;
+    EXPECT_EQ(same, name == "linear.weight") << name;
+  }
+  EXPECT_THAT(fitted.accounts.at("conv1.weight").note,
+              ::testing::MatchesRegex("scales by 0?[.0-9]+ to [.0-9]+: its channels' "
+                                      "variance over 24 images"));
+  EXPECT_EQ(fitted.accounts.at("conv1.bias").note,
+            "corrected by its layer's mean error over 24 images");
+}
+
+TEST(ReestimateBatchNorms, NeedsAScaleARowAndStaticActivations) {
+  CnnCase c = cnn_case();
+  c.plan.batch_norm_reestimation = 8;
+  c.plan.layers[1].scheme.weight = parse_scheme("int8/t@f32").value();
+  EXPECT_EQ(
+      failure_of(*c.model, c.plan, images(40, 3), StatusCode::invalid_argument),
+      "[plan] layer1.0.conv1: batch_norm_reestimation needs one f32 scale a row, as "
+      "int8/r@f32 has; found int8/t@f32; give the layer such a scheme, or use "
+      "bias_correction");
+  c = cnn_case();
+  c.plan.batch_norm_reestimation = c.plan.bias_correction = 8;
+  EXPECT_EQ(failure_of(*c.model, c.plan, images(40, 3), StatusCode::invalid_argument),
+            "[plan] batch_norm_reestimation: it corrects the biases too; found "
+            "bias_correction 8 beside it; set one of them to 0");
+  c.plan.bias_correction = 0;
+  c.plan.activations.clear();
+  EXPECT_EQ(failure_of(*c.model, c.plan, images(40, 3), StatusCode::invalid_argument),
+            "[plan] batch_norm_reestimation: static activations are required, as "
+            "w8a8-static has; found none; leave it out");
+}
+
+// --- AdaRound on patches
+
+TEST(AdaRoundOnConvolutions, ComesNearerToTheFloatNetAtAnyThreadCount) {
+  const int before = thread_count();
+  double nearest = 0, learned = 0;
+  for (const uint64_t seed : {1, 2}) {
+    CnnCase c = cnn_case(seed);
+    for (LayerPlan& layer : c.plan.layers) {
+      layer.scheme.weight = parse_scheme("int3/r@f32").value();
+    }
+    const at::NoGradGuard no_gradients;
+    const at::Tensor others = to_torch(images(60, 4).images);
+    ProgramModule module(*c.model);
+    module->eval();
+    const at::Tensor logits = module->forward(others);
+    const auto distance = [&](const Calibrated& calibrated) {
+      return run_exact(freeze(calibrated, {}), others, {})
+          .sub(logits)
+          .square()
+          .mean()
+          .item<double>();
+    };
+    const CalibrationData data = images(40, 3);
+    nearest += distance(calibrate(c.model, c.plan, data, {}));
+    for (LayerPlan& layer : c.plan.layers) layer.method = "adaround";
+    c.plan.adaround.iterations = 300;
+    std::vector<Calibrated> results;
+    for (const int threads : {1, 2}) {
+      set_thread_count(threads);
+      results.push_back(calibrate(c.model, c.plan, data, {}));
+    }
+    set_thread_count(before);
+    EXPECT_EQ(results[0].weights, results[1].weights);
+    learned += distance(results[0]);
+    // A ReLU alone reads conv1 and layer1.0.conv1; layer1.0.conv2 goes into a sum.
+    for (const auto& [name, account] : results[0].accounts) {
+      const bool seen = account.note.ends_with("the ReLU seen");
+      EXPECT_EQ(seen, name == "conv1.weight" || name == "layer1.0.conv1.weight") << name;
+    }
+  }
+  EXPECT_LT(learned, 0.5 * nearest);
 }
 
 TEST(CalibrateActivations, NeedDataAndFiniteValues) {

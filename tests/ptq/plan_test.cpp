@@ -50,7 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"method", [](Plan& p) { p.layers[1].method = "magic"; },
               "[plan] model.layers.0.self_attn.q_proj: no method is called `magic`; "
               "there are "
-              "rtn, gptq, imatrix, awq, hqq, autoround, float"},
+              "rtn, gptq, imatrix, awq, hqq, autoround, adaround, float"},
         Wrong{"missing", [](Plan& p) { p.layers.pop_back(); },
               "[plan] model.layers.1.mlp.down_proj: every layer needs a row; "
               "model.layers.1.mlp.down_proj.weight has none; give it a method, or float "

@@ -152,7 +152,7 @@ INSTANTIATE_TEST_SUITE_P(
               "allowed: name, "},
         Wrong{"method: rtn", "method: gptk",
               "[recipe] my.yaml:5: method takes rtn or gptq or imatrix or awq or hqq or "
-              "autoround; found 'gptk' (did you mean "
+              "autoround or adaround; found 'gptk' (did you mean "
               "'gptq'?)"},
         Wrong{"bits: 4", "bits: four",
               "[recipe] my.yaml:3: bits takes an integer, 2 to 8; found 'four'"},
