@@ -3,23 +3,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "ptq/error.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
-namespace {
-
-std::vector<float> dequantized(const CodedMatrix& coded) {
-  std::vector<float> values(static_cast<size_t>(coded.rows * coded.cols));
-  throw_if_error(
-      dequantize(coded, MatrixView<float>(values.data(), coded.rows, coded.cols)));
-  return values;
-}
-
-}  // namespace
-
 namespace {
 
 bool works_on_rows(std::string_view name) { return name == "rtn" || name == "gptq"; }
@@ -51,48 +39,66 @@ const Method* find_method(const std::string& name) {
   return nullptr;
 }
 
+std::vector<float> dequantized(const CodedMatrix& coded) {
+  std::vector<float> values(static_cast<size_t>(coded.rows * coded.cols));
+  throw_if_error(
+      dequantize(coded, MatrixView<float>(values.data(), coded.rows, coded.cols)));
+  return values;
+}
+
+std::vector<LayerError> layer_errors(
+    MatrixView<const float> weight,
+    const std::vector<MatrixView<const float>>& approximations, const Hessian* inputs) {
+  const OneThread one_thread;
+  const size_t count = approximations.size();
+  const at::Tensor hessian = inputs != nullptr ? inputs->matrix() : at::Tensor();
+  constexpr int64_t kRows = 64;  // rows whose products are made at once
+  const int64_t parts = (weight.rows + kRows - 1) / kRows;
+  // Of W, then of W - Q for each Q: sums of squares, and traces of the outputs'.
+  std::vector<std::vector<LayerError>> sums(static_cast<size_t>(parts));
+  in_parallel(parts, [&](int64_t part) {
+    const int64_t first = part * kRows, rows = std::min(kRows, weight.rows - first);
+    at::Tensor x = at::empty({rows, weight.cols}, at::kDouble);
+    double* to = x.data_ptr<double>();
+    for (size_t which = 0; which <= count; ++which) {
+      LayerError& sum = sums[static_cast<size_t>(part)].emplace_back();
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < weight.cols; ++c) {
+          double value = weight(first + r, c);
+          if (which > 0) value -= approximations[which - 1](first + r, c);
+          to[r * weight.cols + c] = value;
+          sum.weight += value * value;
+        }
+      }
+      if (inputs != nullptr) sum.output = (at::mm(x, hessian) * x).sum().item<double>();
+    }
+  });
+  const auto total = [&sums](size_t which, double LayerError::* what) {
+    double result = 0;
+    for (const std::vector<LayerError>& part : sums) result += part[which].*what;
+    return result;
+  };
+  const auto relative = [&](size_t which, double LayerError::* what) {
+    const double whole = total(0, what);
+    return whole > 0 ? total(which, what) / whole : 0;
+  };
+  std::vector<LayerError> errors;
+  for (size_t which = 1; which <= count; ++which) {
+    errors.push_back({.weight = relative(which, &LayerError::weight)});
+    if (inputs != nullptr) errors.back().output = relative(which, &LayerError::output);
+  }
+  return errors;
+}
+
 double weight_error(MatrixView<const float> weight, const CodedMatrix& coded) {
   const std::vector<float> values = dequantized(coded);
-  double error = 0, total = 0;
-  for (int64_t r = 0; r < weight.rows; ++r) {
-    for (int64_t c = 0; c < weight.cols; ++c) {
-      const double w = weight(r, c);
-      const double difference = w - values[r * weight.cols + c];
-      error += difference * difference;
-      total += w * w;
-    }
-  }
-  return total > 0 ? error / total : 0;
+  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, nullptr)[0].weight;
 }
 
 double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
                     const Hessian& inputs) {
-  const OneThread one_thread;
   const std::vector<float> values = dequantized(coded);
-  const at::Tensor hessian = inputs.matrix();
-  constexpr int64_t kRows = 64;  // rows whose products are made at once
-  const int64_t parts = (weight.rows + kRows - 1) / kRows;
-  std::vector<double> of_weight(static_cast<size_t>(parts)), of_error(of_weight);
-  in_parallel(parts, [&](int64_t part) {
-    const int64_t first = part * kRows, rows = std::min(kRows, weight.rows - first);
-    at::Tensor w = at::empty({rows, weight.cols}, at::kDouble), dw = at::empty_like(w);
-    double *to = w.data_ptr<double>(), *error = dw.data_ptr<double>();
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < weight.cols; ++c) {
-        const int64_t i = r * weight.cols + c;
-        to[i] = weight(first + r, c);
-        error[i] = to[i] - values[first * weight.cols + i];
-      }
-    }
-    const auto trace = [&](const at::Tensor& x) {
-      return (at::mm(x, hessian) * x).sum().item<double>();
-    };
-    of_weight[part] = trace(w);
-    of_error[part] = trace(dw);
-  });
-  const double total = std::accumulate(of_weight.begin(), of_weight.end(), 0.0);
-  const double error = std::accumulate(of_error.begin(), of_error.end(), 0.0);
-  return total > 0 ? error / total : 0;
+  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, &inputs)[0].output;
 }
 
 }  // namespace nibble
