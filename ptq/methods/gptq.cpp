@@ -291,7 +291,7 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
                   "needs calibration inputs; found none; give --calibration");
   }
   if (problem.inputs->columns() != n) {
-    throw failure(
+    throw gptq_failure(
         problem, StatusCode::internal,
         cat("weight has ", n, " columns, its inputs have ", problem.inputs->columns()));
   }
