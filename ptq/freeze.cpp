@@ -122,8 +122,8 @@ class Freezer {
       }
     }
     if (factors.empty()) return;
-    for (const std::string& name : value_or_throw(
-             insert_low_rank(result_.program, result_.tensors, factors))) {
+    for (const std::string& name :
+         value_or_throw(insert_low_rank(result_.program, result_.tensors, factors))) {
       const Tensor& values = result_.tensors.at(name);
       ledger_[name] = {.tensor = name,
                        .scheme = dtype_text(values.dtype),

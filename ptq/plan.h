@@ -77,8 +77,9 @@ struct Plan {
   GptqOptions gptq;
   AutoRoundOptions autoround;
   MixedOptions mixed;
-  // Low-rank compensation (LayerPlan::rank, ptq/calibration/low_rank.h) minimises the error
-  // of the layer's outputs on the calibration data; false: of its weight, which needs none.
+  // Low-rank compensation (LayerPlan::rank, ptq/calibration/low_rank.h) minimises the
+  // error of the layer's outputs on the calibration data; false: of its weight, which
+  // needs none.
   bool low_rank_on_outputs = true;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;  // tokens a sequence

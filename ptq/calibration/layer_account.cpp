@@ -28,7 +28,8 @@ Calibrated::Account layer_account(const LayerProblem& problem, const std::string
     add_factors(*factors, {values.back().data(), rows, cols});
   }
   std::vector<MatrixView<const float>> views;
-  for (const std::vector<float>& each : values) views.push_back({each.data(), rows, cols});
+  for (const std::vector<float>& each : values)
+    views.push_back({each.data(), rows, cols});
   const std::vector<LayerError> errors =
       layer_errors(problem.weight, views, problem.inputs);
   const LayerError& coded = errors[0];

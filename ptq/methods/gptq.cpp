@@ -288,7 +288,7 @@ SolvedLayer solve_gptq(const LayerProblem& problem) {
   const int64_t rows = problem.weight.rows, n = problem.weight.cols;
   if (problem.inputs == nullptr || problem.inputs->tokens() == 0) {
     throw gptq_failure(problem, StatusCode::failed_precondition,
-                  "needs calibration inputs; found none; give --calibration");
+                       "needs calibration inputs; found none; give --calibration");
   }
   if (problem.inputs->columns() != n) {
     throw gptq_failure(

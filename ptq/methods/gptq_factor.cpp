@@ -26,8 +26,8 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order) {
   return order;
 }
 
-// H in solving order, its diagonal raised. A column of zeros gets the mean diagonal, so that
-// nothing is carried to or from it and its weights are rounded to nearest.
+// H in solving order, its diagonal raised. A column of zeros gets the mean diagonal, so
+// that nothing is carried to or from it and its weights are rounded to nearest.
 at::Tensor damped(const at::Tensor& hessian, const std::vector<int64_t>& order,
                   const at::Tensor& diagonal, double added) {
   const int64_t n = hessian.size(0);
@@ -50,9 +50,10 @@ std::shared_ptr<const GptqFactor> make_factor(const LayerProblem& problem) {
   at::Tensor diagonal = hessian.diagonal().clone();
   double mean = diagonal.mean().item<double>();
   if (!std::isfinite(mean)) {
-    throw gptq_failure(problem, StatusCode::out_of_range,
-                  "the Hessian must be finite; found NaN or infinity; check the weights "
-                  "before this layer and the calibration data");
+    throw gptq_failure(
+        problem, StatusCode::out_of_range,
+        "the Hessian must be finite; found NaN or infinity; check the weights "
+        "before this layer and the calibration data");
   }
   auto factor = std::make_shared<GptqFactor>();
   double* d = diagonal.data_ptr<double>();
@@ -71,9 +72,9 @@ std::shared_ptr<const GptqFactor> make_factor(const LayerProblem& problem) {
     if (attempt + 1 >= problem.gptq.damping_attempts) break;
   }
   throw gptq_failure(problem, StatusCode::failed_precondition,
-                cat("Hessian not positive definite at damping ", factor->damping,
-                    "; raise damping or give more than ", problem.inputs->tokens(),
-                    " calibration rows"));
+                     cat("Hessian not positive definite at damping ", factor->damping,
+                         "; raise damping or give more than ", problem.inputs->tokens(),
+                         " calibration rows"));
 }
 
 }  // namespace
@@ -97,7 +98,8 @@ at::Tensor target_weights(const LayerProblem& problem, const GptqFactor& factor,
   at::Tensor targets = at::empty({rows, n}, at::kDouble);
   original = at::empty({rows, n}, at::kFloat);
   in_parallel((rows + kTargetRows - 1) / kTargetRows, [&](int64_t chunk) {
-    const int64_t first = chunk * kTargetRows, count = std::min(kTargetRows, rows - first);
+    const int64_t first = chunk * kTargetRows,
+                  count = std::min(kTargetRows, rows - first);
     const at::Tensor plain = at::empty({count, n}, at::kFloat);
     for (int64_t r = 0; r < count; ++r) {
       std::copy_n(problem.weight.row(first + r), n, plain.data_ptr<float>() + r * n);

@@ -1,11 +1,12 @@
-// What GPTQ (gptq.cpp) derives from a layer's inputs before it rounds anything: the damped
-// Hessian's inverse factor, and the weights that rounding should come close to.
+// What GPTQ (gptq.cpp) derives from a layer's inputs before it rounds anything: the
+// damped Hessian's inverse factor, and the weights that rounding should come close to.
 //
 //   U^T U = (H + damping * mean(diag H) * I)^-1
 //   target = W, or W + W D H^-1 where the layer sees x instead of the float model's f
 //
-// Throws nibble::Error naming the node: out_of_range, H is not finite; failed_precondition,
-// not positive definite at any damping that the plan allows. Safe from several threads.
+// Throws nibble::Error naming the node: out_of_range, H is not finite;
+// failed_precondition, not positive definite at any damping that the plan allows. Safe
+// from several threads.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -42,7 +42,8 @@ at::Tensor eigenvectors(const at::Tensor& symmetric, at::Tensor* values) {
   return vectors;
 }
 
-// The first `rank` left singular vectors of E R^(1/2), [out, rank], from the smaller side.
+// The first `rank` left singular vectors of E R^(1/2), [out, rank], from the smaller
+// side.
 at::Tensor left_vectors(const at::Tensor& e, const Hessian* inputs, int64_t rank) {
   const int64_t out = e.size(0), in = e.size(1);
   at::Tensor values;

@@ -4,10 +4,10 @@
 //   = |(T - Q - B A) R^(1/2)|_F^2,  R = E[x x^T]
 //
 // QERA (Zhang et al., arXiv 2410.06040, theorem 1) solves it by the SVD of
-// E R^(1/2) = U S V^T, E = T - Q: B = U_r S_r, A = V_r^T R^(-1/2). Here B = U_r, the first
-// eigenvectors of E R E^T, and A = U_r^T E: the same product, without an inverse, so that
-// inputs that never vary need no damping. T is the weight; where the layer sees a quantized
-// prefix and the plan matches the float model, GPTQ's target (gptq_factor.h).
+// E R^(1/2) = U S V^T, E = T - Q: B = U_r S_r, A = V_r^T R^(-1/2). Here B = U_r, the
+// first eigenvectors of E R E^T, and A = U_r^T E: the same product, without an inverse,
+// so that inputs that never vary need no damping. T is the weight; where the layer sees a
+// quantized prefix and the plan matches the float model, GPTQ's target (gptq_factor.h).
 //
 // Without inputs R = I: the SVD of E alone (LoRC of ZeroQuant-V2, arXiv 2303.08302; LQER,
 // arXiv 2402.02446, scales its columns instead).

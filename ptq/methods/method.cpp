@@ -92,13 +92,15 @@ std::vector<LayerError> layer_errors(
 
 double weight_error(MatrixView<const float> weight, const CodedMatrix& coded) {
   const std::vector<float> values = dequantized(coded);
-  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, nullptr)[0].weight;
+  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, nullptr)[0]
+      .weight;
 }
 
 double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
                     const Hessian& inputs) {
   const std::vector<float> values = dequantized(coded);
-  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, &inputs)[0].output;
+  return layer_errors(weight, {{values.data(), coded.rows, coded.cols}}, &inputs)[0]
+      .output;
 }
 
 }  // namespace nibble

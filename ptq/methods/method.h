@@ -67,9 +67,9 @@ double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
 struct LayerError {
   double weight = 0, output = -1;
 };
-std::vector<LayerError> layer_errors(MatrixView<const float> weight,
-                                     const std::vector<MatrixView<const float>>& approximations,
-                                     const Hessian* inputs);
+std::vector<LayerError> layer_errors(
+    MatrixView<const float> weight,
+    const std::vector<MatrixView<const float>>& approximations, const Hessian* inputs);
 std::vector<float> dequantized(const CodedMatrix& coded);  // [rows * cols]
 
 }  // namespace nibble

@@ -268,8 +268,8 @@ std::string recipes_text(const std::vector<RecipeLine>& recipes) {
   return "\nWhat the built-in recipes would make of it\n" + table_text(rows) + refused;
 }
 
-// "0.0121 -> 0.00412": by rounding to nearest, and as it is; one figure where the first is
-// not known.
+// "0.0121 -> 0.00412": by rounding to nearest, and as it is; one figure where the first
+// is not known.
 std::string before_and_after(double before, double after) {
   return (before >= 0 ? number_text(before, 3) + " -> " : std::string()) +
          number_text(after, 3);
@@ -295,8 +295,8 @@ std::string to_text(const Artifact& model, const Measurement& size,
                     number_text(line.bits, 4), bytes_text(line.bytes)});
     if (quantized) {
       rows.back().push_back(line.method.empty() ? "-" : line.method);
-      rows.back().push_back(
-          line.error > 0 ? before_and_after(line.rtn_error, line.error) : "-");
+      rows.back().push_back(line.error > 0 ? before_and_after(line.rtn_error, line.error)
+                                           : "-");
       rows.back().push_back(
           line.output_error >= 0
               ? before_and_after(line.rtn_output_error, line.output_error)

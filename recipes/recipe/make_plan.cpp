@@ -397,9 +397,10 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
     }
   }
   if (recipe.uses_low_rank() && !plan.has_low_rank()) {
-    return wrong(recipe.source,
-                 "low_rank stands beside quantized linear layers of blocks; found none in ",
-                 program.architecture, "; allowed: leave it out");
+    return wrong(
+        recipe.source,
+        "low_rank stands beside quantized linear layers of blocks; found none in ",
+        program.architecture, "; allowed: leave it out");
   }
   if (!quantizes) {
     return wrong(

@@ -15,7 +15,7 @@
 namespace nibble {
 namespace {
 
-constexpr const char* kRuleKeys[] = {"pattern", "weight", "method",  "input",
+constexpr const char* kRuleKeys[] = {"pattern", "weight",   "method",  "input",
                                      "reason",  "low_rank", "optional"};
 
 // Where in the recipe something stands, as messages say it: "my.yaml:7".
@@ -384,8 +384,7 @@ class Parser {
                    rule.method.empty() ? "input" : "method", "; allowed: leave it out");
     }
     if (rule.weight == "float" && rule.low_rank.value_or(0) > 0) {
-      return wrong(start,
-                   "a float layer has nothing to make up for; found low_rank ",
+      return wrong(start, "a float layer has nothing to make up for; found low_rank ",
                    *rule.low_rank, "; allowed: leave it out");
     }
     return ok_status();

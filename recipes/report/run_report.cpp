@@ -136,7 +136,8 @@ Measurement measure_size(const Artifact& model, const std::string& name) {
   for (const Node& node : model.program.nodes) {
     for (const auto& [role, tensor] : node.parameters) named.insert(tensor);
   }
-  // Adapters take room and are no weights of the model: those of packed layers are theirs.
+  // Adapters take room and are no weights of the model: those of packed layers are
+  // theirs.
   const std::set<std::string> adapters = low_rank_tensors(model.program);
   for (const auto& [tensor, value] : model.tensors) {
     if (adapters.count(tensor) > 0) {

@@ -64,11 +64,11 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   // A rotated model is held whole: its tensors are no longer those of the file.
   const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
-    return error(StatusCode::unsupported,
-                 "[quantize] --memory and mpirun: a language model whose layers are rounded "
-                 "or solved by rtn or gptq, without rotation or low_rank, is required; found ",
-                 recipe.name, plan.has_low_rank() ? " with low_rank" : "",
-                 "; leave them out");
+    return error(
+        StatusCode::unsupported,
+        "[quantize] --memory and mpirun: a language model whose layers are rounded "
+        "or solved by rtn or gptq, without rotation or low_rank, is required; found ",
+        recipe.name, plan.has_low_rank() ? " with low_rank" : "", "; leave them out");
   }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));

@@ -127,8 +127,9 @@ TEST(LowRank, SaysWhatIsWrong) {
   m = model();
   for (const char* name : {"head", "nothing"}) {
     EXPECT_THAT(insert_low_rank(m.program, m.tensors, {{name, {}}}).status().message(),
-                HasSubstr(cat("[low rank] ", name, ": a linear layer inside a block was "
-                                                   "required; found ")));
+                HasSubstr(cat("[low rank] ", name,
+                              ": a linear layer inside a block was "
+                              "required; found ")));
   }
 }
 

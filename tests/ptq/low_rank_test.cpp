@@ -16,8 +16,8 @@ namespace {
 
 using testing::decoder_plan;
 using testing::distance;
-using testing::sequences;
 using ::testing::HasSubstr;
+using testing::sequences;
 using ::testing::StartsWith;
 
 at::Tensor normal(int64_t rows, int64_t cols, uint64_t seed) {
@@ -142,8 +142,7 @@ TEST_P(LowRankMethods, ComeNearerToTheFloatModel) {
     const auto model = std::make_shared<Artifact>(testing::small_llama(seed));
     const CalibrationData data = sequences(40, 24, seed), other = sequences(10, 24, 77);
     const auto solved = [&](int64_t rank) {
-      Plan plan =
-          low_rank_plan(model->program, scheme_of(GetParam()), GetParam(), rank);
+      Plan plan = low_rank_plan(model->program, scheme_of(GetParam()), GetParam(), rank);
       plan.autoround.iterations = 5;
       return distance(*model, calibrate(model, plan, data, {}), other);
     };
@@ -194,7 +193,8 @@ TEST(LowRank, StandsBesideThePackedWeightsAndInTheLedger) {
   const CalibrationData data = sequences(5, 24, 9);
   for (const std::vector<int32_t>& ids : data.sequences) {
     const at::Tensor input = at::tensor(ids).to(at::kLong).unsqueeze(0);
-    sum += (before->forward(input) - after->forward(input)).square().mean().item<double>();
+    sum +=
+        (before->forward(input) - after->forward(input)).square().mean().item<double>();
   }
   EXPECT_NEAR(sum / 5, simulated, 1e-4 * simulated);
 }
@@ -262,11 +262,11 @@ TEST(LowRank, SaysWhereItCannotStand) {
   EXPECT_THAT(failure_of(model, good, {}),
               StartsWith("[calibrate] model.layers.0.self_attn.q_proj: low-rank "
                          "compensation of outputs needs calibration data"));
-  EXPECT_EQ(edited([&](Plan& plan) {
-              layer(plan, "model.layers.0.self_attn.q_proj").rank = 17;
-            }),
-            "[calibrate] model.layers.0.self_attn.q_proj: low-rank compensation of a rank "
-            "of at most 16 is required, its weight's; found 17");
+  EXPECT_EQ(
+      edited(
+          [&](Plan& plan) { layer(plan, "model.layers.0.self_attn.q_proj").rank = 17; }),
+      "[calibrate] model.layers.0.self_attn.q_proj: low-rank compensation of a rank "
+      "of at most 16 is required, its weight's; found 17");
   EXPECT_THAT(edited([&](Plan& plan) {
                 LayerPlan& first = layer(plan, "model.embed_tokens");
                 first.scheme.weight = parse_scheme("int8n/r@f32").value();
@@ -286,12 +286,12 @@ TEST(LowRank, SaysWhereItCannotStand) {
                 plan.mixed.schemes = {parse_scheme("int4/g8@f16").value()};
               }),
               HasSubstr("found mixed precision, whose budget knows no factors"));
-  EXPECT_THAT(
-      edited([&](Plan& plan) {
-        layer(plan, "model.layers.0.self_attn.q_proj").scheme.input =
-            ActivationScheme{.scheme = parse_scheme("int8/t@f32").value(), .scale = 1};
-      }),
-      HasSubstr("found static activations, whose layers read codes"));
+  EXPECT_THAT(edited([&](Plan& plan) {
+                layer(plan, "model.layers.0.self_attn.q_proj").scheme.input =
+                    ActivationScheme{.scheme = parse_scheme("int8/t@f32").value(),
+                                     .scale = 1};
+              }),
+              HasSubstr("found static activations, whose layers read codes"));
 }
 
 // The ledger's "before" is what the recipe would have got from rtn.

@@ -28,10 +28,14 @@ class CliLowRank : public ::testing::Test {
   }
   Outcome quantize(const char* recipe, const char* output,
                    const std::vector<std::string>& more) {
-    std::vector<std::string> arguments = {
-        "quantize", stories(), "--recipe", recipe, "--output", path(output), "--set",
-        "data.per_line=true", "--set", "calibration.sequences=40", "--set",
-        "calibration.length=64", "--evaluation", path("heldout.txt"), "--json"};
+    std::vector<std::string> arguments = {"quantize",     stories(),
+                                          "--recipe",     recipe,
+                                          "--output",     path(output),
+                                          "--set",        "data.per_line=true",
+                                          "--set",        "calibration.sequences=40",
+                                          "--set",        "calibration.length=64",
+                                          "--evaluation", path("heldout.txt"),
+                                          "--json"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run(arguments);
   }
@@ -40,9 +44,9 @@ class CliLowRank : public ::testing::Test {
 
 TEST_F(CliLowRank, GivesBackWhatTwoBitsTook) {
   for (const char* recipe : {"w4a16-rtn", "w4a16-gptq"}) {
-    const std::vector<std::string> bits = {"--set", "bits=2", "--set", "group=32",
-                                           "--set", "symmetric=false", "--calibration",
-                                           path("text.txt"), "--overwrite"};
+    const std::vector<std::string> bits = {
+        "--set",           "bits=2",        "--set",          "group=32",   "--set",
+        "symmetric=false", "--calibration", path("text.txt"), "--overwrite"};
     auto with = bits;
     with.insert(with.end(), {"--set", "low_rank.rank=8"});
     const Json plain = parsed(quantize(recipe, "plain", bits));
@@ -55,13 +59,14 @@ TEST_F(CliLowRank, GivesBackWhatTwoBitsTook) {
     double factors = 0, weights = 0;
     for (const LedgerEntry& entry : read->ledger.entries) {
       if (entry.method == "low_rank") factors += entry.bits;
-      if (read->packed.count(entry.tensor)) weights += static_cast<double>(entry.parameters);
+      if (read->packed.count(entry.tensor))
+        weights += static_cast<double>(entry.parameters);
     }
     EXPECT_GT(factors, 0);
-    EXPECT_NEAR(kept["after"]["quantized_bits_per_weight"].get<double>(),
-                plain["after"]["quantized_bits_per_weight"].get<double>() +
-                    factors / weights,
-                1e-9);
+    EXPECT_NEAR(
+        kept["after"]["quantized_bits_per_weight"].get<double>(),
+        plain["after"]["quantized_bits_per_weight"].get<double>() + factors / weights,
+        1e-9);
   }
   EXPECT_EQ(parsed(run({"validate", path("kept"), "--json"}))["passed"], true);
   const Outcome looked = run({"inspect", path("kept")});
@@ -72,20 +77,22 @@ TEST_F(CliLowRank, GivesBackWhatTwoBitsTook) {
       run({"export", path("kept"), "--to", "hf", "--output", path("x")});
   EXPECT_EQ(exported.code, 5);
   EXPECT_THAT(exported.error, HasSubstr("found adapters beside them"));
-  EXPECT_EQ(run({"export", path("kept"), "--to", "onnx", "--output", path("onnx")}).code, 0);
+  EXPECT_EQ(run({"export", path("kept"), "--to", "onnx", "--output", path("onnx")}).code,
+            0);
 }
 
 TEST_F(CliLowRank, OfWeightsNeedsNoCalibrationAndRulesDecideForTheirLayers) {
-  std::ofstream(path("mine.yaml")) << "name: mine\nkind: ptq\nbits: 3\ngroup: 32\n"
-                                      "low_rank:\n  rank: 4\n  error: weights\n"
-                                      "layers:\n"
-                                      "  - pattern: \"*embed_tokens\"\n    weight: float\n"
-                                      "    reason: so\n"
-                                      "  - pattern: lm_head\n    weight: float\n"
-                                      "    reason: so\n    optional: true\n"
-                                      "  - pattern: \"*.mlp.*\"\n    low_rank: 0\n"
-                                      "  - pattern: \"*.o_proj\"\n    low_rank: 6\n"
-                                      "  - pattern: \"*\"\n";
+  std::ofstream(path("mine.yaml"))
+      << "name: mine\nkind: ptq\nbits: 3\ngroup: 32\n"
+         "low_rank:\n  rank: 4\n  error: weights\n"
+         "layers:\n"
+         "  - pattern: \"*embed_tokens\"\n    weight: float\n"
+         "    reason: so\n"
+         "  - pattern: lm_head\n    weight: float\n"
+         "    reason: so\n    optional: true\n"
+         "  - pattern: \"*.mlp.*\"\n    low_rank: 0\n"
+         "  - pattern: \"*.o_proj\"\n    low_rank: 6\n"
+         "  - pattern: \"*\"\n";
   const Outcome made = quantize(path("mine.yaml").c_str(), "mine", {});
   ASSERT_EQ(made.code, 0) << made.error;
   EXPECT_THAT(parsed(made)["settings"].get<std::string>(), HasSubstr("low_rank: 6"));
@@ -107,22 +114,24 @@ TEST_F(CliLowRank, IsRefusedBeforeAnyWork) {
     return outcome.error;
   };
   EXPECT_THAT(refused("w4a16-rtn", {}), HasSubstr("calibration data is required"));
-  EXPECT_THAT(refused("w4a16-rtn", {"--calibration", path("text.txt"), "--memory", "1GiB"}),
-              HasSubstr("without rotation or low_rank, is required; found w4a16-rtn with "
-                        "low_rank"));
+  EXPECT_THAT(
+      refused("w4a16-rtn", {"--calibration", path("text.txt"), "--memory", "1GiB"}),
+      HasSubstr("without rotation or low_rank, is required; found w4a16-rtn with "
+                "low_rank"));
   EXPECT_THAT(refused("w8a8-static", {"--calibration", path("text.txt")}),
               HasSubstr("low_rank stands beside layers that read floats; found "
                         "activations.static"));
   EXPECT_THAT(refused("mixed-gptq", {"--calibration", path("text.txt")}),
               HasSubstr("the budget of mixed precision knows no factors"));
-  EXPECT_THAT(refused("w4a16-rtn", {"--calibration", path("text.txt"), "--set", "group=32",
-                                    "--target", "vllm"}),
+  EXPECT_THAT(refused("w4a16-rtn", {"--calibration", path("text.txt"), "--set",
+                                    "group=32", "--target", "vllm"}),
               HasSubstr("its layers have no factors beside them"));
   EXPECT_THAT(refused("w4a16-qat", {}), HasSubstr("low_rank.rank means nothing in a "
                                                   "recipe of kind qat"));
-  EXPECT_THAT(refused("w4a16-rtn", {"--calibration", path("text.txt"), "--set",
-                                    "low_rank.rank=9999", "--set", "low_rank.error=sums"}),
-              HasSubstr("low_rank.error takes outputs or weights; found 'sums'"));
+  EXPECT_THAT(
+      refused("w4a16-rtn", {"--calibration", path("text.txt"), "--set",
+                            "low_rank.rank=9999", "--set", "low_rank.error=sums"}),
+      HasSubstr("low_rank.error takes outputs or weights; found 'sums'"));
 }
 
 }  // namespace

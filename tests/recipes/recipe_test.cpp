@@ -154,8 +154,9 @@ INSTANTIATE_TEST_SUITE_P(
               "[recipe] my.yaml:5: method takes rtn or gptq or imatrix or awq or hqq or "
               "autoround; found 'gptk' (did you mean "
               "'gptq'?)"},
-        Wrong{"method: rtn", "method: rtn\nlow_rank:\n  error: both",
-              "[recipe] my.yaml:7: low_rank.error takes outputs or weights; found 'both'"},
+        Wrong{
+            "method: rtn", "method: rtn\nlow_rank:\n  error: both",
+            "[recipe] my.yaml:7: low_rank.error takes outputs or weights; found 'both'"},
         Wrong{"weight: float", "weight: float\n    low_rank: 4",
               "[recipe] my.yaml:7: a float layer has nothing to make up for; found "
               "low_rank 4; allowed: leave it out"},
