@@ -203,8 +203,8 @@ Status can_express(const Exporter& exporter, const Artifact& artifact,
   if (name != "nibble" && name != "onnx" && has_low_rank(artifact.program)) {
     return error(StatusCode::unsupported, "[export] ", name,
                  ": a model of its architecture's own layers is required; found adapters "
-                 "beside them (lora_A, lora_B); train with lora.merge=true, or export to "
-                 "onnx");
+                 "beside them (lora_A, lora_B); train with lora.merge=true or quantize "
+                 "without low_rank, or export to onnx");
   }
   if (name != "nibble" && name != "onnx" && has_online_rotation(artifact.program)) {
     return error(

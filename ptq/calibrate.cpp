@@ -11,11 +11,13 @@
 #include "ptq/allocate.h"
 #include "ptq/calibration/bias_correction.h"
 #include "ptq/calibration/block_tuner.h"
+#include "ptq/calibration/layer_account.h"
 #include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sensitivity.h"
 #include "ptq/calibration/value_stream.h"
 #include "ptq/error.h"
+#include "ptq/methods/low_rank.h"
 #include "ptq/methods/method.h"
 #include "ptq/methods/transform.h"
 #include "ptq/module/dense_product.h"
@@ -48,17 +50,15 @@ const Method* method_of(const LayerPlan& layer) {
   return layer.method == "float" ? nullptr : find_method(layer.method);
 }
 
-bool needs_inputs(const LayerPlan& layer) {
-  const Method* method = method_of(layer);
-  return method != nullptr && method->needs_inputs;
-}
-
 // Who needs data, for the message when there is none.
 std::string data_user(const Plan& plan) {
   if (!plan.transforms.empty()) return "transform " + plan.transforms[0];
   if (!plan.mixed.schemes.empty()) return "mixed precision";
   for (const LayerPlan& layer : plan.layers) {
-    if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
+    if (!plan.needs_inputs(layer)) continue;
+    return cat(layer.node, method_needs_inputs(layer.method)
+                               ? ": method " + layer.method
+                               : ": low-rank compensation of outputs");
   }
   return "activations: static scales";
 }
@@ -102,12 +102,15 @@ InputRounding input_rounding(const Plan& plan, const Program& program) {
 // Everything that solving a layer leaves behind.
 struct Outcome {
   CodedMatrix coded;
+  std::optional<LowRankFactors> factors;
   Calibrated::Account account;
 };
 
-// rows_before_relu: see LayerProblem::rows.
+// A layer's codes, with the factors beside them. rows_before_relu: see LayerProblem::rows;
+// tuned: codes that are there already.
 Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& layer,
-                    const Hessian* inputs, const RowSample* rows_before_relu) {
+                    const Hessian* inputs, const RowSample* rows_before_relu = nullptr,
+                    std::optional<SolvedLayer> tuned = {}) {
   int64_t rows = 0, cols = 0;
   const std::vector<float> values = weight_values(model, layer, &rows, &cols);
   LayerProblem problem{.node = layer.node,
@@ -123,13 +126,32 @@ Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& la
     const std::string& bias = owner_of(model.program, layer.node)->parameter("bias");
     if (!bias.empty()) problem.bias = to_torch(model.tensors.at(bias)).to(at::kFloat);
   }
-  SolvedLayer solved = method_of(layer)->solve(problem);
-  Calibrated::Account account{.tokens = inputs ? inputs->tokens() : 0,
-                              .error = weight_error(problem.weight, solved.coded),
-                              .output_error = -1,
-                              .note = std::move(solved.note)};
-  if (inputs) account.output_error = output_error(problem.weight, solved.coded, *inputs);
-  return {std::move(solved.coded), std::move(account)};
+  // Factors make up for the final codes, which autoround's are after their block.
+  const bool is_final = tuned.has_value() || layer.method != "autoround";
+  SolvedLayer solved = tuned ? std::move(*tuned) : method_of(layer)->solve(problem);
+  Outcome outcome;
+  if (layer.rank > 0 && is_final) {
+    LayerProblem missing = problem;
+    if (!plan.low_rank_on_outputs) missing.inputs = nullptr;
+    outcome.factors = low_rank_factors(missing, solved.coded, layer.rank);
+  }
+  outcome.account = layer_account(problem, layer.method, solved,
+                                  outcome.factors ? &*outcome.factors : nullptr);
+  outcome.coded = std::move(solved.coded);
+  return outcome;
+}
+
+// A rank is at most that of the weight.
+void check_ranks(const Artifact& model, const Plan& plan) {
+  for (const LayerPlan& layer : plan.layers) {
+    const auto tensor = model.tensors.find(layer.tensor);
+    if (layer.rank == 0 || tensor == model.tensors.end()) continue;
+    const int64_t most = std::min(tensor->second.rows(), tensor->second.cols());
+    if (layer.rank <= most) continue;
+    throw failure(StatusCode::invalid_argument, layer.node,
+                  ": low-rank compensation of a rank of at most ", most,
+                  " is required, its weight's; found ", layer.rank);
+  }
 }
 
 // Fills weights and accounts of a Calibrated, in program order.
@@ -144,7 +166,7 @@ class LayerSolver {
   void solve_without_inputs() {
     std::vector<const LayerPlan*> layers;
     for (const LayerPlan& layer : plan_.layers) {
-      if (layer.method != "float" && !needs_inputs(layer)) layers.push_back(&layer);
+      if (layer.method != "float" && !plan_.needs_inputs(layer)) layers.push_back(&layer);
     }
     for (size_t begin = 0; begin < layers.size(); begin += kRound) {
       const size_t end = std::min(layers.size(), begin + kRound);
@@ -205,7 +227,7 @@ class LayerSolver {
         const std::vector<const LayerPlan*> layers = unsolved_readers(i);
         if (layers.empty()) continue;
         const std::string& value = program.nodes[i].inputs.at(0);
-        std::optional<Hessian> inputs;
+        std::shared_ptr<Hessian> inputs;
         std::optional<RowSample> sample;
         if (std::any_of(layers.begin(), layers.end(),
                         [&](const LayerPlan* layer) { return minds_relu(*layer); })) {
@@ -219,7 +241,7 @@ class LayerSolver {
           const at::Tensor rows = layer_rows(node, model_, x);
           const at::Tensor float_rows =
               match ? layer_rows(node, model_, float_x) : at::Tensor();
-          if (!inputs) inputs.emplace(rows.size(1));
+          if (!inputs) inputs = std::make_shared<Hessian>(rows.size(1));
           inputs->accumulate(rows, float_rows);
           if (!sample) return;
           sample->add(rows, float_rows,
@@ -240,12 +262,17 @@ class LayerSolver {
           }
         });
         if (sample) sample->shuffle();
-        solve(layers, &*inputs, sample ? &*sample : nullptr);
+        solve(layers, inputs.get(), sample ? &*sample : nullptr);
+        inputs->forget_derived();
+        for (const LayerPlan* layer : layers) {
+          if (layer->method == "autoround") block_hessians_[layer->tensor] = inputs;
+        }
       }
       if (tuned) {
         advance(end, nothing);
         tune(begin, end, std::move(block_inputs), stream, *float_stream);
         block_inputs.clear();
+        block_hessians_.clear();
       }
       begin = end;
     }
@@ -275,6 +302,7 @@ class LayerSolver {
                          .inputs = std::move(inputs),
                          .targets = {},
                          .tensors = {},
+                         .low_rank = result_.low_rank,
                          .rounding = input_rounding(plan_, model_.program)};
     for (const StreamValues& sample : float_stream.samples()) {
       problem.targets.emplace_back();
@@ -290,16 +318,20 @@ class LayerSolver {
       }
     }
     const TunedBlock tuned = tune_block(problem, result_.weights);
+    // Errors of outputs are those on the inputs that the start's codes gave.
     for (const std::string& tensor : problem.tensors) {
       Calibrated::Account& account = result_.accounts[tensor];
-      const std::vector<float> values =
-          value_or_throw(to_float(model_.tensors.at(tensor)));
-      const CodedMatrix& coded = result_.weights.at(tensor);
-      account.error = weight_error({values.data(), coded.rows, coded.cols}, coded);
-      account.output_error = -1;  // the start's is no longer true
       const std::string note =
-          cat("block error ", tuned.loss_before, " -> ", tuned.loss_after);
-      account.note = account.note.empty() ? note : cat(account.note, "; ", note);
+          cat(account.note, account.note.empty() ? "" : "; ", "block error ",
+              tuned.loss_before, " -> ", tuned.loss_after);
+      const auto inputs = block_hessians_.find(tensor);
+      Outcome outcome =
+          solve_layer(model_, plan_, *plan_.find(tensor),
+                      inputs != block_hessians_.end() ? inputs->second.get() : nullptr,
+                      nullptr,
+                      SolvedLayer{std::move(result_.weights.at(tensor)), note});
+      outcome.account.tokens = account.tokens;
+      keep(tensor, std::move(outcome));
     }
     // Again with the tuned weights, so that the next block sees what they give.
     stream.restore(std::move(problem.inputs));
@@ -315,8 +347,9 @@ class LayerSolver {
     return std::any_of(plan_.layers.begin(), plan_.layers.end(), [&](const auto& layer) {
       const bool starts_elsewhere =
           layer.method == "autoround" && plan_.autoround.start != "gptq";
-      return needs_inputs(layer) && layer.method != "awq" && layer.method != "imatrix" &&
-             !starts_elsewhere;
+      if (layer.rank > 0 && plan_.low_rank_on_outputs) return true;
+      return plan_.needs_inputs(layer) && layer.method != "awq" &&
+             layer.method != "imatrix" && !starts_elsewhere;
     });
   }
 
@@ -340,7 +373,7 @@ class LayerSolver {
     const Program& program = model_.program;
     const auto unsolved = [&](const Node& node) -> const LayerPlan* {
       const LayerPlan* layer = plan_.find(node.parameter("weight"));
-      const bool wanted = layer != nullptr && needs_inputs(*layer);
+      const bool wanted = layer != nullptr && plan_.needs_inputs(*layer);
       return wanted && !result_.weights.count(layer->tensor) ? layer : nullptr;
     };
     std::vector<const LayerPlan*> layers;
@@ -359,7 +392,7 @@ class LayerSolver {
     std::vector<Layer> layers;
     for (Layer& layer : layers_of(moe)) {
       const LayerPlan* plan = plan_.find(layer.tensor);
-      const bool wanted = plan != nullptr && needs_inputs(*plan);
+      const bool wanted = plan != nullptr && plan_.needs_inputs(*plan);
       if (wanted && !result_.weights.count(layer.tensor)) {
         layers.push_back(std::move(layer));
       }
@@ -415,7 +448,7 @@ class LayerSolver {
     std::vector<const LayerPlan*> first, last;
     for (const Layer& layer : layers) {
       const LayerPlan* plan = plan_.find(layer.tensor);
-      if (plan == nullptr || !needs_inputs(*plan) ||
+      if (plan == nullptr || !plan_.needs_inputs(*plan) ||
           result_.weights.count(layer.tensor)) {
         continue;
       }
@@ -485,8 +518,10 @@ class LayerSolver {
     if (!quantized || solved == result_.weights.end()) return to_torch(tensor->second);
     const CodedMatrix& coded = solved->second;
     at::Tensor weight = at::empty(tensor->second.shape, at::kFloat);
-    throw_if_error(dequantize(
-        coded, MatrixView<float>(weight.data_ptr<float>(), coded.rows, coded.cols)));
+    const MatrixView<float> values(weight.data_ptr<float>(), coded.rows, coded.cols);
+    throw_if_error(dequantize(coded, values));
+    const auto factors = result_.low_rank.find(name);
+    if (factors != result_.low_rank.end()) add_factors(factors->second, values);
     return weight;
   }
 
@@ -500,16 +535,23 @@ class LayerSolver {
                                 minds_relu(*layers[i]) ? rows : nullptr);
     });
     for (size_t i = 0; i < layers.size(); ++i) {
-      result_.weights[layers[i]->tensor] = std::move(outcomes[i].coded);
-      result_.accounts[layers[i]->tensor] = std::move(outcomes[i].account);
+      keep(layers[i]->tensor, std::move(outcomes[i]));
       if (progress_) progress_("quantize", layers[i]->node, ++done_, total_);
     }
+  }
+
+  void keep(const std::string& tensor, Outcome outcome) {
+    result_.weights[tensor] = std::move(outcome.coded);
+    result_.accounts[tensor] = std::move(outcome.account);
+    if (outcome.factors) result_.low_rank[tensor] = std::move(*outcome.factors);
   }
 
   Calibrated& result_;
   const Plan& plan_;
   const Artifact& model_;
   const Progress& progress_;
+  // Of the layers that are tuned with their block, until they are.
+  std::map<std::string, std::shared_ptr<const Hessian>> block_hessians_;
   int64_t done_ = 0, total_ = 0;
 };
 
@@ -674,8 +716,10 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
                      const CalibrationData& data, const Progress& progress) {
   const OneThread one_thread;
   throw_if_error(check_plan(plan, model->program));
+  check_ranks(*model, plan);
   const bool solves_with_inputs =
-      std::any_of(plan.layers.begin(), plan.layers.end(), needs_inputs);
+      std::any_of(plan.layers.begin(), plan.layers.end(),
+                  [&plan](const LayerPlan& layer) { return plan.needs_inputs(layer); });
   const bool transforms_with_inputs =
       std::any_of(plan.transforms.begin(), plan.transforms.end(), transform_needs_inputs);
   const bool chooses = !plan.mixed.schemes.empty();

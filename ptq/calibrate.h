@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "kernels/artifact/artifact.h"
+#include "kernels/program/edits/low_rank.h"
 #include "ptq/plan.h"
 #include "ptq/progress.h"
 
@@ -45,12 +46,14 @@ struct Calibrated {
               // quantizes convolutions
   Plan plan;  // schemes with their calibrated scales
   std::map<std::string, CodedMatrix> weights;            // by tensor name
+  std::map<std::string, LowRankFactors> low_rank;        // likewise, beside them
   std::map<std::string, ActivationScheme> activations;   // by value name
   std::map<std::string, ActivationScheme> layer_inputs;  // by layer name
   struct Account {
     int64_t tokens = 0;
     double error = 0;
     double output_error = -1;
+    double rtn_error = -1, rtn_output_error = -1;  // LedgerEntry's
     std::string note;
   };
   std::map<std::string, Account> accounts;  // by tensor name

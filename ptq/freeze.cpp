@@ -57,6 +57,7 @@ class Freezer {
         add_packed(layer);
       }
     }
+    add_factors();
     for (const Node& node : result_.program.nodes) {
       for (const auto& [role, name] : node.parameters) add_parameter(node, role, name);
     }
@@ -105,6 +106,34 @@ class Freezer {
     (void)input_of(layer);
     ledger_[layer.tensor] = writer_->entry(layer.tensor);
     result_.tensors.erase(layer.tensor);
+  }
+
+  // What stands beside packed weights: nodes of their own.
+  void add_factors() {
+    std::map<std::string, LowRankFactors> factors;  // by node
+    for (const LayerPlan& layer : calibrated_.plan.layers) {
+      const auto found = calibrated_.low_rank.find(layer.tensor);
+      if (found != calibrated_.low_rank.end()) {
+        factors[layer.node] = found->second;
+      } else if (layer.rank > 0) {
+        throw failure(StatusCode::failed_precondition, layer.tensor,
+                      ": low-rank compensation of rank ", layer.rank,
+                      " is planned, so it needs factors; found none; calibrate first");
+      }
+    }
+    if (factors.empty()) return;
+    for (const std::string& name :
+         value_or_throw(insert_low_rank(result_.program, result_.tensors, factors))) {
+      const Tensor& values = result_.tensors.at(name);
+      ledger_[name] = {.tensor = name,
+                       .scheme = dtype_text(values.dtype),
+                       .method = "low_rank",
+                       .reason = "",
+                       .kernel = "",
+                       .parameters = values.numel(),
+                       .bits = static_cast<double>(values.bytes.size()) * 8,
+                       .note = ""};
+    }
   }
 
   LayerScheme input_of(const LayerPlan& layer) const {

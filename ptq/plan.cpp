@@ -6,6 +6,7 @@
 
 #include "kernels/program/edits/fold_batch_norm.h"
 #include "kernels/program/edits/fold_normalization.h"
+#include "kernels/program/edits/low_rank.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/moves_codes.h"
 
@@ -133,6 +134,31 @@ Status check_rule(const std::string& where, const ScaleRule& rule) {
         where,
         ": scale rule needs 0 < mse_lowest <= 1, mse_steps >= 1, mse_norm > 0; found ",
         rule.mse_lowest, ", ", rule.mse_steps, ", ", rule.mse_norm);
+  }
+  return ok_status();
+}
+
+// Factors are nodes beside a linear layer of a block that read floats, and belong to it
+// alone.
+Status check_rank(const LayerPlan& layer, const Node& node, const Plan& plan,
+                  const std::vector<Layer>& layers) {
+  if (layer.rank == 0) return ok_status();
+  const auto refuse_rank = [&layer](const auto&... found) {
+    return refuse(layer.node, ": low-rank compensation (rank ", layer.rank,
+                  ") stands beside a quantized linear layer of a block; found ", found...,
+                  "; set its rank to 0");
+  };
+  if (layer.rank < 0) return refuse_rank("a rank below 0");
+  if (layer.method == "float") return refuse_rank("one that stays float");
+  if (!takes_low_rank(node)) return refuse_rank(node.op, " ", node.name);
+  const bool reads_codes = layer.scheme.input.has_value() && !layer.scheme.input->dynamic;
+  if (!plan.activations.empty() || reads_codes)
+    return refuse_rank("static activations, whose layers read codes");
+  if (!plan.mixed.schemes.empty())
+    return refuse_rank("mixed precision, whose budget knows no factors");
+  for (const Layer& reader : layers) {
+    if (reader.tensor != layer.tensor || reader.name == layer.node) continue;
+    return refuse_rank(reader.name, ", which reads the same weight");
   }
   return ok_status();
 }
@@ -297,6 +323,16 @@ const LayerPlan* Plan::find(const std::string& tensor) const {
   return nullptr;
 }
 
+bool Plan::needs_inputs(const LayerPlan& layer) const {
+  if (layer.method == "float") return false;
+  return method_needs_inputs(layer.method) || (layer.rank > 0 && low_rank_on_outputs);
+}
+
+bool Plan::has_low_rank() const {
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const LayerPlan& layer) { return layer.rank > 0; });
+}
+
 Status check_plan(const Plan& plan, const Program& program) {
   NIBBLE_RETURN_IF_ERROR(check_options(plan));
   if (plan.bias_correction > 0 && plan.activations.empty()) {
@@ -326,6 +362,7 @@ Status check_plan(const Plan& plan, const Program& program) {
     }
     NIBBLE_RETURN_IF_ERROR(check_method(layer, plan, layers));
     NIBBLE_RETURN_IF_ERROR(check_rule(layer.node, layer.rule));
+    NIBBLE_RETURN_IF_ERROR(check_rank(layer, *found->second->node, plan, layers));
     if (layer.scheme.input) {
       const Node& node = *found->second->node;
       const bool codes = !layer.scheme.input->dynamic && reader_layer(node) == layer.node;

@@ -60,6 +60,7 @@ struct LayerPlan {
   std::string method;  // a row of ptq/methods/methods.inc ("rtn", "gptq"), or "float"
   ScaleRule rule;
   std::string reason;  // why, for "float"
+  int64_t rank = 0;    // of its low-rank compensation; 0: none
   // Of a layer that reads floats where the plan's other layers read static codes: why.
   std::string input_reason;
 };
@@ -89,6 +90,10 @@ struct Plan {
   AutoRoundOptions autoround;
   AdaRoundOptions adaround;
   MixedOptions mixed;
+  // Low-rank compensation (LayerPlan::rank, ptq/calibration/low_rank.h) minimises the
+  // error of the layer's outputs on the calibration data; false: of its weight, which
+  // needs none.
+  bool low_rank_on_outputs = true;
   int64_t calibration_sequences = 128;
   int64_t calibration_length = 512;  // tokens a sequence
   // A method that looks at inputs needs this many of an expert's tokens, or it fails and
@@ -97,6 +102,9 @@ struct Plan {
   static constexpr int64_t kFewTokens = 32;
   int64_t minimum_tokens_per_expert = kFewTokens;
   const LayerPlan* find(const std::string& tensor) const;
+  // Does finding its codes or factors look at calibration inputs?
+  bool needs_inputs(const LayerPlan& layer) const;
+  bool has_low_rank() const;
 };
 
 // Every layer of the program has exactly one row; methods and observers exist and can do

@@ -19,7 +19,7 @@ bool changes_the_model(const Plan& plan) {
 
 bool can_stream(const Plan& plan, const Program& program) {
   if (!program.is_language_model() || !plan.activations.empty()) return false;
-  if (changes_the_model(plan)) return false;
+  if (changes_the_model(plan) || plan.has_low_rank()) return false;
   return std::all_of(plan.layers.begin(), plan.layers.end(), [](const LayerPlan& layer) {
     if (layer.method == "float") return true;
     const Method* method = find_method(layer.method);

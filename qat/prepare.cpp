@@ -176,7 +176,8 @@ Calibrated finish(ProgramModule module, const Calibrated& before) {
     CodedMatrix coded = quantizer->coded(weight);
     Calibrated::Account& account = result.accounts[name];
     account.error = relative_error(weight, coded);
-    account.output_error = -1;  // calibration's figure was of another weight
+    // Calibration's figures were of another weight.
+    account.output_error = account.rtn_error = account.rtn_output_error = -1;
     account.note = "trained with quantization in the loop";
     for (LayerPlan& layer : result.plan.layers) {
       if (layer.tensor == name)

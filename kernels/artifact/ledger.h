@@ -21,7 +21,8 @@ inline constexpr const char* kImported = "imported";
 struct LedgerEntry {
   std::string tensor;  // "model.layers.0.self_attn.q_proj.weight"
   std::string scheme;  // the scheme's text, "f32" for what stays float
-  std::string method;  // "rtn", "gptq", "lsq", "float", "folded"; "ignored": of the
+  std::string method;  // "rtn", "gptq", "lsq", "float", "folded"; "low_rank": a
+                       // factor beside a packed weight; "ignored": of the
                        // checkpoint, not of the model (a head that no node reads);
                        // kImported: codes and scales of another tool's file
   std::string reason;  // why it is float, folded or ignored; empty for a quantized layer
@@ -32,6 +33,10 @@ struct LedgerEntry {
   double error = 0;          // relative squared error of the weight: |W - Q|^2 / |W|^2
   double output_error = -1;  // the same of the layer's output on the calibration data;
                              // -1: not known
+  // The same two, had the weight that the method was given been rounded to nearest under
+  // this scheme and the recipe's scale rule (method rtn); -1: not known.
+  double rtn_error = -1;
+  double rtn_output_error = -1;
   std::string note;  // "damping 0.01 -> 0.1" and the like
   bool operator==(const LedgerEntry&) const = default;
 };

@@ -42,12 +42,15 @@ Json json_of(const ManifestWeight& weight) {
 }
 
 Json json_of(const LedgerEntry& entry) {
-  return {{"tensor", entry.tensor}, {"scheme", entry.scheme},
-          {"method", entry.method}, {"reason", entry.reason},
-          {"kernel", entry.kernel}, {"parameters", entry.parameters},
-          {"bits", entry.bits},     {"tokens", entry.tokens},
-          {"error", entry.error},   {"output_error", entry.output_error},
-          {"note", entry.note}};
+  Json json = {{"tensor", entry.tensor}, {"scheme", entry.scheme},
+               {"method", entry.method}, {"reason", entry.reason},
+               {"kernel", entry.kernel}, {"parameters", entry.parameters},
+               {"bits", entry.bits},     {"tokens", entry.tokens},
+               {"error", entry.error},   {"output_error", entry.output_error}};
+  if (entry.rtn_error >= 0) json["rtn_error"] = entry.rtn_error;
+  if (entry.rtn_output_error >= 0) json["rtn_output_error"] = entry.rtn_output_error;
+  json["note"] = entry.note;
+  return json;
 }
 
 Json json_of(const Provenance& provenance) {
@@ -79,6 +82,10 @@ Status check_figures(const Manifest& manifest) {
     NIBBLE_RETURN_IF_ERROR(check(entry.tensor, "the ledger's error", entry.error));
     NIBBLE_RETURN_IF_ERROR(
         check(entry.tensor, "the ledger's output_error", entry.output_error));
+    NIBBLE_RETURN_IF_ERROR(
+        check(entry.tensor, "the ledger's rtn_error", entry.rtn_error));
+    NIBBLE_RETURN_IF_ERROR(
+        check(entry.tensor, "the ledger's rtn_output_error", entry.rtn_output_error));
   }
   for (const auto& [name, weight] : manifest.weights) {
     NIBBLE_RETURN_IF_ERROR(check(name, "scale_shift", weight.scale_shift));
@@ -152,6 +159,8 @@ LedgerEntry entry_from(const Json& json) {
   entry.tokens = json.at("tokens").get<int64_t>();
   entry.error = json.at("error").get<double>();
   entry.output_error = json.at("output_error").get<double>();
+  entry.rtn_error = json.value("rtn_error", -1.0);
+  entry.rtn_output_error = json.value("rtn_output_error", -1.0);
   entry.note = json.at("note").get<std::string>();
   return entry;
 }

@@ -16,6 +16,8 @@ LedgerEntry ledger_entry(const LayerPlan& layer, const CodedMatrix& coded,
   entry.tokens = account.tokens;
   entry.error = account.error;
   entry.output_error = account.output_error;
+  entry.rtn_error = account.rtn_error;
+  entry.rtn_output_error = account.rtn_output_error;
   entry.note = account.note;
   if (!layer.input_reason.empty()) {
     entry.note += cat(entry.note.empty() ? "" : "; ",

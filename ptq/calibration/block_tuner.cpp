@@ -9,6 +9,7 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/splitmix64.h"
 #include "ptq/error.h"
+#include "ptq/methods/low_rank.h"
 #include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
 
@@ -160,6 +161,11 @@ class Tuner {
         throw_if_error(dequantize(
             solved->second,
             {weight.data_ptr<float>(), solved->second.rows, solved->second.cols}));
+        if (const auto factors = problem.low_rank.find(name);
+            factors != problem.low_rank.end()) {
+          add_factors(factors->second, {weight.data_ptr<float>(), solved->second.rows,
+                                        solved->second.cols});
+        }
         fixed_[name] = weight;
       }
     }

@@ -36,6 +36,7 @@ struct BlockProblem {
   // A sample each: what the float model has live at end of what the block makes.
   std::vector<ValueStream::Values> targets;
   std::vector<std::string> tensors;  // the weights to be tuned
+  const std::map<std::string, LowRankFactors>& low_rank;  // beside weights solved before
   InputRounding rounding;            // of quantized activations, straight through
 };
 

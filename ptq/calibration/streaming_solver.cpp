@@ -7,6 +7,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/layer_account.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sharded_hessian.h"
 #include "ptq/error.h"
@@ -135,6 +136,7 @@ struct StreamingSolver::Outcome {
       }
     }
     put_values(text, std::vector<double>{account.error, account.output_error,
+                                         account.rtn_error, account.rtn_output_error,
                                          static_cast<double>(account.tokens)});
     put_values(text, std::vector<char>(account.note.begin(), account.note.end()));
     return text;
@@ -164,7 +166,9 @@ struct StreamingSolver::Outcome {
     const std::vector<double> figures = take_values<double>(text);
     outcome.account.error = figures.at(0);
     outcome.account.output_error = figures.at(1);
-    outcome.account.tokens = static_cast<int64_t>(figures.at(2));
+    outcome.account.rtn_error = figures.at(2);
+    outcome.account.rtn_output_error = figures.at(3);
+    outcome.account.tokens = static_cast<int64_t>(figures.at(4));
     const std::vector<char> note = take_values<char>(text);
     outcome.account.note.assign(note.begin(), note.end());
     return outcome;
@@ -538,11 +542,7 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
       .inputs = inputs,
       .adaround = plan_.adaround};
   SolvedLayer solved = method_of(layer)->solve(problem);
-  LayerAccount account{.tokens = inputs ? inputs->tokens() : 0,
-                       .error = weight_error(problem.weight, solved.coded),
-                       .output_error = -1,
-                       .note = std::move(solved.note)};
-  if (inputs) account.output_error = output_error(problem.weight, solved.coded, *inputs);
+  LayerAccount account = layer_account(problem, layer.method, solved);
   return {std::move(solved.coded), std::move(account)};
 }
 

@@ -60,6 +60,10 @@ class Hessian {
     }
     return std::static_pointer_cast<const T>(derived_);
   }
+  void forget_derived() const {
+    const std::lock_guard<std::recursive_mutex> lock(*mutex_);
+    derived_ = nullptr;
+  }
 
  private:
   int64_t columns_;

@@ -70,4 +70,14 @@ double weight_error(MatrixView<const float> weight, const CodedMatrix& coded);
 double output_error(MatrixView<const float> weight, const CodedMatrix& coded,
                     const Hessian& inputs);
 
+// The same two of several matrices Q [out, in] that should stand for one weight; `output`
+// is -1 without inputs.
+struct LayerError {
+  double weight = 0, output = -1;
+};
+std::vector<LayerError> layer_errors(
+    MatrixView<const float> weight,
+    const std::vector<MatrixView<const float>>& approximations, const Hessian* inputs);
+std::vector<float> dequantized(const CodedMatrix& coded);  // [rows * cols]
+
 }  // namespace nibble

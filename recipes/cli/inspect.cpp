@@ -22,7 +22,7 @@ struct LayerLine {
   std::string tensor, op, scheme, method, activation;
   std::vector<int64_t> shape;
   int64_t bytes = 0;
-  double bits = 0, error = 0;
+  double bits = 0, error = 0, rtn_error = -1, output_error = -1, rtn_output_error = -1;
   std::optional<WeightStatistics> statistics;  // of a float layer
 };
 
@@ -68,6 +68,9 @@ std::vector<LayerLine> parameter_lines(const Artifact& model) {
       if (const LedgerEntry* entry = model.ledger.find(tensor)) {
         line.method = entry->method;
         line.error = entry->error;
+        line.rtn_error = entry->rtn_error;
+        line.output_error = entry->output_error;
+        line.rtn_output_error = entry->rtn_output_error;
       }
       const auto layer = model.layers.find(tensor);
       if (layer != model.layers.end() && layer->second.input) {
@@ -190,6 +193,8 @@ Json to_json(const Artifact& model, const Measurement& size,
                       {"tokens", entry.tokens},
                       {"error", entry.error},
                       {"output_error", entry.output_error},
+                      {"rtn_error", entry.rtn_error},
+                      {"rtn_output_error", entry.rtn_output_error},
                       {"note", entry.note}});
   }
   Json files = Json::array();
@@ -263,6 +268,13 @@ std::string recipes_text(const std::vector<RecipeLine>& recipes) {
   return "\nWhat the built-in recipes would make of it\n" + table_text(rows) + refused;
 }
 
+// "0.0121 -> 0.00412": by rounding to nearest, and as it is; one figure where the first
+// is not known.
+std::string before_and_after(double before, double after) {
+  return (before >= 0 ? number_text(before, 3) + " -> " : std::string()) +
+         number_text(after, 3);
+}
+
 std::string to_text(const Artifact& model, const Measurement& size,
                     const std::vector<LayerLine>& lines,
                     const std::vector<RecipeLine>& recipes) {
@@ -271,7 +283,8 @@ std::string to_text(const Artifact& model, const Measurement& size,
   const bool quantized = model.is_quantized();
   std::vector<std::vector<std::string>> rows = {
       {"tensor", "op", "shape", "scheme", "bits", "size",
-       quantized ? "method" : "peak/rms", quantized ? "error" : "kurtosis"}};
+       quantized ? "method" : "peak/rms", quantized ? "rtn -> error" : "kurtosis"}};
+  if (quantized) rows[0].push_back("of outputs");
   for (const LayerLine& line : lines) {
     int64_t numel = 1;
     for (const int64_t n : line.shape) numel *= n;
@@ -282,7 +295,12 @@ std::string to_text(const Artifact& model, const Measurement& size,
                     number_text(line.bits, 4), bytes_text(line.bytes)});
     if (quantized) {
       rows.back().push_back(line.method.empty() ? "-" : line.method);
-      rows.back().push_back(line.error > 0 ? number_text(line.error, 3) : "-");
+      rows.back().push_back(line.error > 0 ? before_and_after(line.rtn_error, line.error)
+                                           : "-");
+      rows.back().push_back(
+          line.output_error >= 0
+              ? before_and_after(line.rtn_output_error, line.output_error)
+              : "-");
     } else {
       rows.back().push_back(line.statistics ? number_text(line.statistics->peak, 3)
                                             : "-");

@@ -296,6 +296,10 @@ Status check_deployment(const Plan& plan, const Artifact& model, const std::stri
                    "it does not split a layer over devices; found tensor-parallel ",
                    tensor_parallel, "; leave it out");
   }
+  if (plan.has_low_rank() && std::string_view(target->format) != "onnx") {
+    return refused(
+        *target, "its layers have no factors beside them; found low_rank; leave it out");
+  }
   const Check check(*target, model, tensor_parallel);
   NIBBLE_RETURN_IF_ERROR(check.heads());
   for (const Layer& layer : layers_of(model.program)) {

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "kernels/base/json.h"
+#include "kernels/program/edits/low_rank.h"
 #include "kernels/program/layers.h"
 #include "kernels/program/never_negative.h"
 #include "recipes/recipe/nearest_name.h"
@@ -172,6 +173,17 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Layer& of
   return ok_status();
 }
 
+// Of the factors beside a quantized layer. The ends of a model have none.
+Result<int64_t> rank_of(const Recipe& recipe, const LayerRule& rule, const Layer& of) {
+  const int64_t asked = rule.low_rank.value_or(recipe.low_rank_rank);
+  if (asked == 0 || takes_low_rank(*of.node)) return asked;
+  const bool inside = of.node->block >= 0 && of.node->block != kLastBlock;
+  if (!rule.low_rank && !inside) return 0;
+  return wrong(place_of(recipe, rule),
+               "low_rank stands beside linear layers of blocks; found ", of.node->op, " ",
+               of.name, "; allowed: low_rank: 0 in a rule for it");
+}
+
 Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule, const Layer& of,
                              const Program& program, const Plan& plan) {
   const std::string where = place_of(recipe, rule);
@@ -201,6 +213,7 @@ Result<LayerPlan> plan_layer(const Recipe& recipe, const LayerRule& rule, const 
     NIBBLE_RETURN_IF_ERROR(check_integer_weight(where, of, layer.scheme.weight));
   }
   NIBBLE_RETURN_IF_ERROR(input_scheme(recipe, rule, of, program, plan, layer));
+  NIBBLE_ASSIGN_OR_RETURN(layer.rank, rank_of(recipe, rule, of));
   return layer;
 }
 
@@ -348,6 +361,7 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
       plan.mixed.schemes.push_back(scheme);
     }
   }
+  plan.low_rank_on_outputs = recipe.low_rank_error == "outputs";
   plan.transforms = recipe.transform_list();
   plan.smoothquant_alpha = recipe.smoothquant_alpha;
   plan.equalize_alpha = recipe.equalize_alpha;
@@ -386,6 +400,12 @@ Result<Plan> make_plan(const Recipe& recipe, const Program& program) {
                    layer.tensor, "; found ", tied->method, " for one and ", layer.method,
                    " for the other; allowed: the same scheme and method for both");
     }
+  }
+  if (recipe.uses_low_rank() && !plan.has_low_rank()) {
+    return wrong(
+        recipe.source,
+        "low_rank stands beside quantized linear layers of blocks; found none in ",
+        program.architecture, "; allowed: leave it out");
   }
   if (!quantizes) {
     return wrong(

@@ -34,6 +34,7 @@ constexpr int64_t kPool = 64 << 20;
 // Bytes a weight while its layer is solved: f32 weights, targets, scales and offsets of
 // each element, codes, and what the scale search makes.
 constexpr int64_t kSolved = 21, kRounded = 12;
+constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
 int64_t total(const std::vector<MemoryPart>& parts) {
@@ -109,8 +110,7 @@ class CalibrationPeak {
     const auto add = [&](const Node& reader) {
       for (const Layer& mine : layers_of(reader)) {
         const LayerPlan* layer = plan_.find(mine.tensor);
-        if (layer != nullptr && method_needs_inputs(layer->method))
-          layers.push_back(layer);
+        if (layer != nullptr && plan_.needs_inputs(*layer)) layers.push_back(layer);
       }
     };
     add(node);
@@ -225,9 +225,12 @@ PlanSize predict_size(const Plan& plan, const Artifact& model) {
       bytes += static_cast<double>(tensor->second.bytes.size());
       continue;
     }
-    const double stored = bits_per_value(layer->scheme.weight, tensor->second.rows(),
-                                         tensor->second.cols()) *
-                          static_cast<double>(count) / 8;
+    const double stored =
+        bits_per_value(layer->scheme.weight, tensor->second.rows(),
+                       tensor->second.cols()) *
+            static_cast<double>(count) / 8 +
+        static_cast<double>(layer->rank * kFactorBytes *
+                            (tensor->second.rows() + tensor->second.cols()));
     ++out.quantized_layers;
     quantized += count;
     quantized_bytes += stored;
@@ -271,9 +274,9 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
     const int64_t rows = std::max<int64_t>(model.program.context_length, 1);
     const int64_t logits =
         std::min(kLogits, rows * std::max<int64_t>(model.program.vocabulary, 1) * 4);
-    const bool products = std::any_of(
-        plan.layers.begin(), plan.layers.end(),
-        [](const LayerPlan& layer) { return method_needs_inputs(layer.method); });
+    const bool products =
+        std::any_of(plan.layers.begin(), plan.layers.end(),
+                    [&plan](const LayerPlan& layer) { return plan.needs_inputs(layer); });
     const std::vector<MemoryPart> evaluation = {
         {"the program with LibTorch", kProgram + (products ? kProducts : 0)},
         {"the artifact and its kernels' copy", 2 * artifact},

@@ -1,7 +1,8 @@
 // What a plan will cost in bytes, before anything is quantized.
 //
-// predict_size: exactly what the artifact's weights will take, scales, zero points and
-// minima counted; parameters that no layer quantizes keep their own type.
+// predict_size: exactly what the artifact's weights will take, scales, zero points,
+// minima and low-rank factors counted; parameters that no layer quantizes keep their own
+// type.
 //
 // plan_memory: the peak of quantize's resident memory (anonymous memory and the pages of
 // mapped files that it holds: VmHWM), which calibration has or the evaluation of both

@@ -15,8 +15,8 @@
 namespace nibble {
 namespace {
 
-constexpr const char* kRuleKeys[] = {"pattern", "weight", "method",
-                                     "input",   "reason", "optional"};
+constexpr const char* kRuleKeys[] = {"pattern", "weight",   "method",  "input",
+                                     "reason",  "low_rank", "optional"};
 
 // Where in the recipe something stands, as messages say it: "my.yaml:7".
 std::string place(const std::string& source, const YAML::Mark& mark) {
@@ -82,6 +82,8 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   }
   if (starts("rotation.")) return !recipe.rotation.empty();
   if (key == "transforms") return !recipe.transforms.empty();
+  if (key == "low_rank.rank") return recipe.low_rank_rank > 0;
+  if (key == "low_rank.error") return recipe.uses_low_rank();
   if (key == "mixed.schemes") return recipe.is_mixed();
   if (key == "mixed.bits") return recipe.mixed_bits > 0;
   if (key == "mixed.megabytes") return recipe.mixed_megabytes > 0;
@@ -219,6 +221,7 @@ class Parser {
       NIBBLE_RETURN_IF_ERROR(
           scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
     }
+    NIBBLE_RETURN_IF_ERROR(check_low_rank());
     const bool groups_late = recipe_->gptq.act_order &&
                              !recipe_->gptq.static_groups && !recipe_->gptq.group_aware;
     if (recipe_->uses_method("gptq") && groups_late) {
@@ -239,6 +242,28 @@ class Parser {
   std::string place_of(const std::string& key) const {
     const auto found = places_.find(key);
     return found == places_.end() ? source_ : found->second;
+  }
+
+  // Where factors cannot stand; which layers can have them is make_plan's to say.
+  Status check_low_rank() const {
+    if (!recipe_->uses_low_rank()) return ok_status();
+    const std::string where = place_of("low_rank.rank");
+    if (recipe_->kind != "ptq") {
+      return wrong(where, "low_rank is for recipes of kind ptq; found kind ",
+                   recipe_->kind, "; allowed: leave it out",
+                   recipe_->kind == "lora" ? " (lora.merge: false keeps adapters)" : "");
+    }
+    if (recipe_->static_activations) {
+      return wrong(where,
+                   "low_rank stands beside layers that read floats; found "
+                   "activations.static, whose layers read codes; allowed: leave it out");
+    }
+    if (recipe_->is_mixed()) {
+      return wrong(where,
+                   "low_rank: the budget of mixed precision knows no factors; found "
+                   "both; allowed: one of them");
+    }
+    return ok_status();
   }
 
   // `weight` replaces bits, group, symmetric and scale: giving both at the same level is
@@ -363,6 +388,10 @@ class Parser {
       return wrong(start, "a float layer has no method and no input scheme; found ",
                    rule.method.empty() ? "input" : "method", "; allowed: leave it out");
     }
+    if (rule.weight == "float" && rule.low_rank.value_or(0) > 0) {
+      return wrong(start, "a float layer has nothing to make up for; found low_rank ",
+                   *rule.low_rank, "; allowed: leave it out");
+    }
     return ok_status();
   }
 
@@ -385,6 +414,12 @@ class Parser {
       const Status status = assign_setting(*find_setting("method"), value, ignored);
       if (!status.ok()) return prefixed(where, status);
       rule.method = value;
+    }
+    if (key == "low_rank") {
+      Recipe asked;
+      const Status status = assign_setting(*find_setting("low_rank.rank"), value, asked);
+      if (!status.ok()) return prefixed(where, status);
+      rule.low_rank = asked.low_rank_rank;
     }
     if (key == "optional") {
       if (value != "true" && value != "false") {
@@ -447,6 +482,12 @@ bool Recipe::uses_method(const std::string& name) const {
   return false;
 }
 
+bool Recipe::uses_low_rank() const {
+  return std::any_of(layers.begin(), layers.end(), [this](const LayerRule& rule) {
+    return rule.weight != "float" && rule.low_rank.value_or(low_rank_rank) > 0;
+  });
+}
+
 std::vector<std::string> comma_list(const std::string& text) {
   std::vector<std::string> names;
   for (size_t begin = 0; begin < text.size();) {
@@ -488,6 +529,7 @@ bool Recipe::kv_needs_calibration() const {
 
 bool Recipe::needs_calibration() const {
   if (static_activations || is_mixed() || kv_needs_calibration()) return true;
+  if (uses_low_rank() && low_rank_error == "outputs") return true;
   for (const std::string& name : transform_list()) {
     if (transform_needs_inputs(name)) return true;
   }
@@ -579,6 +621,7 @@ std::string print_recipe(const Recipe& recipe) {
     } else if (!rule.input.empty()) {
       text += "    input: " + yaml_text(rule.input) + "\n";
     }
+    if (rule.low_rank) text += cat("    low_rank: ", *rule.low_rank, "\n");
     if (!rule.reason.empty()) text += "    reason: " + yaml_text(rule.reason) + "\n";
     if (rule.optional) text += "    optional: true\n";
   }

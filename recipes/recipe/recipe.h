@@ -9,6 +9,7 @@
 // for a recipe or file that does not exist. Every key with its meaning: recipe_keys().
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct LayerRule {
                                // "float": this layer reads floats (static recipes)
   std::string input_unsigned;  // the same after a ReLU (static recipes)
   std::string reason;          // why it, or its input, stays float
+  std::optional<int64_t> low_rank;  // of the factors beside it; none: the recipe's
   bool optional = false;  // may match nothing (built-ins serve several architectures)
   int line = 0;
   bool operator==(const LayerRule&) const = default;
@@ -62,6 +64,10 @@ struct Recipe {
   GptqOptions gptq;
   AutoRoundOptions autoround;
   AdaRoundOptions adaround;
+  // Low-rank compensation of the quantized linear layers of blocks, 0: none; of the error
+  // of their outputs or of their weights.
+  int64_t low_rank_rank = 0;
+  std::string low_rank_error = "outputs";
   // Mixed precision: schemes with commas between, and one budget; 0: none.
   std::string mixed_schemes;
   double mixed_bits = 0, mixed_megabytes = 0, mixed_milliseconds = 0;
@@ -117,6 +123,7 @@ struct Recipe {
   std::vector<std::string> transform_list() const;
   Result<RotateOptions> rotate_options() const;  // invalid_argument: no such part
   bool uses_method(const std::string& name) const;
+  bool uses_low_rank() const;
   bool needs_calibration() const;  // a method or an observer looks at data
   bool kv_needs_calibration() const;  // kv is static and brings no scale
 };

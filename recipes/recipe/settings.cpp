@@ -202,6 +202,14 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(adaround.rows)},
       {"adaround.batch", "", 1, 1e8, kQuantizing, "of them, in a step",
        NIBBLE_TARGET(adaround.batch)},
+      {"low_rank.rank", "", 0, 65536, kPtq,
+       "of two thin matrices beside each quantized linear layer of a block, which give "
+       "back what quantization took; 0: none (a rule's low_rank decides for its layers)",
+       NIBBLE_TARGET(low_rank_rank)},
+      {"low_rank.error", "outputs|weights", 0, 0, kPtq,
+       "what they minimise: the error of the layer's outputs on the calibration data, or "
+       "that of its weight, without data",
+       NIBBLE_TARGET(low_rank_error)},
       {"mixed.schemes", "", 0, 0, kQuantizing,
        "what each quantized layer may become, commas between",
        NIBBLE_TARGET(mixed_schemes)},

@@ -60,16 +60,20 @@ std::string html_table(const std::vector<std::vector<std::string>>& rows,
 std::vector<std::vector<std::string>> ledger_rows(const Ledger& ledger) {
   std::vector<std::vector<std::string>> rows = {
       {"tensor", "scheme", "method", "parameters", "bits each", "weight error",
-       "output error", "rows seen", "kernel", "reason or note"}};
+       "by nearest", "output error", "by nearest", "rows seen", "kernel",
+       "reason or note"}};
+  const auto known = [](double error) {
+    return error >= 0 ? number_text(error, 3) : std::string();
+  };
   for (const LedgerEntry& entry : ledger.entries) {
     const double each =
         entry.parameters > 0 ? entry.bits / static_cast<double>(entry.parameters) : 0;
-    rows.push_back({entry.tensor, entry.scheme, entry.method, cat(entry.parameters),
-                    number_text(each, 4),
-                    entry.error > 0 ? number_text(entry.error, 3) : "",
-                    entry.output_error >= 0 ? number_text(entry.output_error, 3) : "",
-                    entry.tokens > 0 ? cat(entry.tokens) : "", entry.kernel,
-                    entry.reason.empty() ? entry.note : entry.reason});
+    rows.push_back(
+        {entry.tensor, entry.scheme, entry.method, cat(entry.parameters),
+         number_text(each, 4), entry.error > 0 ? number_text(entry.error, 3) : "",
+         known(entry.rtn_error), known(entry.output_error), known(entry.rtn_output_error),
+         entry.tokens > 0 ? cat(entry.tokens) : "", entry.kernel,
+         entry.reason.empty() ? entry.note : entry.reason});
   }
   return rows;
 }

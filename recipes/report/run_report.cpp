@@ -3,6 +3,7 @@
 #include <set>
 
 #include "kernels/base/json.h"
+#include "kernels/program/edits/low_rank.h"
 #include "kernels/runtime/kv_cache.h"
 #include "recipes/report/quality_json.h"
 #include "recipes/report/text_table.h"
@@ -135,8 +136,15 @@ Measurement measure_size(const Artifact& model, const std::string& name) {
   for (const Node& node : model.program.nodes) {
     for (const auto& [role, tensor] : node.parameters) named.insert(tensor);
   }
+  // Adapters take room and are no weights of the model: those of packed layers are
+  // theirs.
+  const std::set<std::string> adapters = low_rank_tensors(model.program);
   for (const auto& [tensor, value] : model.tensors) {
-    if (named.count(tensor) > 0) parameters += value.numel();
+    if (adapters.count(tensor) > 0) {
+      quantized_bytes += static_cast<int64_t>(value.bytes.size());
+    } else if (named.count(tensor) > 0) {
+      parameters += value.numel();
+    }
   }
   for (const auto& [tensor, packed] : model.packed) {
     parameters += packed.rows * packed.cols;
@@ -354,6 +362,8 @@ std::string report_json(const RunReport& report) {
                       {"method", entry.method},
                       {"error", entry.error},
                       {"output_error", entry.output_error},
+                      {"rtn_error", entry.rtn_error},
+                      {"rtn_output_error", entry.rtn_output_error},
                       {"bits", entry.bits},
                       {"parameters", entry.parameters}});
   }

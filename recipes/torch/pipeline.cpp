@@ -63,6 +63,21 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
+  // A rotated model is held whole: its tensors are no longer those of the file.
+  const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
+  if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
+    return error(
+        StatusCode::unsupported,
+        "[quantize] --memory and mpirun: a language model whose layers are rounded "
+        "or solved by rtn or gptq, without rotation or low_rank, is required; found ",
+        recipe.name, plan.has_low_rank() ? " with low_rank" : "", "; leave them out");
+  }
+  if (!streams && !at::Device(request.device).is_cpu()) {
+    return error(StatusCode::unsupported, "[quantize] --device ", request.device,
+                 ": a language model whose layers are rounded or solved by rtn or gptq, "
+                 "without rotation or low_rank, is required; found ",
+                 recipe.name, "; leave it out");
+  }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));
   if (recipe.needs_calibration() && request.data.empty()) {
@@ -129,21 +144,6 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   Provenance provenance = model->provenance;
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
-  // A rotated model is held whole: its tensors are no longer those of the file.
-  const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
-  if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
-    return error(StatusCode::unsupported,
-                 "[quantize] --memory and mpirun: a language model whose layers are rounded "
-                 "or solved by rtn or gptq, without rotation, is required; found ",
-                 recipe.name, "; leave them out");
-  }
-  if (!streams && !at::Device(request.device).is_cpu()) {
-    return error(
-        StatusCode::unsupported, "[quantize] --device ", request.device,
-        ": a language model whose layers "
-        "are rounded or solved by rtn or gptq, without rotation, is required; found ",
-        recipe.name, "; leave it out");
-  }
   StreamedRun run(request, planned, plan, calibration, memory);
   Artifact frozen;
   if (streams) {

@@ -121,6 +121,16 @@ TEST(LowRank, SaysWhatIsWrong) {
   m = model();
   ASSERT_TRUE(add_low_rank(m.program, m.tensors, m.shapes, {}).ok());
   EXPECT_THAT(refused({}), HasSubstr("a model without adapters was required"));
+  EXPECT_EQ(low_rank_tensors(m.program),
+            (std::set<std::string>{"up.lora_A.weight", "up.lora_B.weight",
+                                   "down.lora_A.weight", "down.lora_B.weight"}));
+  m = model();
+  for (const char* name : {"head", "nothing"}) {
+    EXPECT_THAT(insert_low_rank(m.program, m.tensors, {{name, {}}}).status().message(),
+                HasSubstr(cat("[low rank] ", name,
+                              ": a linear layer inside a block was "
+                              "required; found ")));
+  }
 }
 
 }  // namespace

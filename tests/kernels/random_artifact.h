@@ -135,6 +135,8 @@ inline Result<Artifact> random_artifact(uint64_t seed,
       entry.parameters = 1 + static_cast<int64_t>(random.below(1000));
       entry.bits = random.uniform() * 1e6;
       entry.error = random.uniform() / 3;
+      if (is_packed) entry.rtn_error = 1.5 * entry.error;  // absent where it stays -1
+      if (is_packed && entry.error < 0.2) entry.rtn_output_error = entry.error / 3;
       artifact.ledger.entries.push_back(entry);
     }
   }

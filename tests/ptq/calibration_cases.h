@@ -5,6 +5,7 @@
 
 #include "ptq/calibrate.h"
 #include "ptq/error.h"
+#include "ptq/methods/low_rank.h"
 #include "tests/ptq/small_models.h"
 
 namespace nibble::testing {
@@ -51,7 +52,10 @@ inline double distance(const Artifact& model, const Calibrated& calibrated,
   after->eval();
   for (const auto& [tensor, coded] : calibrated.weights) {
     at::Tensor values = at::empty({coded.rows, coded.cols});
-    throw_if_error(dequantize(coded, {values.data_ptr<float>(), coded.rows, coded.cols}));
+    const MatrixView<float> view(values.data_ptr<float>(), coded.rows, coded.cols);
+    throw_if_error(dequantize(coded, view));
+    const auto factors = calibrated.low_rank.find(tensor);
+    if (factors != calibrated.low_rank.end()) add_factors(factors->second, view);
     after->set_parameter(tensor, values);
   }
   double sum = 0;

@@ -102,7 +102,7 @@ TEST_F(CliRotation, InputsOfFourBitsLoseLessWhenRotated) {
   const Outcome capped = quantize({"--recipe", "w4a4-rotated", "--memory", "1GiB",
                                    "--output", path("no")});
   EXPECT_EQ(capped.code, 5) << capped.error;
-  EXPECT_THAT(capped.error, HasSubstr("without rotation, is required"));
+  EXPECT_THAT(capped.error, HasSubstr("without rotation or low_rank, is required"));
 }
 
 }  // namespace

@@ -55,9 +55,10 @@ TEST(PredictSize, IsWhatQuantizeMakes) {
   const auto folder = directory.path() / "llama";
   const Artifact model = small_llama(folder);
   for (const std::string recipe : {"w8a16", "w4a16-rtn"}) {
-    const std::vector<std::string> settings = recipe == "w8a16"
-                                                  ? std::vector<std::string>{}
-                                                  : std::vector<std::string>{"group=20"};
+    const auto settings = recipe == "w8a16"
+                              ? std::vector<std::string>{}
+                              : std::vector<std::string>{"group=20", "low_rank.rank=3",
+                                                         "low_rank.error=weights"};
     const PlanSize size = predict_size(plan_of(model, recipe, settings), model);
     std::vector<std::string> command = {"quantize", folder,     "--recipe",
                                         recipe,     "--output", directory.path() / recipe,

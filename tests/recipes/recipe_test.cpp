@@ -154,6 +154,17 @@ INSTANTIATE_TEST_SUITE_P(
               "[recipe] my.yaml:5: method takes rtn or gptq or imatrix or awq or hqq or "
               "autoround or adaround; found 'gptk' (did you mean "
               "'gptq'?)"},
+        Wrong{
+            "method: rtn", "method: rtn\nlow_rank:\n  error: both",
+            "[recipe] my.yaml:7: low_rank.error takes outputs or weights; found 'both'"},
+        Wrong{"weight: float", "weight: float\n    low_rank: 4",
+              "[recipe] my.yaml:7: a float layer has nothing to make up for; found "
+              "low_rank 4; allowed: leave it out"},
+        Wrong{"pattern: \"*\"", "pattern: \"*\"\n    low_rank: -1",
+              "[recipe] my.yaml:11: low_rank.rank takes an integer, 0 to 65536; found "
+              "'-1'"},
+        Wrong{"kind: ptq\nbits: 4", "kind: qat\nbits: 4\nlow_rank:\n  rank: 4",
+              "low_rank.rank means nothing in a recipe of kind qat"},
         Wrong{"bits: 4", "bits: four",
               "[recipe] my.yaml:3: bits takes an integer, 2 to 8; found 'four'"},
         Wrong{"bits: 4", "bits: 9",

@@ -57,6 +57,8 @@ RunReport sample_report() {
                             .tokens = 100,
                             .error = 0.0123,
                             .output_error = 0.0045,
+                            .rtn_error = 0.0101,
+                            .rtn_output_error = 0.0209,
                             .note = "damping 0.01"}};
   report.loss = {{1, 6.5, 0.001}, {2, 5.25, 0.0005}};
   return report;
@@ -83,6 +85,8 @@ TEST(Report, JsonIsOneObject) {
   EXPECT_EQ(json["after"]["decode_tokens_per_second"]["median"], 1234.5);
   EXPECT_EQ(json["before"]["perplexity"], 15.18665);
   EXPECT_EQ(json["layers"][0]["output_error"], 0.0045);
+  EXPECT_EQ(json["layers"][0]["rtn_error"], 0.0101);
+  EXPECT_EQ(json["layers"][0]["rtn_output_error"], 0.0209);
   EXPECT_EQ(json["loss"][1]["loss"], 5.25);
 }
 
@@ -105,6 +109,9 @@ TEST(Report, ThePageStandsAloneAndRepeatsItself) {
     EXPECT_TRUE(holds(page, canvas));
   }
   EXPECT_TRUE(holds(page, "<td>15.1867 [14.50, 16.25]</td>"));
+  for (const char* figure : {"by nearest", "0.0123", "0.0101", "0.00450", "0.0209"}) {
+    EXPECT_TRUE(holds(page, figure)) << figure;
+  }
   // Speed is another machine's: it must not change the page's bytes.
   report.after.speed->decode.median = 7;
   report.output = "elsewhere";

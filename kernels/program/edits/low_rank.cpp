@@ -50,6 +50,13 @@ Result<std::vector<float>> floats_of(const std::map<std::string, Tensor>& tensor
   return to_float(found->second);
 }
 
+Status without_adapters(const Program& program) {
+  if (!has_low_rank(program)) return ok_status();
+  return error(StatusCode::invalid_argument,
+               "[low rank] a model without adapters was required; found some; merge "
+               "them first");
+}
+
 }  // namespace
 
 bool has_low_rank(const Program& program) {
@@ -58,50 +65,46 @@ bool has_low_rank(const Program& program) {
   });
 }
 
-Result<std::vector<std::string>> add_low_rank(Program& program,
-                                              std::map<std::string, Tensor>& tensors,
-                                              const WeightShapes& shapes,
-                                              const LowRankOptions& options) {
-  if (options.rank < 1) {
-    return error(StatusCode::invalid_argument,
-                 "[low rank] rank: 1 or more was required; found ", options.rank,
-                 "; 8 to 64 are usual");
+std::set<std::string> low_rank_tensors(const Program& program) {
+  std::set<std::string> names;
+  for (const Node& node : program.nodes) {
+    if (node.op == "linear" && (node.name.ends_with(kA) || node.name.ends_with(kB)))
+      names.insert(node.parameter("weight"));
   }
-  if (has_low_rank(program)) {
-    return error(StatusCode::invalid_argument,
-                 "[low rank] a model without adapters was required; found some; merge "
-                 "them first");
+  return names;
+}
+
+bool takes_low_rank(const Node& node) {
+  return node.op == "linear" && node.block >= 0 && node.block != kLastBlock;
+}
+
+Result<std::vector<std::string>> insert_low_rank(
+    Program& program, std::map<std::string, Tensor>& tensors,
+    const std::map<std::string, LowRankFactors>& factors) {
+  NIBBLE_RETURN_IF_ERROR(without_adapters(program));
+  for (const auto& [name, factor] : factors) {
+    const Node* node = program.find(name);
+    if (node != nullptr && takes_low_rank(*node)) continue;
+    return error(StatusCode::invalid_argument, "[low rank] ", name,
+                 ": a linear layer inside a block was required; found ",
+                 node == nullptr ? "no node" : node->op);
   }
   std::vector<Node> nodes;
   std::vector<std::string> added;
-  SplitMix64 random(mix64(options.seed));
   for (Node node : program.nodes) {
-    const bool chosen = node.op == "linear" && node.block >= 0 &&
-                        node.block != kLastBlock &&
-                        glob_matches(options.pattern, node.name);
-    if (!chosen) {
+    const auto factor = factors.find(node.name);
+    if (factor == factors.end()) {
       nodes.push_back(std::move(node));
       continue;
     }
-    const auto shape = shapes.find(node.parameter("weight"));
-    if (shape == shapes.end() || shape->second.size() != 2) {
-      return error(StatusCode::not_found, "[low rank] ", node.name,
-                   ": a weight [out, in] was required; the model has none");
-    }
-    const int64_t out = shape->second[0], in = shape->second[1];
-    const double bound = 1 / std::sqrt(static_cast<double>(in));
-    std::vector<float> a(static_cast<size_t>(options.rank * in));
-    for (float& value : a) value = static_cast<float>((2 * random.uniform() - 1) * bound);
-    const std::vector<float> b(static_cast<size_t>(out * options.rank), 0.0f);
     const std::string name = node.name, input = node.inputs[0], output = node.outputs[0];
     const Node first = linear_node(node, name + kA, input),
                second = linear_node(node, name + kB, name + kA);
-    tensors[name + kA + ".weight"] =
-        make_tensor({options.rank, in}, std::span<const float>(a));
-    tensors[name + kB + ".weight"] =
-        make_tensor({out, options.rank}, std::span<const float>(b));
-    added.push_back(name + kA + ".weight");
-    added.push_back(name + kB + ".weight");
+    for (const auto& [adapter, values] :
+         {std::pair{&first, &factor->second.a}, std::pair{&second, &factor->second.b}}) {
+      added.push_back(adapter->parameter("weight"));
+      tensors[added.back()] = *values;
+    }
     node.outputs[0] = name + ".base_output";
     Node sum;
     sum.op = "add";
@@ -114,14 +117,44 @@ Result<std::vector<std::string>> add_low_rank(Program& program,
     nodes.push_back(second);
     nodes.push_back(std::move(sum));
   }
-  if (added.empty()) {
+  program.nodes = std::move(nodes);
+  NIBBLE_RETURN_IF_ERROR(check_program(program));
+  return added;
+}
+
+Result<std::vector<std::string>> add_low_rank(Program& program,
+                                              std::map<std::string, Tensor>& tensors,
+                                              const WeightShapes& shapes,
+                                              const LowRankOptions& options) {
+  if (options.rank < 1) {
+    return error(StatusCode::invalid_argument,
+                 "[low rank] rank: 1 or more was required; found ", options.rank,
+                 "; 8 to 64 are usual");
+  }
+  NIBBLE_RETURN_IF_ERROR(without_adapters(program));
+  std::map<std::string, LowRankFactors> factors;
+  SplitMix64 random(mix64(options.seed));
+  for (const Node& node : program.nodes) {
+    if (!takes_low_rank(node) || !glob_matches(options.pattern, node.name)) continue;
+    const auto shape = shapes.find(node.parameter("weight"));
+    if (shape == shapes.end() || shape->second.size() != 2) {
+      return error(StatusCode::not_found, "[low rank] ", node.name,
+                   ": a weight [out, in] was required; the model has none");
+    }
+    const int64_t out = shape->second[0], in = shape->second[1];
+    const double bound = 1 / std::sqrt(static_cast<double>(in));
+    std::vector<float> a(static_cast<size_t>(options.rank * in));
+    for (float& value : a) value = static_cast<float>((2 * random.uniform() - 1) * bound);
+    const std::vector<float> b(static_cast<size_t>(out * options.rank), 0.0f);
+    factors[node.name] = {make_tensor({options.rank, in}, std::span<const float>(a)),
+                          make_tensor({out, options.rank}, std::span<const float>(b))};
+  }
+  if (factors.empty()) {
     return error(StatusCode::invalid_argument, "[low rank] pattern \"", options.pattern,
                  "\": a linear layer inside a block was required to match; found none; "
                  "`nibble inspect` lists the layers");
   }
-  program.nodes = std::move(nodes);
-  NIBBLE_RETURN_IF_ERROR(check_program(program));
-  return added;
+  return insert_low_rank(program, tensors, factors);
 }
 
 Status merge_low_rank(Program& program, std::map<std::string, Tensor>& tensors) {

@@ -9,16 +9,19 @@
 //   NAME.lora    add, makes the value that NAME made
 //
 // The paper's alpha / rank is part of B: trained by Adam, another alpha is another
-// learning rate of B.
+// learning rate of B. insert_low_rank takes factors that are known: what is added back to
+// weights that quantization has changed (ptq/calibration/low_rank.h).
 //
 // merge_low_rank is the way back: W + B A in double, rounded to W's dtype. Packed weights
 // are dequantized to `dtype` first.
 //
 // invalid_argument: no linear layer of a block matches the pattern, the rank is below 1,
-// adapters are there already (add) or are not (merge). not_found: a weight is missing.
+// adapters are there already (add, insert) or are not (merge), a name that is no linear
+// layer of a block (insert). not_found: a weight is missing.
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,9 +45,22 @@ Result<std::vector<std::string>> add_low_rank(Program& program,
                                               const WeightShapes& shapes,
                                               const LowRankOptions& options);
 
+struct LowRankFactors {
+  Tensor a, b;  // [rank, in], [out, rank]
+};
+
+// The same with these factors, by node name.
+Result<std::vector<std::string>> insert_low_rank(
+    Program& program, std::map<std::string, Tensor>& tensors,
+    const std::map<std::string, LowRankFactors>& factors);
+
 // Takes every adapter into its weight. tensors: floats, all of them.
 Status merge_low_rank(Program& program, std::map<std::string, Tensor>& tensors);
 
 bool has_low_rank(const Program& program);
+// The names of all A and B.
+std::set<std::string> low_rank_tensors(const Program& program);
+// Can factors stand beside it: a linear layer of a block?
+bool takes_low_rank(const Node& node);
 
 }  // namespace nibble
