@@ -106,8 +106,8 @@ struct Outcome {
   Calibrated::Account account;
 };
 
-// A layer's codes, with the factors beside them. rows_before_relu: see LayerProblem::rows;
-// tuned: codes that are there already.
+// A layer's codes, with the factors beside them. rows_before_relu: see
+// LayerProblem::rows; tuned: codes that are there already.
 Outcome solve_layer(const Artifact& model, const Plan& plan, const LayerPlan& layer,
                     const Hessian* inputs, const RowSample* rows_before_relu = nullptr,
                     std::optional<SolvedLayer> tuned = {}) {
@@ -328,8 +328,7 @@ class LayerSolver {
       Outcome outcome =
           solve_layer(model_, plan_, *plan_.find(tensor),
                       inputs != block_hessians_.end() ? inputs->second.get() : nullptr,
-                      nullptr,
-                      SolvedLayer{std::move(result_.weights.at(tensor)), note});
+                      nullptr, SolvedLayer{std::move(result_.weights.at(tensor)), note});
       outcome.account.tokens = account.tokens;
       keep(tensor, std::move(outcome));
     }

@@ -14,7 +14,8 @@
 //   * the price of rounding column j after carry-over is 1 / U_jj^2 times the squared
 //   error:
 //     those are the weights of the scale search (rule mse);
-//   * group_aware: the groups in the order of their mean diagonal, columns by theirs inside
+//   * group_aware: the groups in the order of their mean diagonal, columns by theirs
+//   inside
 //     a group, so that a group is solved as a whole (group-aware reordering, as GPTQModel
 //     has it) and its scale may be found late, from the weights as the solve left them;
 //   * match_float: on a quantized prefix the layer sees x where the float model saw f.

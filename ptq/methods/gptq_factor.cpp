@@ -44,8 +44,8 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, bool act_order,
   return order;
 }
 
-// H in solving order, its diagonal raised. A column of zeros gets the mean diagonal, so that
-// nothing is carried to or from it and its weights are rounded to nearest.
+// H in solving order, its diagonal raised. A column of zeros gets the mean diagonal, so
+// that nothing is carried to or from it and its weights are rounded to nearest.
 at::Tensor damped(const at::Tensor& hessian, const std::vector<int64_t>& order,
                   const at::Tensor& diagonal, double added) {
   const int64_t n = hessian.size(0);
@@ -85,9 +85,10 @@ std::shared_ptr<const GptqFactor> make_factor(const LayerProblem& problem) {
   at::Tensor diagonal = hessian.diagonal().clone();
   double mean = diagonal.mean().item<double>();
   if (!std::isfinite(mean)) {
-    throw gptq_failure(problem, StatusCode::out_of_range,
-                  "the Hessian must be finite; found NaN or infinity; check the weights "
-                  "before this layer and the calibration data");
+    throw gptq_failure(
+        problem, StatusCode::out_of_range,
+        "the Hessian must be finite; found NaN or infinity; check the weights "
+        "before this layer and the calibration data");
   }
   auto factor = std::make_shared<GptqFactor>();
   double* d = diagonal.data_ptr<double>();
@@ -97,8 +98,7 @@ std::shared_ptr<const GptqFactor> make_factor(const LayerProblem& problem) {
     ++factor->dead;
   }
   mean = diagonal.mean().item<double>();
-  factor->order =
-      column_order(diagonal, problem.gptq.act_order, group_width(problem));
+  factor->order = column_order(diagonal, problem.gptq.act_order, group_width(problem));
   factor->damping = problem.gptq.damping;
   for (int attempt = 0;; ++attempt, factor->damping *= 10) {
     at::Tensor u = damped(hessian, factor->order, diagonal, factor->damping * mean);
@@ -113,9 +113,9 @@ std::shared_ptr<const GptqFactor> make_factor(const LayerProblem& problem) {
     if (attempt + 1 >= problem.gptq.damping_attempts) break;
   }
   throw gptq_failure(problem, StatusCode::failed_precondition,
-                cat("Hessian not positive definite at damping ", factor->damping,
-                    "; raise damping or give more than ", problem.inputs->tokens(),
-                    " calibration rows"));
+                     cat("Hessian not positive definite at damping ", factor->damping,
+                         "; raise damping or give more than ", problem.inputs->tokens(),
+                         " calibration rows"));
 }
 
 }  // namespace
@@ -128,8 +128,8 @@ Error gptq_failure(const LayerProblem& problem, StatusCode code,
 std::shared_ptr<const GptqFactor> gptq_factor(const LayerProblem& problem) {
   const GptqOptions& gptq = problem.gptq;
   return problem.inputs->derived<GptqFactor>(
-      cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order,
-          " ", group_width(problem), " ", gptq.match_float),
+      cat("gptq ", gptq.damping, " ", gptq.damping_attempts, " ", gptq.act_order, " ",
+          group_width(problem), " ", gptq.match_float),
       [&problem] { return make_factor(problem); });
 }
 

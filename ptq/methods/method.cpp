@@ -53,8 +53,8 @@ std::vector<float> dequantized(const CodedMatrix& coded) {
 
 namespace {
 
-// trace(X H X^T): H in f32, some of its rows at a time and of these what is not left of the
-// diagonal's block (it counts twice), against all rows of X.
+// trace(X H X^T): H in f32, some of its rows at a time and of these what is not left of
+// the diagonal's block (it counts twice), against all rows of X.
 double output_trace(MatrixView<const float> x, const at::Tensor& hessian) {
   constexpr int64_t kPanel = 512, kRows = 128;
   const int64_t rows = x.rows, n = x.cols, parts = (rows + kRows - 1) / kRows;

@@ -175,8 +175,8 @@ class CalibrationPeak {
     passing.push_back({"a stretch of weights in float32", parameters * streams_});
     passing.push_back({"Hessians of the widest layer", 2 * streams_ * square});
     if (node.op == "moe") passing.push_back({"experts' rows", all_ * columns * 4 * streams_});
-    // H and D in f64. While H is factored, a copy of it in f64, and damped in f32; then, in
-    // f32, H damped, its factor, D, and rows of H for each group's scale.
+    // H and D in f64. While H is factored, a copy of it in f64, and damped in f32; then,
+    // in f32, H damped, its factor, D, and rows of H for each group's scale.
     const int64_t sums = streams_ * square, half = square / 2;
     const int64_t refined = plan_.gptq.refine_scales > 0 ? half : 0;
     solving.push_back({"Hessians of the widest layer",

@@ -222,14 +222,13 @@ class Parser {
           scheme("mixed.schemes", text, place_of("mixed.schemes"), ""));
     }
     NIBBLE_RETURN_IF_ERROR(check_low_rank());
-    const bool groups_late = recipe_->gptq.act_order &&
-                             !recipe_->gptq.static_groups && !recipe_->gptq.group_aware;
+    const bool groups_late = recipe_->gptq.act_order && !recipe_->gptq.static_groups &&
+                             !recipe_->gptq.group_aware;
     if (recipe_->uses_method("gptq") && groups_late) {
-      return wrong(
-          place_of("gptq.static_groups"),
-          "gptq.act_order needs gptq.static_groups; found "
-          "act_order true, static_groups false; allowed: both true, act_order "
-          "false, or gptq.group_aware true");
+      return wrong(place_of("gptq.static_groups"),
+                   "gptq.act_order needs gptq.static_groups; found "
+                   "act_order true, static_groups false; allowed: both true, act_order "
+                   "false, or gptq.group_aware true");
     }
     return ok_status();
   }

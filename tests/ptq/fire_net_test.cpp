@@ -162,7 +162,8 @@ TEST(Equalize, NeedsLayersThatReadEachOther) {
                              .scheme = {},
                              .method = "float",
                              .rule = {},
-                             .reason = "x"});
+                             .reason = "x",
+                             .input_reason = {}});
     }
     return made;
   }();

@@ -86,7 +86,8 @@ std::vector<uint8_t> brute_force(const Case& c, const CodedMatrix& levels) {
     const auto sum = [&](int64_t group) {
       if ((group + 1) * width > n) return -1.0;
       double total = 0;
-      for (int64_t j = group * width; j < (group + 1) * width; ++j) total += diagonal_of(j);
+      for (int64_t j = group * width; j < (group + 1) * width; ++j)
+        total += diagonal_of(j);
       return total;
     };
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
