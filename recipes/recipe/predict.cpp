@@ -25,15 +25,15 @@ int64_t value_bytes(const std::vector<int64_t>& shape) {
 }
 
 // What ptq/calibration holds (samples.h, sharded_hessian.h, gptq.cpp).
-constexpr int64_t kRound = 8;
+constexpr int64_t kRound = 8, kShards = 4;
 constexpr int64_t kImagesPerSample = 16;
 // The program and LibTorch's pages that quantize touches; with products and threads at work.
 constexpr int64_t kProgram = 130'000'000, kProducts = 30'000'000;
 // What ptq/calibration/pooled_allocator.h keeps for the next tensors of a size.
 constexpr int64_t kPool = 64 << 20;
-// Bytes a weight while its layer is solved: f32 weights, targets, scales and offsets of
-// each element, codes, and what the scale search makes.
-constexpr int64_t kSolved = 21, kRounded = 12;
+// Bytes a weight while its layer is solved: f32 weights, codes, and what is made of them
+// to search scales, to round, and to compare.
+constexpr int64_t kSolved = 17, kRounded = 14;
 constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
@@ -59,6 +59,12 @@ class CalibrationPeak {
         threads_(request.threads),
         spills_(spills) {
     const Program& program = model.program;
+    // Layers that are solved from a stream have their samples in shards.
+    if (program.is_language_model() && plan.transforms.empty() &&
+        plan.mixed.schemes.empty()) {
+      round_ = std::clamp<int64_t>((plan.calibration_sequences + kShards - 1) / kShards,
+                                   1, kRound);
+    }
     const bool text = program.is_language_model();
     each_ = text ? std::min(plan.calibration_length, program.context_length)
                  : kImagesPerSample;
@@ -163,9 +169,9 @@ class CalibrationPeak {
       largest = std::max(largest, weight.numel());
     }
     const int64_t square = columns * columns * 8;
-    const int64_t waiting = spills_ ? kRound * each_ : all_;
+    const int64_t waiting = spills_ ? round_ * each_ : all_;
     const int64_t on_their_way =
-        threads_ * each_ * widest_ + (2 * streams_ - 1) * kRound * each_ * columns * 4;
+        threads_ * each_ * widest_ + (2 * streams_ - 1) * round_ * each_ * columns * 4;
     std::vector<MemoryPart> parts = {
         {"the program with LibTorch", kProgram + kProducts},
         {"tensors kept for reuse", std::min(kPool, on_their_way)},
@@ -191,6 +197,7 @@ class CalibrationPeak {
   int threads_;
   bool spills_;
   int64_t each_ = 0, all_ = 0;  // tokens or images: of a sample, of all
+  int64_t round_ = kRound;      // samples of a round: a shard's, where there are few
   int64_t streams_ = 1;
   std::map<std::string, size_t> last_reader_;
   std::map<std::string, int64_t> alive_;  // bytes a token or image
