@@ -31,9 +31,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
-#include <numeric>
 #include <span>
 
 #include "ptq/error.h"
