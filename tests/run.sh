@@ -4,7 +4,9 @@
 #
 #   bash tests/run.sh
 #
-# Ends with how long each part took and the two summaries of ctest; exits non-zero if any failed.
+# Ends with how long each part took and the two summaries of ctest; exits non-zero if any failed. A
+# test that failed is named at the very end and run once more, alone, so that its output stands where
+# a reader looks first, and so that a failure that comes and goes shows as one. It stays a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,12 +25,21 @@ stage() {  # stage NAME COMMAND...: runs it, remembers how long it took and whet
 must() {  # a stage that the next ones need
   stage "$@" || finish
 }
+again() {  # again PRESET: the failed tests' names and, run alone, their output
+  local log=build/$1/ctest.log
+  grep -q '^The following tests FAILED:' "$log" 2>/dev/null || return 0
+  sed -n '/^The following tests FAILED:/,/^$/p' "$log"
+  echo "== once more, alone ($1)"
+  timeout 300 ctest --preset "$1" -j 1 --rerun-failed 2>&1 | tail -n 80 || true
+}
 finish() {
   echo "== times"
   printf '%s\n' "${times[@]}"
   for log in build/release/ctest.log build/asan/ctest.log; do
     if [[ -f $log ]]; then grep -E 'tests passed|^Total Test time' "$log" || true; fi
   done
+  again release
+  again asan
   exit "$failed"
 }
 run_ctest() {  # run_ctest PRESET

@@ -285,9 +285,16 @@ TEST(NetsOfSeveralInputs, ARuleMayLeaveAnInputFloat) {
   EXPECT_EQ(plan->find("stft.weight")->input_reason, "reads raw audio");
   EXPECT_TRUE(plan->find("features.weight")->scheme.input);
   EXPECT_EQ(parse_recipe(print_recipe(*recipe), "mine", {})->layers[0].input, "float");
+  const auto refusal = [&](const std::vector<std::string>& overrides) {
+    return make_plan(*load_recipe("w8a8-gptq", overrides), artifact.program).status();
+  };
   EXPECT_THAT(
-      make_plan(*load_recipe("w8a8-gptq", {"transforms="}), artifact.program)
-          .status()
+      refusal({"transforms="}).message(),
+      HasSubstr(
+          "batch_norm_reestimation needs a net whose values are all integers; found "
+          "Detector"));
+  EXPECT_THAT(
+      refusal({"transforms=", "batch_norm_reestimation=0", "bias_correction=64"})
           .message(),
       HasSubstr("bias_correction needs a net whose values are all integers; found "
                 "Detector"));
