@@ -240,14 +240,24 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
   std::set<std::string> names;
   std::vector<std::pair<std::string, std::string>> runs;
   for (const std::string& recipe : recipes) {
+    // A budget is swept in the recipes that have one: the others are points beside the curve.
+    const bool budget = sweep[0].rfind("mixed.", 0) == 0;
+    NIBBLE_ASSIGN_OR_RETURN(const PipelineRequest plain,
+                            make_request(line, "calibration", recipe, {}));
+    if (budget && recipes.size() > 1 && plain.recipe.mixed_schemes.empty()) {
+      runs.emplace_back(recipe, "");
+      continue;
+    }
     for (const std::string& value : sweep) runs.emplace_back(recipe, value);
   }
+  std::vector<std::string> curves;  // of each request: the sweep it is a point of
   for (const auto& [recipe, value] : runs) {
     std::vector<std::string> more;
     if (!value.empty()) more.push_back(value);
     NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
                             make_request(line, "calibration", recipe, more));
     std::string& name = request.recipe.name;
+    curves.push_back(value.empty() ? "" : name);
     if (!value.empty()) {
       std::string part = value;  // "mixed.bits=3" names a directory
       std::replace(part.begin(), part.end(), '/', '-');
@@ -291,6 +301,7 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
       if (reports.empty()) std::filesystem::remove(output, failed);
       return report.status();
     }
+    report->after.curve = curves[reports.size()];
     reports.push_back(std::move(report).value());
     request.progress = nullptr;
   }
@@ -337,7 +348,8 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
             "where language models run while rtn and gptq calibrate, as LibTorch has it; "
             "layers are solved and results measured on the CPU");
   line.text("sweep", "KEY=A,B,C",
-            "run once for each value of one setting; one table and one report for all");
+            "run once for each value of one setting; one table and one report for all. Recipes "
+            "without mixed.schemes run once beside a sweep of mixed.*");
   std::string targets;
   for (const DeploymentTarget& target : deployment_targets()) {
     targets += cat(targets.empty() ? "" : "|", target.name);

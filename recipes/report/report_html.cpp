@@ -1,6 +1,7 @@
 // The page: tables as HTML, plots by Chart.js, which is embedded once. No time, no path,
 // and but for bench no speed: the page is the same bytes wherever the run took place.
 #include <algorithm>
+#include <map>
 
 #include "kernels/base/json.h"
 #include "recipes/report/embedded_files.h"
@@ -201,24 +202,46 @@ Json kernel_data(const KernelSpeeds& speeds) {
   return sets;
 }
 
+// Size against quality, a point a model, points of one sweep joined by their size. Several
+// artifacts of a text model are told apart by KL, on a logarithmic axis, which the float
+// model, at 0, has no place on; one beside its float model by perplexity.
 Json quality_data(const RunReport& report, bool images) {
-  std::vector<const Measurement*> models;
-  if (report.before) models.push_back(&*report.before);
-  models.push_back(&report.after);
+  std::vector<const Measurement*> models = {&report.after};
   for (const Measurement& other : report.others) models.push_back(&other);
+  const bool kl = !images && models.size() > 1 &&
+                  std::all_of(models.begin(), models.end(), [](const Measurement* m) {
+                    return m->text && m->text->kl && *m->text->kl > 0;
+                  });
+  if (!kl && report.before) models.insert(models.begin(), &*report.before);
   Json points = Json::array();
+  std::map<std::string, std::vector<std::pair<double, double>>> curves;
+  int mark = -1;
   for (const Measurement* model : models) {
-    const double megabytes = static_cast<double>(model->bytes) / 1e6;
+    double y = 0;
     if (images && model->images) {
-      points.push_back({{"name", model->name},
-                        {"x", megabytes},
-                        {"y", model->images->accuracy * 100}});
+      y = model->images->accuracy * 100;
     } else if (!images && model->text) {
-      points.push_back(
-          {{"name", model->name}, {"x", megabytes}, {"y", model->text->perplexity}});
+      y = kl ? *model->text->kl : model->text->perplexity;
+    } else {
+      continue;
     }
+    if (model == &report.after) mark = static_cast<int>(points.size());
+    const double x = static_cast<double>(model->bytes) / 1e6;
+    points.push_back({{"name", model->name}, {"x", x}, {"y", y}});
+    if (!model->curve.empty()) curves[model->curve].emplace_back(x, y);
   }
-  return points.size() < 2 ? Json() : points;
+  if (points.size() < 2) return Json();
+  Json lines = Json::array();
+  for (auto& [name, line] : curves) {
+    std::sort(line.begin(), line.end());
+    Json joined = Json::array();
+    for (const auto& [x, y] : line) joined.push_back({{"x", x}, {"y", y}});
+    lines.push_back(joined);
+  }
+  const char* measure = images ? "accuracy, %"
+                        : kl   ? "KL to the float model, nats a token"
+                               : "perplexity (lower is better)";
+  return {{"points", points}, {"lines", lines}, {"mark", mark}, {"log", kl}, {"measure", measure}};
 }
 
 constexpr const char* kStyle = R"(
@@ -301,21 +324,22 @@ if(data.loss)plot('loss',{type:'line',
     scales:{x:{type:'linear',grid,title:{display:true,text:'step'}},
       y:{grid,title:{display:true,text:'training loss, nats'}}}}});
 if(data.quality){
-  const names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle=css('--ink');
+  const q=data.quality,names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle=css('--ink');
     g.font='12px system-ui, "DejaVu Sans", sans-serif';
     const taken=[];  // boxes of names: a later one moves up until it is free
-    c.getDatasetMeta(0).data.forEach((p,i)=>{const name=data.quality[i].name,w=g.measureText(name).width;
+    c.getDatasetMeta(0).data.forEach((p,i)=>{const name=q.points[i].name,w=g.measureText(name).width;
       const left=p.x+w+10>c.chartArea.right,x=left?p.x-10-w:p.x+10;let y=p.y-8;
       while(taken.some(t=>x<t.x+t.w+6&&t.x<x+w+6&&Math.abs(y-t.y)<14))y-=14;
       taken.push({x,y,w});g.fillText(name,x,y)});
     g.restore()}};
   plot('quality',{type:'scatter',plugins:[names],
-    data:{datasets:[{data:data.quality,backgroundColor:data.quality.map((p,i)=>i==data.mark?orange:blue),
-      pointRadius:6,pointHoverRadius:8}]},
+    data:{datasets:[{data:q.points,backgroundColor:q.points.map((p,i)=>i==q.mark?orange:blue),
+      pointRadius:6,pointHoverRadius:8},...q.lines.map(line=>({data:line,showLine:true,pointRadius:0,
+      pointHitRadius:0,borderColor:blue,borderWidth:1.5}))]},
     options:{maintainAspectRatio:false,layout:{padding:{top:16}},plugins:{legend:{display:false},
       tooltip:{callbacks:{label:c=>c.raw.name+': '+short(c.raw.x)+' MB, '+short(c.raw.y)}}},
       scales:{x:{grid,beginAtZero:true,title:{display:true,text:'size, MB'}},
-        y:{grid,grace:'15%',title:{display:true,text:data.measure}}}}})}
+        y:{grid,type:q.log?'logarithmic':'linear',grace:'15%',title:{display:true,text:q.measure}}}}})}
 )";
 
 std::string plot_section(const char* title, const char* id, const char* css_class) {
@@ -327,8 +351,7 @@ std::string plot_section(const char* title, const char* id, const char* css_clas
 
 std::string report_html(const RunReport& report) {
   const bool images = report.after.images.has_value();
-  Json data = {{"measure", images ? "accuracy, %" : "perplexity (lower is better)"},
-               {"mark", report.before ? 1 : 0}};
+  Json data = Json::object();
   const Json errors = error_data(report.ledger);
   const Json loss = loss_data(report.loss);
   const Json quality = quality_data(report, images);
@@ -413,9 +436,11 @@ std::string report_html(const RunReport& report) {
       "resamples, fixed seed.</li>\n</ul></section>\n";
   }
 
-  if (!quality.is_null() || !loss.is_null()) {
+  const bool crowded = !quality.is_null() && quality["points"].size() > 6;
+  if (crowded) html += plot_section("Size against quality", "quality", "plot tall");
+  if ((!quality.is_null() && !crowded) || !loss.is_null()) {
     html += "<div class=\"pair\">\n";
-    if (!quality.is_null())
+    if (!quality.is_null() && !crowded)
       html += plot_section("Size against quality", "quality", "plot");
     if (!loss.is_null()) html += plot_section("Loss curve", "loss", "plot");
     html += "</div>\n";
@@ -437,7 +462,7 @@ std::string report_html(const RunReport& report) {
         html_table(ledger_rows(report.ledger), "ledger") + "</div></section>\n";
   }
   html += "</main>\n";
-  if (data.size() > 2) {  // more than the plots' words
+  if (!data.empty()) {
     html += "<script type=\"application/json\" id=\"data\">" + script_json(data) +
             "</script>\n<script>";
     // Debian calls the same file chart.min.js or Chart.min.js.
