@@ -157,8 +157,13 @@ void check_ranks(const Artifact& model, const Plan& plan) {
 // Fills weights and accounts of a Calibrated, in program order.
 class LayerSolver {
  public:
-  LayerSolver(Calibrated& result, const Progress& progress)
-      : result_(result), plan_(result.plan), model_(*result.model), progress_(progress) {
+  // device: where samples run and products of inputs are summed.
+  LayerSolver(Calibrated& result, const Progress& progress, const std::string& device)
+      : result_(result),
+        plan_(result.plan),
+        model_(*result.model),
+        progress_(progress),
+        device_(device) {
     for (const LayerPlan& layer : plan_.layers) total_ += layer.method != "float";
   }
 
@@ -182,13 +187,13 @@ class LayerSolver {
                                    [&](const Node& node) { return is_tuned(node); });
     ValueStream stream(
         program, make_samples(model_, plan_, data),
-        [&](const std::string& name) { return parameter(name, prefix); }, {},
+        [&](const std::string& name) { return parameter(name, prefix); }, device_, {},
         prefix ? input_rounding(plan_, model_.program) : InputRounding());
     std::optional<ValueStream> float_stream;
     if (tunes || follows_float()) {
       float_stream.emplace(
           program, make_samples(model_, plan_, data),
-          [&](const std::string& name) { return parameter(name, false); });
+          [&](const std::string& name) { return parameter(name, false); }, device_);
     }
     const bool match = follows_float();
     const InputRounding rounding =
@@ -241,7 +246,7 @@ class LayerSolver {
           const at::Tensor rows = layer_rows(node, model_, x);
           const at::Tensor float_rows =
               match ? layer_rows(node, model_, float_x) : at::Tensor();
-          if (!inputs) inputs = std::make_shared<Hessian>(rows.size(1));
+          if (!inputs) inputs = std::make_shared<Hessian>(rows.size(1), device_);
           inputs->accumulate(rows, float_rows);
           if (!sample) return;
           sample->add(rows, float_rows,
@@ -261,6 +266,7 @@ class LayerSolver {
                        match ? float_stream->value(s, value) : at::Tensor(), 1);
           }
         });
+        inputs->to_cpu();
         if (sample) sample->shuffle();
         solve(layers, inputs.get(), sample ? &*sample : nullptr);
         inputs->forget_derived();
@@ -303,7 +309,8 @@ class LayerSolver {
                          .targets = {},
                          .tensors = {},
                          .low_rank = result_.low_rank,
-                         .rounding = input_rounding(plan_, model_.program)};
+                         .rounding = input_rounding(plan_, model_.program),
+                         .device = device_};
     for (const StreamValues& sample : float_stream.samples()) {
       problem.targets.emplace_back();
       for (const auto& [name, value] : sample) {
@@ -467,11 +474,12 @@ class LayerSolver {
       return;
     }
     const auto solve_on = [&](const std::vector<const LayerPlan*>& plans) {
-      Hessian inputs(rounds[0].inputs.size(1));
+      Hessian inputs(rounds[0].inputs.size(1), device_);
       for (const ExpertRows& round : rounds) {
         if (round.inputs.size(0) == 0) continue;
         inputs.accumulate(round.inputs, round.float_inputs);
       }
+      inputs.to_cpu();
       solve(plans, &inputs);
     };
     if (!first.empty()) solve_on(first);
@@ -549,6 +557,7 @@ class LayerSolver {
   const Plan& plan_;
   const Artifact& model_;
   const Progress& progress_;
+  const std::string device_;
   // Of the layers that are tuned with their block, until they are.
   std::map<std::string, std::shared_ptr<const Hessian>> block_hessians_;
   int64_t done_ = 0, total_ = 0;
@@ -574,7 +583,7 @@ class ActivationScales {
     ValueStream stream(
         model_.program, make_samples(model_, plan_, data),
         [&](const std::string& name) { return to_torch(model_.tensors.at(name)); },
-        watched);
+        data.device, watched);
     for (int64_t first = 0; first < stream.size(); first += kRound) {
       throw_if_error(check_cancelled("calibrate"));
       const int64_t last = std::min(stream.size(), first + kRound);
@@ -736,7 +745,7 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   for (const LayerPlan& layer : result.plan.layers) {
     if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;
   }
-  LayerSolver solver(result, progress);
+  LayerSolver solver(result, progress, data.device);
   solver.solve_without_inputs();
   if (solves_with_inputs) solver.solve_with_inputs(data);
   if (plan.bias_correction > 0) correct_biases(result, to_torch(data.images));

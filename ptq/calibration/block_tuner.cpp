@@ -140,7 +140,9 @@ void step(Tuned& t, const at::Tensor& gradient, float rate) {
 class Tuner {
  public:
   Tuner(const BlockProblem& problem, const std::map<std::string, CodedMatrix>& weights)
-      : problem_(problem) {
+      : problem_(problem),
+        device_(problem.device),
+        rounding_(rounding_on(device_, problem.rounding)) {
     const Program& program = problem.model.program;
     for (const std::string& tensor : problem.tensors) {
       const Tensor& values = problem.model.tensors.at(tensor);
@@ -154,7 +156,7 @@ class Tuner {
         const Tensor& values = problem.model.tensors.at(name);
         const auto solved = weights.find(name);
         if (solved == weights.end()) {
-          fixed_[name] = to_torch(values);
+          fixed_[name] = to_torch(values).to(device_);
           continue;
         }
         at::Tensor weight = at::empty(values.shape, at::kFloat);
@@ -166,7 +168,7 @@ class Tuner {
           add_factors(factors->second, {weight.data_ptr<float>(), solved->second.rows,
                                         solved->second.cols});
         }
-        fixed_[name] = weight;
+        fixed_[name] = weight.to(device_);
       }
     }
     double square = 0, count = 0;
@@ -234,7 +236,7 @@ class Tuner {
   std::vector<at::Tensor> weights_now() const {
     std::vector<at::Tensor> weights;
     for (size_t i = 0; i < tuned_.size(); ++i)
-      weights.push_back(dequantized(tuned_[i]).reshape(shapes_[i]));
+      weights.push_back(dequantized(tuned_[i]).reshape(shapes_[i]).to(device_));
     return weights;
   }
 
@@ -244,14 +246,15 @@ class Tuner {
     ValueStream::Values parameters = fixed_;
     for (size_t i = 0; i < tuned_.size(); ++i) parameters[tuned_[i].tensor] = weights[i];
     ValueStream::Values values = problem_.inputs[static_cast<size_t>(sample)];
+    for (auto& [name, value] : values) value = value.to(device_);
     for (size_t n = problem_.begin; n < problem_.end; ++n) {
       const Node& node = problem_.model.program.nodes[n];
-      values[node.outputs.at(0)] = run_node(node, values, parameters, problem_.rounding);
+      values[node.outputs.at(0)] = run_node(node, values, parameters, rounding_);
     }
     at::Tensor loss;
     *count = 0;
     for (const auto& [name, target] : problem_.targets[static_cast<size_t>(sample)]) {
-      const at::Tensor mine = (values.at(name) - target).square().sum();
+      const at::Tensor mine = (values.at(name) - target.to(device_)).square().sum();
       loss = loss.defined() ? loss + mine : mine;
       *count += target.numel();
     }
@@ -313,11 +316,13 @@ class Tuner {
         }
       }
     }
-    for (at::Tensor& gradient : total) gradient = gradient.contiguous();
+    for (at::Tensor& gradient : total) gradient = gradient.cpu().contiguous();
     return total;
   }
 
   const BlockProblem& problem_;
+  at::Device device_;
+  InputRounding rounding_;
   std::vector<Tuned> tuned_;
   std::vector<std::vector<int64_t>> shapes_;
   ValueStream::Values fixed_;

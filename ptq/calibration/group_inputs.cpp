@@ -31,7 +31,8 @@ void observe_groups(const Artifact& model, const Plan& plan, const CalibrationDa
                        if (tensor != model.tensors.end()) return to_torch(tensor->second);
                        throw Error(error(StatusCode::not_found, "[calibrate] ", name,
                                          ": the program names it; the model has it not"));
-                     });
+                     },
+                     data.device);
   const int64_t tokens = plan.calibration_sequences * plan.calibration_length;
   const int64_t step = std::max<int64_t>(1, tokens / GroupInputs::kKeptRows);
   size_t done = 0;
@@ -39,7 +40,7 @@ void observe_groups(const Artifact& model, const Plan& plan, const CalibrationDa
     const size_t here = first_reader(model.program, group.value);
     const auto columns = static_cast<int64_t>(group.channel_of_column.size());
     GroupInputs inputs{.group = group,
-                       .hessian = Hessian(columns),
+                       .hessian = Hessian(columns, data.device),
                        .mean = at::zeros({columns}, at::kDouble),
                        .most = at::zeros({columns}, at::kDouble),
                        .rows = {}};
@@ -60,6 +61,7 @@ void observe_groups(const Artifact& model, const Plan& plan, const CalibrationDa
       count += rows.size(0);
     }
     done = here;
+    inputs.hessian.to_cpu();
     inputs.mean /= static_cast<double>(std::max<int64_t>(count, 1));
     inputs.rows = at::cat(kept).narrow(
         0, 0, std::min<int64_t>(GroupInputs::kKeptRows, (count + step - 1) / step));

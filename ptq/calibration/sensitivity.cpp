@@ -75,7 +75,7 @@ Wanted wanted_layers(const Program& program, const std::vector<std::string>& ten
 at::Tensor drawn_loss(const at::Tensor& logits, SplitMix64& random) {
   const at::Tensor rows = logits.reshape({-1, logits.size(-1)});
   const at::Tensor logs = at::log_softmax(rows, -1);
-  const at::Tensor sums = logs.detach().to(at::kDouble).exp().cumsum(-1).contiguous();
+  const at::Tensor sums = logs.detach().cpu().to(at::kDouble).exp().cumsum(-1).contiguous();
   const int64_t count = rows.size(0), size = rows.size(1);
   at::Tensor drawn = at::empty({count, 1}, at::kLong);
   const double* sum = sums.data_ptr<double>();
@@ -85,7 +85,7 @@ at::Tensor drawn_loss(const at::Tensor& logits, SplitMix64& random) {
     drawn.data_ptr<int64_t>()[t] =
         std::min<int64_t>(std::upper_bound(row, row + size, u) - row, size - 1);
   }
-  return -logs.gather(1, drawn).sum();
+  return -logs.gather(1, drawn.to(logs.device())).sum();
 }
 
 // E[g_o^2] of each wanted node's outputs, f64 [out], over rows.
@@ -97,10 +97,11 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
   std::set<size_t> watched;
   for (const auto& [tensor, nodes] : wanted.nodes)
     watched.insert(nodes.begin(), nodes.end());
+  const at::Device device(data.device);
   StreamValues parameters;
   for (const Node& node : program.nodes) {
     for (const auto& [role, name] : node.parameters) {
-      if (!parameters.count(name)) parameters[name] = parameter(model, name);
+      if (!parameters.count(name)) parameters[name] = parameter(model, name).to(device);
     }
   }
   std::vector<StreamValues> samples = make_samples(model, plan, data);
@@ -115,6 +116,7 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
       const auto at = static_cast<size_t>(first + i);
       const at::AutoGradMode with_gradients(true);
       StreamValues values = samples[at];
+      for (auto& [name, value] : values) value = value.to(device);
       std::vector<at::Tensor> outputs;
       for (size_t n = 0; n < program.nodes.size(); ++n) {
         const Node& node = program.nodes[n];
@@ -137,7 +139,7 @@ std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& p
         if (!g.defined()) continue;
         if (program.nodes[n].op == "conv2d") g = g.movedim(1, -1);
         g = g.reshape({-1, g.size(-1)});
-        squares[at][n] = g.to(at::kDouble).square().sum(0);
+        squares[at][n] = g.to(at::kDouble).square().sum(0).cpu();
         rows[at][n] = g.size(0);
       }
     });
@@ -207,7 +209,8 @@ std::map<std::string, std::vector<double>> predicted_losses(
   for (const std::string& tensor : tensors) losses[tensor].assign(schemes.size(), 0);
 
   ValueStream stream(program, make_samples(model, plan, data),
-                     [&](const std::string& name) { return parameter(model, name); });
+                     [&](const std::string& name) { return parameter(model, name); },
+                     data.device);
   size_t done = 0;
   int64_t visited = 0;
   std::map<std::string, at::Tensor> moments;  // of a value; shared by its readers
@@ -239,12 +242,13 @@ std::map<std::string, std::vector<double>> predicted_losses(
           }
           const at::Tensor mine =
               input_rows(node, model.tensors.at(tensor).shape, x).contiguous();
-          if (!hessian) hessian.emplace(mine.size(1));
+          if (!hessian) hessian.emplace(mine.size(1), data.device);
           hessian->accumulate(mine);
           rows += mine.size(0);
         }
       }
       done = n;
+      if (hessian) hessian->to_cpu();
       const auto total = static_cast<double>(std::max<int64_t>(rows, 1));
       moments[key] = (gathers ? counts : hessian->matrix()) / total;
       // Of an image a convolution has a row for every place.

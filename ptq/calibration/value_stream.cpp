@@ -28,12 +28,22 @@ at::Tensor run_node(const Node& node, const StreamValues& values,
   return op->run(call);
 }
 
+InputRounding rounding_on(at::Device device, InputRounding rounding) {
+  if (!rounding || device.is_cpu()) return rounding;
+  return [rounding = std::move(rounding)](const Node& node, size_t input,
+                                          const at::Tensor& x) {
+    return rounding(node, input, x.cpu()).to(x.device());
+  };
+}
+
 ValueStream::ValueStream(const Program& program, std::vector<Values> samples, Load load,
-                         std::set<std::string> keep, InputRounding rounding)
+                         const std::string& device, std::set<std::string> keep,
+                         InputRounding rounding)
     : program_(program),
       samples_(std::move(samples)),
       load_(std::move(load)),
-      rounding_(std::move(rounding)) {
+      device_(device),
+      rounding_(rounding_on(device_, std::move(rounding))) {
   for (size_t i = 0; i < program.nodes.size(); ++i) {
     const Node& node = program.nodes[i];
     for (const std::string& name : node.outputs) last_reader_[name] = i;
@@ -51,7 +61,7 @@ void ValueStream::load_parameters(size_t begin, size_t end) {
   });
   for (size_t i = begin; i < end; ++i) {
     for (const auto& [role, name] : program_.nodes[i].parameters) {
-      if (!parameters_.count(name)) parameters_[name] = load_(name);
+      if (!parameters_.count(name)) parameters_[name] = load_(name).to(device_);
     }
   }
 }
@@ -60,13 +70,21 @@ void ValueStream::run(size_t begin, size_t end, int64_t first, int64_t last) {
   load_parameters(begin, end);
   in_parallel(last - first, [&](int64_t i) {
     Values& values = samples_[static_cast<size_t>(first + i)];
+    if (begin == end || values.empty()) return;
+    const at::Device home = values.begin()->second.device();
     for (size_t n = begin; n < end; ++n) {
       const Node& node = program_.nodes[n];
+      for (const std::string& name : node.inputs) {
+        at::Tensor& value = values.at(name);
+        value = value.to(device_);
+      }
       values[node.outputs.at(0)] = run_node(node, values, parameters_, rounding_);
       for (const std::string& name : node.inputs) {
         if (last_reader_.at(name) <= n) values.erase(name);
       }
     }
+    if (home == device_) return;
+    for (auto& [name, value] : values) value = value.to(home);
   });
 }
 

@@ -4,8 +4,9 @@
 //
 // A sample is a map from value name to tensor; at first the program's inputs. Parameters
 // are loaded when the nodes that read them run and dropped after their last reader: the
-// whole model is never in memory. Throws nibble::Error. Use from one thread; runs samples
-// in parallel with the same results at any thread count.
+// whole model is never in memory. Nodes run on `device`; between runs a sample waits where
+// it came from, so that whoever reads a value finds it there. Throws nibble::Error. Use from
+// one thread; runs samples in parallel with the same results at any thread count.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -32,6 +33,10 @@ using InputRounding =
 at::Tensor run_node(const Node& node, const StreamValues& values,
                     const StreamValues& parameters, const InputRounding& rounding = {});
 
+// The rounding for values on `device`: it reads memory of the CPU, so that what lies elsewhere
+// goes there and back.
+InputRounding rounding_on(at::Device device, InputRounding rounding);
+
 class ValueStream {
  public:
   using Values = StreamValues;
@@ -41,7 +46,8 @@ class ValueStream {
 
   // keep: values that are not dropped after their last reader.
   ValueStream(const Program& program, std::vector<Values> samples, Load load,
-              std::set<std::string> keep = {}, InputRounding rounding = {});
+              const std::string& device, std::set<std::string> keep = {},
+              InputRounding rounding = {});
 
   int64_t size() const { return static_cast<int64_t>(samples_.size()); }
 
@@ -62,6 +68,7 @@ class ValueStream {
   const Program& program_;
   std::vector<Values> samples_;
   Load load_;
+  at::Device device_;
   InputRounding rounding_;
   Values parameters_;
   std::map<std::string, size_t> last_reader_;            // of a value: index of a node

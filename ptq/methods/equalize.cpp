@@ -159,7 +159,7 @@ std::map<std::string, at::Tensor> channel_maxima(const TransformProblem& problem
   ValueStream stream(
       program, make_samples(problem.model, problem.plan, problem.data),
       [&](const std::string& name) { return to_torch(problem.model.tensors.at(name)); },
-      watched);
+      problem.data.device, watched);
   std::map<std::string, at::Tensor> most;
   for (int64_t first = 0; first < stream.size(); first += kRound) {
     throw_if_error(check_cancelled("calibrate"));

@@ -32,8 +32,11 @@ at::Tensor Hessian::drift_sums(bool drift) {
   return drift_;
 }
 
-void Hessian::accumulate(const at::Tensor& inputs, const at::Tensor& float_inputs) {
+void Hessian::accumulate(const at::Tensor& rows, const at::Tensor& float_rows) {
   const OneThread one_thread;
+  const at::Tensor inputs = rows.to(upper_.device());
+  const at::Tensor float_inputs =
+      float_rows.defined() ? float_rows.to(upper_.device()) : float_rows;
   tokens_ += inputs.size(0);
   whole_ = false;
   derived_ = nullptr;

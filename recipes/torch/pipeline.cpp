@@ -72,12 +72,6 @@ Result<RunReport> quantize(const PipelineRequest& request) {
         "or solved by rtn or gptq, without rotation or low_rank, is required; found ",
         recipe.name, plan.has_low_rank() ? " with low_rank" : "", "; leave them out");
   }
-  if (!streams && !at::Device(request.device).is_cpu()) {
-    return error(StatusCode::unsupported, "[quantize] --device ", request.device,
-                 ": a language model whose layers are rounded or solved by rtn or gptq, "
-                 "without rotation or low_rank, is required; found ",
-                 recipe.name, "; leave it out");
-  }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));
   if (recipe.needs_calibration() && request.data.empty()) {
@@ -108,6 +102,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*planned, data, split);
+  calibration.device = request.device;
   if (!request.save_calibration.empty() && is_first_rank()) {
     if (calibration.sequences.empty()) {
       return error(StatusCode::invalid_argument,

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "ptq/calibration/sample_stream.h"
+#include "ptq/calibration/value_stream.h"
 #include "ptq/methods/hessian.h"
 #include "ptq/module/fused_ops.h"
 #include "tests/ptq/small_models.h"
@@ -53,11 +54,37 @@ TEST(Device, ADecoderBeginsWhereThereIsNoMemory) {
     EXPECT_EQ(value.size(1), 7) << name;
   }
 
+  // The stream that holds every sample, whose parameters it moves itself; after the
+  // embedding, of which torch has no meta kernel in C++ either.
+  const Node& embedding = model.program.nodes.at(0);
+  ASSERT_EQ(embedding.op, "embedding");
+  const int64_t width = model.tensors.at(embedding.parameters.at("weight")).cols();
+  ValueStream held(
+      model.program,
+      {{{embedding.outputs.at(0),
+         at::empty({1, 7, width}, at::device(at::kMeta).dtype(at::kFloat))}}},
+      [&](const std::string& name) { return to_torch(model.tensors.at(name)); }, "meta");
+  held.run(1, attention, 0, 1);
+  for (const std::string& name : model.program.nodes[attention].inputs)
+    EXPECT_TRUE(held.value(0, name).is_meta()) << name;
+
   Hessian sums(8, at::kMeta);
   const at::Tensor inputs = at::empty({6, 8}, at::device(at::kMeta).dtype(at::kFloat));
   sums.accumulate(inputs, inputs);
-  EXPECT_EQ(sums.tokens(), 6);
+  sums.accumulate(at::zeros({2, 8}), at::zeros({2, 8}));  // as they come from samples that wait
+  EXPECT_EQ(sums.tokens(), 8);
   EXPECT_TRUE(sums.sums().is_meta() && sums.drift().is_meta());
+}
+
+TEST(Device, RoundingGoesThroughMemoryOfTheCpu) {
+  const InputRounding plus_one = [](const Node&, size_t, const at::Tensor& x) {
+    EXPECT_TRUE(x.is_cpu());
+    return x + 1;
+  };
+  EXPECT_FALSE(rounding_on(at::kCUDA, {}));
+  const at::Tensor x = at::zeros({2});
+  EXPECT_EQ(rounding_on(at::kCPU, plus_one)(Node(), 0, x).sum().item<float>(), 2);
+  EXPECT_EQ(rounding_on(at::kCUDA, plus_one)(Node(), 0, x).sum().item<float>(), 2);
 }
 
 }  // namespace
