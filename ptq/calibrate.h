@@ -33,7 +33,8 @@ struct CalibrationData {
   Tensor images;            // f32 [count, channels, height, width]; empty for text
   std::map<std::string, Tensor> values;  // by input, f32 in its own shape, batch = count
   std::string description;  // for provenance: name, count, SHA-256
-  std::string device = "cpu";  // where samples run, LibTorch's name; the same code anywhere
+  std::string device =
+      "cpu";  // where samples run, LibTorch's name; the same code anywhere
   bool empty() const {
     return sequences.empty() && images.numel() == 0 && values.empty();
   }

@@ -38,7 +38,7 @@ struct BlockProblem {
   std::vector<std::string> tensors;  // the weights to be tuned
   const std::map<std::string, LowRankFactors>& low_rank;  // beside weights solved before
   InputRounding rounding;            // of quantized activations, straight through
-  std::string device = "cpu";        // where the block runs; codes and scales step on the CPU
+  std::string device = "cpu";  // where the block runs; codes and scales step on the CPU
 };
 
 struct TunedBlock {

@@ -25,14 +25,15 @@ size_t first_reader(const Program& program, const std::string& value) {
 void observe_groups(const Artifact& model, const Plan& plan, const CalibrationData& data,
                     const std::vector<ScaleGroup>& groups,
                     const std::function<void(const GroupInputs&)>& visit) {
-  ValueStream stream(model.program, make_samples(model, plan, data),
-                     [&](const std::string& name) {
-                       const auto tensor = model.tensors.find(name);
-                       if (tensor != model.tensors.end()) return to_torch(tensor->second);
-                       throw Error(error(StatusCode::not_found, "[calibrate] ", name,
-                                         ": the program names it; the model has it not"));
-                     },
-                     data.device);
+  ValueStream stream(
+      model.program, make_samples(model, plan, data),
+      [&](const std::string& name) {
+        const auto tensor = model.tensors.find(name);
+        if (tensor != model.tensors.end()) return to_torch(tensor->second);
+        throw Error(error(StatusCode::not_found, "[calibrate] ", name,
+                          ": the program names it; the model has it not"));
+      },
+      data.device);
   const int64_t tokens = plan.calibration_sequences * plan.calibration_length;
   const int64_t step = std::max<int64_t>(1, tokens / GroupInputs::kKeptRows);
   size_t done = 0;

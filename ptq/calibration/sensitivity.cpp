@@ -75,7 +75,8 @@ Wanted wanted_layers(const Program& program, const std::vector<std::string>& ten
 at::Tensor drawn_loss(const at::Tensor& logits, SplitMix64& random) {
   const at::Tensor rows = logits.reshape({-1, logits.size(-1)});
   const at::Tensor logs = at::log_softmax(rows, -1);
-  const at::Tensor sums = logs.detach().cpu().to(at::kDouble).exp().cumsum(-1).contiguous();
+  const at::Tensor sums =
+      logs.detach().cpu().to(at::kDouble).exp().cumsum(-1).contiguous();
   const int64_t count = rows.size(0), size = rows.size(1);
   at::Tensor drawn = at::empty({count, 1}, at::kLong);
   const double* sum = sums.data_ptr<double>();
@@ -208,9 +209,9 @@ std::map<std::string, std::vector<double>> predicted_losses(
   std::map<std::string, std::vector<double>> losses;
   for (const std::string& tensor : tensors) losses[tensor].assign(schemes.size(), 0);
 
-  ValueStream stream(program, make_samples(model, plan, data),
-                     [&](const std::string& name) { return parameter(model, name); },
-                     data.device);
+  ValueStream stream(
+      program, make_samples(model, plan, data),
+      [&](const std::string& name) { return parameter(model, name); }, data.device);
   size_t done = 0;
   int64_t visited = 0;
   std::map<std::string, at::Tensor> moments;  // of a value; shared by its readers

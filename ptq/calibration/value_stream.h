@@ -4,9 +4,10 @@
 //
 // A sample is a map from value name to tensor; at first the program's inputs. Parameters
 // are loaded when the nodes that read them run and dropped after their last reader: the
-// whole model is never in memory. Nodes run on `device`; between runs a sample waits where
-// it came from, so that whoever reads a value finds it there. Throws nibble::Error. Use from
-// one thread; runs samples in parallel with the same results at any thread count.
+// whole model is never in memory. Nodes run on `device`; between runs a sample waits
+// where it came from, so that whoever reads a value finds it there. Throws nibble::Error.
+// Use from one thread; runs samples in parallel with the same results at any thread
+// count.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,8 +34,8 @@ using InputRounding =
 at::Tensor run_node(const Node& node, const StreamValues& values,
                     const StreamValues& parameters, const InputRounding& rounding = {});
 
-// The rounding for values on `device`: it reads memory of the CPU, so that what lies elsewhere
-// goes there and back.
+// The rounding for values on `device`: it reads memory of the CPU, so that what lies
+// elsewhere goes there and back.
 InputRounding rounding_on(at::Device device, InputRounding rounding);
 
 class ValueStream {

@@ -240,7 +240,8 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
   std::set<std::string> names;
   std::vector<std::pair<std::string, std::string>> runs;
   for (const std::string& recipe : recipes) {
-    // A budget is swept in the recipes that have one: the others are points beside the curve.
+    // A budget is swept in the recipes that have one: the others are points beside the
+    // curve.
     const bool budget = sweep[0].rfind("mixed.", 0) == 0;
     NIBBLE_ASSIGN_OR_RETURN(const PipelineRequest plain,
                             make_request(line, "calibration", recipe, {}));
@@ -347,9 +348,10 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   line.text("device", "cpu|cuda[:N]",
             "where language models run while rtn and gptq calibrate, as LibTorch has it; "
             "layers are solved and results measured on the CPU");
-  line.text("sweep", "KEY=A,B,C",
-            "run once for each value of one setting; one table and one report for all. Recipes "
-            "without mixed.schemes run once beside a sweep of mixed.*");
+  line.text(
+      "sweep", "KEY=A,B,C",
+      "run once for each value of one setting; one table and one report for all. Recipes "
+      "without mixed.schemes run once beside a sweep of mixed.*");
   std::string targets;
   for (const DeploymentTarget& target : deployment_targets()) {
     targets += cat(targets.empty() ? "" : "|", target.name);

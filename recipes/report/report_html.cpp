@@ -202,13 +202,14 @@ Json kernel_data(const KernelSpeeds& speeds) {
   return sets;
 }
 
-// Size against quality, a point a model, points of one sweep joined by their size. Several
-// artifacts of a text model are told apart by KL, on a logarithmic axis, which the float
-// model, at 0, has no place on; one beside its float model by perplexity.
+// Size against quality, a point a model, points of one sweep joined by their size. Three
+// or more artifacts of a text model are told apart by KL, on a logarithmic axis, which
+// the float model, at 0, has no place on; fewer stand beside their float model by
+// perplexity.
 Json quality_data(const RunReport& report, bool images) {
   std::vector<const Measurement*> models = {&report.after};
   for (const Measurement& other : report.others) models.push_back(&other);
-  const bool kl = !images && models.size() > 1 &&
+  const bool kl = !images && models.size() > 2 &&
                   std::all_of(models.begin(), models.end(), [](const Measurement* m) {
                     return m->text && m->text->kl && *m->text->kl > 0;
                   });
@@ -241,7 +242,11 @@ Json quality_data(const RunReport& report, bool images) {
   const char* measure = images ? "accuracy, %"
                         : kl   ? "KL to the float model, nats a token"
                                : "perplexity (lower is better)";
-  return {{"points", points}, {"lines", lines}, {"mark", mark}, {"log", kl}, {"measure", measure}};
+  return {{"points", points},
+          {"lines", lines},
+          {"mark", mark},
+          {"log", kl},
+          {"measure", measure}};
 }
 
 constexpr const char* kStyle = R"(

@@ -71,7 +71,8 @@ TEST(Device, ADecoderBeginsWhereThereIsNoMemory) {
   Hessian sums(8, at::kMeta);
   const at::Tensor inputs = at::empty({6, 8}, at::device(at::kMeta).dtype(at::kFloat));
   sums.accumulate(inputs, inputs);
-  sums.accumulate(at::zeros({2, 8}), at::zeros({2, 8}));  // as they come from samples that wait
+  sums.accumulate(at::zeros({2, 8}),
+                  at::zeros({2, 8}));  // as they come from samples that wait
   EXPECT_EQ(sums.tokens(), 8);
   EXPECT_TRUE(sums.sums().is_meta() && sums.drift().is_meta());
 }

@@ -233,5 +233,31 @@ TEST_F(CliQuality, SeveralRecipesSideBySide) {
   EXPECT_FALSE(fs::exists(mine("twice")));
 }
 
+TEST_F(CliQuality, BudgetsOfASweepBesideAUniformRecipe) {
+  SKIP_WITHOUT_TORCH();
+  std::ofstream(mine("train.txt")) << story_text(3, 8);
+  const Json json = parsed(
+      run({"quantize", at("model"), "--recipe", "mixed-gptq,w4a16-rtn", "--sweep",
+           "mixed.bits=3,5", "--calibration", mine("train.txt"), "--evaluation",
+           at("heldout.txt"), "--output", mine("sweep"), "--set",
+           "calibration.sequences=2", "--set", "calibration.length=16", "--json"}));
+  // The uniform one has no budget to be swept: it runs once.
+  std::map<std::string, double> bits;
+  for (const Json& entry : json["recipes"])
+    bits[entry["recipe"]] = entry["after"]["quantized_bits_per_weight"];
+  ASSERT_EQ(bits.size(), 3u);
+  EXPECT_LE(bits.at("mixed-gptq mixed.bits=3"), 3);
+  EXPECT_LE(bits.at("mixed-gptq mixed.bits=5"), 5);
+  EXPECT_GT(bits.at("mixed-gptq mixed.bits=5"), bits.at("mixed-gptq mixed.bits=3"));
+  EXPECT_EQ(bits.count("w4a16-rtn"), 1u);
+  // A sweep of another key goes through every recipe.
+  const Outcome every =
+      run({"quantize", at("model"), "--recipe", "w8a16,w4a16-rtn", "--sweep",
+           "group=32,64", "--dry-run", "--output", mine("every")});
+  EXPECT_EQ(every.code, 0) << every.error;
+  for (const char* name : {"w8a16 group=32", "w8a16 group=64", "w4a16-rtn group=64"})
+    EXPECT_THAT(every.out, HasSubstr(name));
+}
+
 }  // namespace
 }  // namespace nibble

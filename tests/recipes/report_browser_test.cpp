@@ -105,6 +105,22 @@ class ReportInABrowser : public testing::Test {
   TemporaryDirectory directory_;
 };
 
+// Six budgets of a sweep, joined, and two points beside them.
+RunReport sweep_report() {
+  RunReport report = full_report();
+  report.loss.clear();
+  report.ledger.entries.clear();
+  report.others.clear();
+  for (int i = 0; i < 6; ++i) {
+    Measurement point = measured("mixed mixed.bits=" + std::to_string(i + 3),
+                                 1'000'000 + 200'000 * i, 5.5, 0.1 * std::exp(-i));
+    point.curve = "mixed";
+    report.others.push_back(point);
+  }
+  report.others.push_back(measured("int4", 1'200'000, 5.6, 0.2));
+  return report;
+}
+
 RunReport speed_report() {
   RunReport report;
   report.verb = "bench";
@@ -158,6 +174,7 @@ class EveryPlot : public ReportInABrowser, public testing::WithParamInterface<Pa
 // and prefill at two thread counts, each value beside its limit.
 INSTANTIATE_TEST_SUITE_P(Pages, EveryPlot,
                          testing::Values(Page{"train", full_report, 3, 3},
+                                         Page{"sweep", sweep_report, 1, 8 + 6},
                                          Page{"bench", speed_report, 4, 2},
                                          Page{"kernels", kernel_report, 4, 2}),
                          [](const auto& info) { return std::string(info.param.name); });
