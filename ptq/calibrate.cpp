@@ -158,11 +158,13 @@ void check_ranks(const Artifact& model, const Plan& plan) {
 class LayerSolver {
  public:
   // device: where samples run and products of inputs are summed.
-  LayerSolver(Calibrated& result, const Progress& progress, const std::string& device)
+  LayerSolver(Calibrated& result, const Progress& progress,
+              const BlockProgress& block_done, const std::string& device)
       : result_(result),
         plan_(result.plan),
         model_(*result.model),
         progress_(progress),
+        block_done_(block_done),
         device_(device) {
     for (const LayerPlan& layer : plan_.layers) total_ += layer.method != "float";
   }
@@ -280,11 +282,35 @@ class LayerSolver {
         block_inputs.clear();
         block_hessians_.clear();
       }
+      end_block(block, begin, end);
       begin = end;
     }
   }
 
  private:
+  // Says what became of the layers of nodes [begin, end) that were solved on data.
+  void end_block(int block, size_t begin, size_t end) {
+    if (!block_done_) return;
+    BlockDone done{.block = block,
+                   .blocks = model_.program.block_count(),
+                   .done = done_,
+                   .total = total_};
+    for (size_t i = begin; i < end; ++i) {
+      for (const Layer& layer : layers_of(model_.program.nodes[i])) {
+        const LayerPlan* plan = plan_.find(layer.tensor);
+        if (plan == nullptr || plan->method == "float" || !plan_.needs_inputs(*plan))
+          continue;
+        const auto account = result_.accounts.find(layer.tensor);
+        if (account == result_.accounts.end()) continue;
+        ++done.layers;
+        done.output_error += std::max(account->second.output_error, 0.0);
+      }
+    }
+    if (done.layers == 0) return;
+    done.output_error /= static_cast<double>(done.layers);
+    block_done_(done);
+  }
+
   // Its layers' codes are tuned with their block's. The ends of a model are no blocks.
   bool is_tuned(const Node& node) const {
     if (node.block < 0 || node.block == kLastBlock) return false;
@@ -557,6 +583,7 @@ class LayerSolver {
   const Plan& plan_;
   const Artifact& model_;
   const Progress& progress_;
+  const BlockProgress& block_done_;
   const std::string device_;
   // Of the layers that are tuned with their block, until they are.
   std::map<std::string, std::shared_ptr<const Hessian>> block_hessians_;
@@ -721,7 +748,8 @@ std::shared_ptr<const Artifact> transformed(std::shared_ptr<const Artifact> mode
 }  // namespace
 
 Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
-                     const CalibrationData& data, const Progress& progress) {
+                     const CalibrationData& data, const Progress& progress,
+                     const BlockProgress& block_done) {
   const OneThread one_thread;
   throw_if_error(check_plan(plan, model->program));
   check_ranks(*model, plan);
@@ -745,7 +773,7 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   for (const LayerPlan& layer : result.plan.layers) {
     if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;
   }
-  LayerSolver solver(result, progress, data.device);
+  LayerSolver solver(result, progress, block_done, data.device);
   solver.solve_without_inputs();
   if (solves_with_inputs) solver.solve_with_inputs(data);
   if (plan.bias_correction > 0) correct_biases(result, to_torch(data.images));

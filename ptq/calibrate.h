@@ -65,7 +65,8 @@ struct Calibrated {
 // failed_precondition: a method needs data and there is none; fewer sequences than
 // planned (says how many). Throws nibble::Error.
 Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
-                     const CalibrationData& data, const Progress& progress);
+                     const CalibrationData& data, const Progress& progress,
+                     const BlockProgress& block_done = {});
 
 // The only step from tensors to bytes: packs, fills layer schemes and the ledger, and
 // fails when a parameter is not accounted for.

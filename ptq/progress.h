@@ -10,4 +10,14 @@ namespace nibble {
 using Progress = std::function<void(const std::string& stage, const std::string& what, int64_t done,
                                     int64_t total)>;
 
+// A block whose layers are all solved. block: -1 and `blocks` are what stands before and
+// behind the blocks.
+struct BlockDone {
+  int block = 0, blocks = 0;
+  int64_t layers = 0;       // solved in this block
+  double output_error = 0;  // their mean
+  int64_t done = 0, total = 0;
+};
+using BlockProgress = std::function<void(const BlockDone&)>;
+
 }  // namespace nibble

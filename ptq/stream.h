@@ -22,16 +22,9 @@ namespace nibble {
 
 bool can_stream(const Plan& plan, const Program& program);
 
-// A block whose layers are all solved.
-struct BlockDone {
-  int block = 0, blocks = 0;
-  int64_t layers = 0;       // solved in this block
-  double output_error = 0;  // their mean
-  int64_t done = 0, total = 0;
-};
 struct StreamOptions {
   Progress progress = {};                                 // a layer; may be empty
-  std::function<void(const BlockDone&)> block_done = {};  // may be empty; may throw
+  BlockProgress block_done = {};                          // may be empty; may throw
   std::filesystem::path spill = {};  // activations wait in a file there; "": in memory
   // LibTorch's name of where samples run and Hessians are summed ("cuda:1"); layers are
   // solved on the CPU.

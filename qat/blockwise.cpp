@@ -9,6 +9,7 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/splitmix64.h"
+#include "ptq/distributed/ranks.h"
 #include "qat/checkpoint.h"
 #include "qat/optimizer.h"
 #include "qat/schedule.h"
@@ -201,7 +202,8 @@ std::vector<BlockFit> train_blocks(ProgramModule module, ProgramModule teacher,
                                .learning_rate = fit.before,
                                .gradient_norm = 0});
       state.step = block + 1;
-      if (!checkpoint.empty()) write_checkpoint(checkpoint, state);
+      if (!checkpoint.empty() && Ranks::instance().is_first())
+        write_checkpoint(checkpoint, state);
     }
     if (block == last) break;
     stream.pass(block, part, later);

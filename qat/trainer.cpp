@@ -13,6 +13,7 @@
 #include "qat/optimizer.h"
 #include "qat/oscillation.h"
 #include "qat/schedule.h"
+#include "qat/shared_step.h"
 
 namespace nibble {
 namespace {
@@ -76,8 +77,9 @@ class Run {
                                          static_cast<double>(options.accumulate)))),
         optimizer_(make_optimizer(trained_parameters(module), options)),
         distillation_(module, hooks.teacher, options),
-        oscillations_(module, options) {
-    trained_ = optimizer_.parameters();
+        oscillations_(module, options),
+        trained_(optimizer_.parameters()),
+        shared_(module, trained_, options.accumulate) {
     const bool bf16 = options.precision == "bf16";
     module_->set_bf16_products(bf16);
     module_->set_recompute(options.recompute);
@@ -105,12 +107,17 @@ class Run {
       }
       const bool due =
           options_.checkpoint_every > 0 && state_.step % options_.checkpoint_every == 0;
-      if (!folder_.empty() && (due || last || stop)) write_checkpoint(folder_, state_);
+      if (!folder_.empty() && (due || last || stop)) save();
     }
     return finish();
   }
 
  private:
+  void save() {
+    if (ranks_.is_first()) write_checkpoint(folder_, state_);
+    ranks_.barrier();
+  }
+
   static std::vector<torch::Tensor> copies(const std::vector<torch::Tensor>& tensors) {
     std::vector<torch::Tensor> result;
     for (const torch::Tensor& tensor : tensors) result.push_back(tensor.detach().clone());
@@ -134,23 +141,25 @@ class Run {
     optimizer_.set_rate(rate);
     optimizer_.optimizer->zero_grad();
     module_->train();
-    double value = 0;
-    for (int64_t i = 0; i < options_.accumulate; ++i) {
-      const int64_t index = state_.step * options_.accumulate + i;
-      const TrainingBatch batch =
-          data_.batch(index / data_.batches_per_epoch, index % data_.batches_per_epoch);
-      torch::Tensor loss = loss_of(batch);
-      if (options_.accumulate > 1) loss = loss / static_cast<double>(options_.accumulate);
-      const double part = loss.item<double>();
-      if (!std::isfinite(part)) {
-        fail(StatusCode::out_of_range,
-             cat("step ", state_.step, " of ", steps_,
-                 ": a finite loss was required; found ", part, " at learning rate ", rate,
-                 "; lower learning_rate, clip_norm or raise warmup_steps"));
-      }
-      value += part;
-      loss.backward();
-    }
+    const double value = shared_.run(
+        [&](int64_t pass) {
+          const int64_t index = state_.step * options_.accumulate + pass;
+          const TrainingBatch batch = data_.batch(index / data_.batches_per_epoch,
+                                                  index % data_.batches_per_epoch);
+          torch::Tensor loss = loss_of(batch);
+          if (options_.accumulate > 1)
+            loss = loss / static_cast<double>(options_.accumulate);
+          const double part = loss.item<double>();
+          if (!std::isfinite(part)) {
+            fail(StatusCode::out_of_range,
+                 cat("step ", state_.step, " of ", steps_,
+                     ": a finite loss was required; found ", part, " at learning rate ",
+                     rate, "; lower learning_rate, clip_norm or raise warmup_steps"));
+          }
+          loss.backward();
+          return part;
+        },
+        interrupted_);
     oscillations_.add_damping();
     const double norm = clip_gradients(trained_, options_.clip_norm);
     optimizer_.optimizer->step();
@@ -203,7 +212,10 @@ class Run {
       assign(trained_, state_.average);
     }
     module_->eval();
-    const double figure = hooks_.evaluate();
+    torch::Tensor measured = at::zeros({1}, at::kDouble);  // by the first process for all
+    if (ranks_.is_first()) *measured.data_ptr<double>() = hooks_.evaluate();
+    ranks_.broadcast(measured, 0);
+    const double figure = *measured.data_ptr<double>();
     if (!std::isfinite(figure)) {
       fail(StatusCode::out_of_range, cat("step ", state_.step, " of ", steps_,
                                          ": a finite figure of the artifact was "
@@ -243,14 +255,15 @@ class Run {
   }
 
   void stop_when_cancelled() {
-    if (!cancel_requested()) return;
+    // Several processes stop after the same step.
+    if (!interrupted_ && (ranks_.count() > 1 || !cancel_requested())) return;
     const std::string place =
         cat("step ", state_.step, " of ", steps_, ": interrupted; ");
     if (folder_.empty()) {
       fail(StatusCode::cancelled,
            place + "nothing was written; give a checkpoint folder to resume");
     }
-    write_checkpoint(folder_, state_);
+    save();
     fail(StatusCode::cancelled, cat(place, "a checkpoint was written to ",
                                     folder_.string(), "; continue with --resume"));
   }
@@ -285,6 +298,9 @@ class Run {
   Distillation distillation_;
   Oscillations oscillations_;
   std::vector<torch::Tensor> trained_;
+  SharedStep shared_;
+  Ranks& ranks_ = Ranks::instance();
+  bool interrupted_ = false;
   TrainingState state_;
   std::chrono::steady_clock::time_point begin_;
   int64_t counted_ = 0;

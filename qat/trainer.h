@@ -7,6 +7,8 @@
 //   step   the mean gradient of `accumulate` batches, clipped to a global norm; AdamW
 //          (arXiv 1711.05101) or SGD with momentum, in three groups: matrices (decayed),
 //          the rest (not), learned scales and zero points (own rate, not)
+//          under mpirun the batches of a step are shared among the processes
+//          (qat/shared_step.h), with the bytes of one
 //   after  scales kept positive; oscillating weights held (qat/oscillation.h); the moving
 //          average w' <- a w' + (1 - a) w, a = min(average, (1 + step) / (10 + step)),
 //          which is what is evaluated and left in the module at the end (Polyak and

@@ -12,49 +12,22 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kMost = int64_t{1} << 27;  // doubles a message: counts are int
+constexpr int64_t kMost = int64_t{1} << 30;  // bytes a message: counts are int
 
-// body(data, count) over runs of a long array.
-template <class T, class Body>
-void in_messages(T* data, int64_t count, const Body& body) {
+// body(data, count) over runs of a long array of bytes.
+template <class Body>
+void in_messages(void* data, int64_t count, const Body& body) {
   for (int64_t done = 0; done < count; done += kMost) {
-    body(data + done, static_cast<int>(std::min(kMost, count - done)));
+    body(static_cast<char*>(data) + done,
+         static_cast<int>(std::min(kMost, count - done)));
   }
 }
 
-void send(const at::Tensor& x, int to) {
-  in_messages(x.data_ptr<double>(), x.numel(), [to](double* data, int count) {
-    MPI_Send(data, count, MPI_DOUBLE, to, 0, MPI_COMM_WORLD);
-  });
-}
-
-void receive(const at::Tensor& x, int from) {
-  in_messages(x.data_ptr<double>(), x.numel(), [from](double* data, int count) {
-    MPI_Recv(data, count, MPI_DOUBLE, from, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-  });
-}
-
-void broadcast_tensor(const at::Tensor& x) {
-  in_messages(x.data_ptr<double>(), x.numel(), [](double* data, int count) {
-    MPI_Bcast(data, count, MPI_DOUBLE, 0, MPI_COMM_WORLD);
-  });
-}
-
-void send(Hessian& part, int to) {
-  const int64_t facts[2] = {part.tokens(), part.has_drift() ? 1 : 0};
-  MPI_Send(facts, 2, MPI_INT64_T, to, 0, MPI_COMM_WORLD);
-  send(part.sums(), to);
-  if (facts[1] != 0) send(part.drift(), to);
-}
-
-Hessian receive_part(int64_t columns, int from) {
-  int64_t facts[2] = {0, 0};
-  MPI_Recv(facts, 2, MPI_INT64_T, from, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-  Hessian part(columns);
-  part.set_tokens(facts[0]);
-  receive(part.sums(), from);
-  if (facts[1] != 0) receive(part.drift_sums(true), from);
-  return part;
+int64_t bytes_of(const at::Tensor& x) {
+  if (x.is_contiguous() && x.is_cpu()) return static_cast<int64_t>(x.nbytes());
+  throw Error(
+      error(StatusCode::internal,
+            "[distributed] a contiguous tensor of the CPU is required; found another"));
 }
 
 }  // namespace
@@ -80,13 +53,49 @@ void Ranks::check() const {
                     "; the samples are cut into so many shards"));
 }
 
+void Ranks::send(const at::Tensor& tensor, int to) {
+  in_messages(tensor.data_ptr(), bytes_of(tensor), [to](char* data, int count) {
+    MPI_Send(data, count, MPI_BYTE, to, 0, MPI_COMM_WORLD);
+  });
+}
+
+void Ranks::receive(at::Tensor& tensor, int from) {
+  in_messages(tensor.data_ptr(), bytes_of(tensor), [from](char* data, int count) {
+    MPI_Recv(data, count, MPI_BYTE, from, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  });
+}
+
+void Ranks::broadcast(at::Tensor& tensor, int from) {
+  if (count_ == 1) return;
+  in_messages(tensor.data_ptr(), bytes_of(tensor), [from](char* data, int count) {
+    MPI_Bcast(data, count, MPI_BYTE, from, MPI_COMM_WORLD);
+  });
+}
+
 Hessian Ranks::sum(std::vector<Hessian> parts, int64_t columns) {
   if (count_ == 1) {
     for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
     return std::move(parts[0]);
   }
+  const auto receive_part = [this, columns](int from) {
+    int64_t facts[2] = {0, 0};
+    MPI_Recv(facts, 2, MPI_INT64_T, from, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    Hessian part(columns);
+    part.set_tokens(facts[0]);
+    at::Tensor sums = part.sums();
+    receive(sums, from);
+    if (facts[1] == 0) return part;
+    at::Tensor drift = part.drift_sums(true);
+    receive(drift, from);
+    return part;
+  };
   if (rank_ != 0) {
-    for (Hessian& part : parts) send(part, 0);
+    for (Hessian& part : parts) {
+      const int64_t facts[2] = {part.tokens(), part.has_drift() ? 1 : 0};
+      MPI_Send(facts, 2, MPI_INT64_T, 0, 0, MPI_COMM_WORLD);
+      send(part.sums(), 0);
+      if (facts[1] != 0) send(part.drift(), 0);
+    }
     // Room for the sum in place of what was sent.
     parts.clear();
     parts.emplace_back(columns);
@@ -94,15 +103,19 @@ Hessian Ranks::sum(std::vector<Hessian> parts, int64_t columns) {
     for (size_t i = 1; i < parts.size(); ++i) parts[0].add(parts[i]);
     parts.resize(1, Hessian(0));
     for (int shard = 0; shard < kShards; ++shard) {
-      if (owner(shard) != 0) parts[0].add(receive_part(columns, owner(shard)));
+      if (owner(shard) != 0) parts[0].add(receive_part(owner(shard)));
     }
   }
   Hessian& total = parts[0];
   int64_t facts[2] = {total.tokens(), total.has_drift() ? 1 : 0};
   MPI_Bcast(facts, 2, MPI_INT64_T, 0, MPI_COMM_WORLD);
   total.set_tokens(facts[0]);
-  broadcast_tensor(total.sums());
-  if (facts[1] != 0) broadcast_tensor(total.drift_sums(true));
+  at::Tensor sums = total.sums();
+  broadcast(sums, 0);
+  if (facts[1] != 0) {
+    at::Tensor drift = total.drift_sums(true);
+    broadcast(drift, 0);
+  }
   return std::move(total);
 }
 

@@ -23,6 +23,9 @@ Hessian Ranks::sum(std::vector<Hessian> parts, int64_t) {
   return std::move(parts[0]);
 }
 std::vector<int64_t> Ranks::sum(std::vector<int64_t> values) { return values; }
+void Ranks::send(const at::Tensor&, int) {}
+void Ranks::receive(at::Tensor&, int) {}
+void Ranks::broadcast(at::Tensor&, int) {}
 std::string Ranks::broadcast(std::string text, int) { return text; }
 void Ranks::barrier() {}
 void Ranks::abort(int code) { std::exit(code); }

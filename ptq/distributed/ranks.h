@@ -39,6 +39,11 @@ class Ranks {
   // already); returns the sum of all, on every rank.
   Hessian sum(std::vector<Hessian> parts, int64_t columns);
   std::vector<int64_t> sum(std::vector<int64_t> values);
+  // A contiguous CPU tensor's memory, from one rank to another; shapes and types are
+  // agreed on.
+  void send(const at::Tensor& tensor, int to);
+  void receive(at::Tensor& tensor, int from);
+  void broadcast(at::Tensor& tensor, int from);
   // What `from` says, on every rank.
   std::string broadcast(std::string text, int from);
   void barrier();

@@ -136,10 +136,10 @@ Tensor run_conv2d(const TorchOpCall& call) {
 }
 
 Tensor run_batch_norm(const TorchOpCall& call) {
-  constexpr double kMomentum = 0.1;  // torch.nn.BatchNorm2d's default
   return at::batch_norm(call.inputs[0], call.parameter("weight"), call.parameter("bias"),
                         call.parameter("running_mean"), call.parameter("running_var"),
-                        call.training, kMomentum, call.node.number("epsilon", 1e-5),
+                        call.training, kBatchNormMomentum,
+                        call.node.number("epsilon", 1e-5),
                         /*cudnn_enabled=*/false);
 }
 

@@ -33,6 +33,10 @@ struct TorchOpCall {
   }
 };
 
+// Of batch_norm's running statistics: r' = (1 - m) r + m s, torch.nn.BatchNorm2d's
+// default.
+inline constexpr double kBatchNormMomentum = 0.1;
+
 struct TorchOp {
   const char* name;
   torch::Tensor (*run)(const TorchOpCall& call);

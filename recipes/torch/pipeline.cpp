@@ -147,9 +147,19 @@ Result<RunReport> quantize(const PipelineRequest& request) {
     frozen = run.freeze(provenance);
   } else {
     const auto start = std::chrono::steady_clock::now();
-    frozen = freeze(calibrate(planned, plan, calibration, request.progress), provenance);
-    report.calibration_seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const auto seconds = [start] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+          .count();
+    };
+    BlockProgress block_done;
+    if (request.note) {
+      block_done = [&](const BlockDone& done) {
+        request.note(block_text(done, seconds(), 0));
+      };
+    }
+    frozen = freeze(calibrate(planned, plan, calibration, request.progress, block_done),
+                    provenance);
+    report.calibration_seconds = seconds();
   }
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(calibrate_kv_scales(frozen, calibration.sequences));
@@ -202,7 +212,8 @@ Status check_device(const std::string& name) {
   return ok_status();
 }
 
-// One of several processes that fails takes the others along: they would wait for it.
+}  // namespace
+
 Result<RunReport> or_all_end(Result<RunReport> report) {
   if (report.ok() || ranks_asked_for() == 1) return report;
   // Mostly all fail alike; then the first one speaks.
@@ -210,8 +221,6 @@ Result<RunReport> or_all_end(Result<RunReport> report) {
   std::cerr << "nibble: " << report.status().message() << "\n" << std::flush;
   Ranks::instance().abort(1);
 }
-
-}  // namespace
 
 Result<RunReport> run_quantize(const PipelineRequest& request) {
   return or_all_end(catching("quantize", [&request]() -> Result<RunReport> {

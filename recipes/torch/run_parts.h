@@ -99,4 +99,7 @@ Status write_proof(const RunReport& report, const Artifact& artifact,
 // report.html and measurements.json; of a training also its course (training_log.h).
 std::map<std::string, std::string> report_files(const RunReport& report);
 
+// One of several processes that fails takes the others along: they would wait for it.
+Result<RunReport> or_all_end(Result<RunReport> report);
+
 }  // namespace nibble

@@ -119,25 +119,26 @@ void StreamedRun::share_resumed(SolvedLayers& solved) {
   }
 }
 
+std::string block_text(const BlockDone& done, double seconds, int64_t first_done) {
+  const std::string which = done.blocks == 0 ? "all layers"
+                            : done.block < 0 ? "the first layers"
+                            : done.block >= done.blocks
+                                ? "the last layers"
+                                : cat("block ", done.block + 1, " of ", done.blocks);
+  const auto made = static_cast<double>(done.done - first_done);
+  const double left = seconds * static_cast<double>(done.total - done.done) / made;
+  const std::string error =  // that of what is solved on data
+      done.output_error > 0 ? cat(", output error ", number_text(done.output_error, 3))
+                            : std::string();
+  return cat(
+      which, ": ", done.layers, " layers", error, ", peak ",
+      bytes_text(process_memory().peak), ", ", duration_text(seconds),
+      done.done < done.total ? cat(", ", duration_text(left), " left") : std::string());
+}
+
 void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t first_done) {
   const int64_t peak = process_memory().peak;
-  if (request_.note) {
-    const std::string which = done.block < 0                ? "the first layers"
-                              : done.block >= done.blocks   ? "the last layers"
-                                                            : cat("block ", done.block + 1,
-                                                                  " of ", done.blocks);
-    const auto made = static_cast<double>(done.done - first_done);
-    const double left = seconds * static_cast<double>(done.total - done.done) / made;
-    const std::string error =  // that of what is solved on data
-        done.output_error > 0
-            ? cat(", output error ", number_text(done.output_error, 3))
-            : std::string();
-    request_.note(cat(which, ": ", done.layers, " layers", error, ", peak ",
-                      bytes_text(peak), ", ",
-                      duration_text(seconds), done.done < done.total
-                                                  ? cat(", ", duration_text(left), " left")
-                                                  : std::string()));
-  }
+  if (request_.note) request_.note(block_text(done, seconds, first_done));
   if (request_.memory == 0 || peak <= request_.memory) return;
   keeps_work_ = true;
   throw Error(error(StatusCode::resource_exhausted, "[quantize] --memory: at most ",

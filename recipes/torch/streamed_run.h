@@ -20,6 +20,10 @@ namespace nibble {
 // What a kill between the last two steps left of a run that was done.
 void remove_finished_work(const std::filesystem::path& output);
 
+// "block 2 of 8: 7 layers, output error 0.000331, peak 345.47 MB, 3 s, 9 s left"; seconds
+// since the start, when first_done layers were solved already.
+std::string block_text(const BlockDone& done, double seconds, int64_t first_done);
+
 class StreamedRun {
  public:
   // All outlive the run.

@@ -9,6 +9,7 @@
 #include "kernels/base/parallel.h"
 #include "kernels/program/edits/low_rank.h"
 #include "ptq/calibrate.h"
+#include "ptq/distributed/ranks.h"
 #include "ptq/module/packed_linear.h"
 #include "qat/batch_norm.h"
 #include "qat/blockwise.h"
@@ -20,6 +21,7 @@
 #include "recipes/torch/calibration.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
+#include "recipes/torch/run_parts.h"
 #include "recipes/torch/training_data.h"
 
 namespace nibble {
@@ -94,6 +96,7 @@ Status check_checkpoint(const PipelineRequest& request) {
 }
 
 void remove_checkpoint(const PipelineRequest& request) {
+  if (!is_first_rank()) return;
   std::error_code ignored;
   fs::remove_all(checkpoint_folder(request), ignored);
 }
@@ -225,6 +228,7 @@ TrainResult train_module(const PipelineRequest& request, const Artifact& model,
   hooks.log = [&](const std::vector<TrainStep>& history,
                   const std::vector<TrainEvaluation>& looks) {
     set_course(report, history, looks);
+    if (!is_first_rank()) return;
     std::error_code failed;
     fs::create_directories(folder, failed);
     throw_if_error(write_file_atomically(folder / "training.csv",
@@ -384,6 +388,7 @@ Result<RunReport> train_float(const PipelineRequest& request) {
   }
   const TrainResult result =
       train_module(request, model, data.train, module, hooks, report);
+  if (!is_first_rank()) return report;  // the first one measures and writes
   report.notes.push_back(trained_on(request, data.train, result));
   if (from_noise)
     report.notes.push_back(
@@ -466,6 +471,7 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
   TrainResult result;
   if (recipe.train.steps > 0 || recipe.train.epochs > 0)
     result = train_module(request, *planned, data.train, module, hooks, report);
+  if (!is_first_rank()) return report;  // the first one measures and writes
   const std::string training =
       with_norms + blocks + trained_on(request, data.train, result);
   report.notes.push_back(training);
@@ -594,6 +600,7 @@ Result<RunReport> train_adapters(const PipelineRequest& request) {
   }
   const TrainResult result =
       train_module(request, *model, data.train, module, hooks, report);
+  if (!is_first_rank()) return report;  // the first one measures and writes
   const std::string training =
       cat(names.size() / 2, " adapters of rank ", recipe.lora_rank, ", ",
           trained_on(request, data.train, result));
@@ -620,9 +627,11 @@ Result<RunReport> train_adapters(const PipelineRequest& request) {
 }  // namespace
 
 Result<RunReport> run_train(const PipelineRequest& request) {
-  return catching("train", [&request]() -> Result<RunReport> {
+  return or_all_end(catching("train", [&request]() -> Result<RunReport> {
+    Ranks::instance().check();
     NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat", "lora"}));
-    NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
+    if (is_first_rank()) NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
+    Ranks::instance().barrier();  // what it removes, nobody has written again
     if (request.recipe.data_mixup > 0 && request.recipe.train.distill_weight != 1) {
       return error(
           StatusCode::invalid_argument,
@@ -636,7 +645,7 @@ Result<RunReport> run_train(const PipelineRequest& request) {
                                                                : train_quantized(request);
     if (report.ok()) remove_checkpoint(request);
     return report;
-  });
+  }));
 }
 
 }  // namespace nibble

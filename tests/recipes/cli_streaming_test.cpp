@@ -150,24 +150,14 @@ TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
 }
 
 TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
-  if (std::system("command -v mpirun > /dev/null 2>&1") != 0)
-    GTEST_SKIP() << "no mpirun: install openmpi-bin";
   ASSERT_EQ(nibble(quantize("one"), scratch_.path()).code, 0);
   const auto one = files_of(mine("one"));
   for (const int ranks : {2, 4}) {
-    std::string command =
-        cat("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,vader "
-            "OMPI_MCA_hwloc_base_binding_policy=none mpirun --oversubscribe -n ",
-            ranks, " ", NIBBLE_BINARY);
     const std::string output = cat("ranks", ranks);
-    for (const std::string& argument : quantize(output)) command += " '" + argument + "'";
-    command += " > " + mine("out.txt") + " 2>&1";
-    const int code = std::system(command.c_str());
-    const std::string said = *read_text_file(mine("out.txt"));
-    if (said.find("a build with MPI is required") != std::string::npos)
-      GTEST_SKIP() << "built without MPI: install libopenmpi-dev";
-    ASSERT_EQ(code, 0) << said;
-    EXPECT_THAT(said, HasSubstr(cat(" by ", ranks, " processes")));
+    const Outcome outcome = nibble_on_ranks(ranks, quantize(output), scratch_.path());
+    if (outcome.code == -1) GTEST_SKIP() << outcome.out;
+    ASSERT_EQ(outcome.code, 0) << outcome.out;
+    EXPECT_THAT(outcome.out, HasSubstr(cat(" by ", ranks, " processes")));
     const auto files = files_of(mine(output));
     for (const auto& [name, text] : one)
       EXPECT_TRUE(files.count(name) > 0 && files.at(name) == text) << ranks << " " << name;

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -72,6 +73,28 @@ class Command {
 inline Outcome nibble(const std::vector<std::string>& arguments,
                       const std::filesystem::path& scratch) {
   return Command(arguments, scratch).wait();
+}
+
+// The same command as `ranks` processes under mpirun; out holds both streams. Code -1:
+// there is no mpirun, or the build has no MPI (out says which).
+inline Outcome nibble_on_ranks(int ranks, const std::vector<std::string>& arguments,
+                               const std::filesystem::path& scratch) {
+  if (std::system("command -v mpirun > /dev/null 2>&1") != 0)
+    return {-1, "no mpirun: install openmpi-bin", ""};
+  const std::filesystem::path said = scratch / "ranks.txt";
+  std::string command =
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,vader "
+      "OMPI_MCA_hwloc_base_binding_policy=none mpirun --oversubscribe -n " +
+      std::to_string(ranks) + " " + NIBBLE_BINARY;
+  for (const std::string& argument : arguments) command += " '" + argument + "'";
+  const int status = std::system((command + " > " + said.string() + " 2>&1").c_str());
+  std::ifstream file(said, std::ios::binary);
+  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status),
+                  {std::istreambuf_iterator<char>(file), {}},
+                  ""};
+  if (outcome.out.find("a build with MPI is required") != std::string::npos)
+    return {-1, "built without MPI: install libopenmpi-dev", ""};
+  return outcome;
 }
 
 // stdout is one JSON object and nothing else.
