@@ -697,8 +697,11 @@ void choose_schemes(Calibrated& result, const CalibrationData& data,
   for (const LayerPlan& layer : result.plan.layers) {
     if (layer.method != "float") tensors.push_back(layer.tensor);
   }
-  const std::map<std::string, std::vector<double>> losses = predicted_losses(
-      *result.model, result.plan, data, tensors, mixed.schemes, progress);
+  const bool known = mixed.losses != nullptr && !mixed.losses->empty();
+  const MixedLosses losses = known ? *mixed.losses
+                                   : predicted_losses(*result.model, result.plan, data,
+                                                      tensors, mixed.schemes, progress);
+  if (mixed.losses != nullptr) *mixed.losses = losses;
   std::vector<std::vector<LayerChoice>> layers;
   for (const std::string& tensor : tensors) {
     const std::vector<double>& loss = losses.at(tensor);

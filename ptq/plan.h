@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -46,11 +47,16 @@ struct AdaRoundOptions {
 
 // Mixed precision: each quantized layer takes one of the schemes, so that the foretold
 // loss (ptq/calibration/sensitivity.h) is least under a budget of the sum of costs.
+// What each scheme costs each tensor, foretold. Runs that differ in the budget alone
+// share it.
+using MixedLosses = std::map<std::string, std::vector<double>>;
 struct MixedOptions {
   std::vector<QuantScheme> schemes;                  // none: every layer as it is planned
   std::map<std::string, std::vector<double>> costs;  // by tensor, one a scheme
   double budget = 0;                                 // in the unit of the costs
   std::string unit;                                  // "bits", "ms": for messages
+  std::shared_ptr<MixedLosses>
+      losses;  // empty: the run that finds it so fills it; or none
 };
 
 struct LayerPlan {

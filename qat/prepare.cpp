@@ -132,8 +132,9 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
       if (options.learn_zero_point && has_plain_minima(layer.scheme.weight))
         quantizer->learn_minimum();
     }
+    const torch::Tensor start = start_of(module->parameter(layer.tensor), codes->second);
     module->set_parameter(layer.tensor,
-                          start_of(module->parameter(layer.tensor), codes->second));
+                          options.squash_weights ? quantizer->squash(start) : start);
     module->quantize_weight(layer.tensor, quantizer);
   }
   for (const auto& [value, scheme] : calibrated.activations) {
@@ -175,7 +176,10 @@ Calibrated finish(ProgramModule module, const Calibrated& before) {
     const torch::Tensor weight = module->parameter(name);
     CodedMatrix coded = quantizer->coded(weight);
     Calibrated::Account& account = result.accounts[name];
-    account.error = relative_error(weight, coded);
+    const torch::Tensor seen = quantizer->seen(weight);
+    account.error = relative_error(seen, coded);
+    Tensor& kept = trained.tensors.at(name);
+    if (quantizer->squashes()) kept = as_before(seen, kept);
     // Calibration's figures were of another weight.
     account.output_error = account.rtn_error = account.rtn_output_error = -1;
     account.note = "trained with quantization in the loop";

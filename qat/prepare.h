@@ -44,6 +44,7 @@ struct QatOptions {
   bool learn_zero_point = true;        // LSQ+ on weights with zero points or minima
   bool learn_activation_scale = true;  // LSQ on static activations
   bool learn_activation_clip = false;  // PACT on them instead
+  bool squash_weights = false;         // DoReFa's tanh before weights are quantized
   Trained trained = Trained::all;
   std::string kv = "f32";  // keys and values of attention as a cache of this scheme
                            // (kernels/scheme/kv_scheme.h) holds them; straight through

@@ -388,15 +388,16 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
                                            : scale_.defined() ? scale_.numel()
                                                               : 1);
   const double governed = static_cast<double>(x.numel()) / parts;
+  const Tensor values = seen(x);
   const float gradient_scale =
       static_cast<float>(1.0 / std::sqrt(governed * largest_of(scheme_)));
 
-  Tensor input = x;
+  Tensor input = values;
   CodedMatrix levels;
   if (per_tensor) {
     levels = levels_of(nullptr, rows, cols);
   } else {
-    input = x.contiguous();
+    input = values.contiguous();
     levels = levels_of(input.detach().const_data_ptr<float>(), rows, cols);
   }
   // Autograd nodes take no undefined tensors: no learned scale is a scale of no values.
@@ -422,14 +423,36 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
       c10::make_intrusive<LevelsHolder>(std::move(levels), gradient_scale));
 }
 
+Tensor FakeQuantizeImpl::squash(const Tensor& weight) {
+  if (is_activation_) {
+    fail(StatusCode::invalid_argument,
+         "squash: a weight's quantizer was required; found an activation's");
+  }
+  const at::NoGradGuard no_grad;
+  const double most = weight.abs().max().item<double>();
+  if (!(most > 0)) return weight;  // zeros stay zeros
+  squash_ = most;
+  // In double: near the end of tanh a float has few digits left.
+  return (weight.to(at::kDouble) * (std::tanh(most) / most))
+      .atanh()
+      .clamp(-most, most)
+      .to(at::kFloat);
+}
+
+Tensor FakeQuantizeImpl::seen(const Tensor& x) const {
+  if (squash_ == 0) return x;
+  const Tensor t = at::tanh(x);
+  return t * (squash_ / t.detach().abs().max().clamp_min(1e-30));
+}
+
 CodedMatrix FakeQuantizeImpl::levels(const Tensor& weight) const {
-  const Tensor x = weight.detach().contiguous();
+  const Tensor x = seen(weight.detach()).contiguous();
   return levels_of(x.const_data_ptr<float>(), x.size(0), x.numel() / x.size(0));
 }
 
 CodedMatrix FakeQuantizeImpl::coded(const Tensor& weight) const {
-  const Tensor x = weight.detach().contiguous();
-  CodedMatrix result = levels(x);
+  const Tensor x = seen(weight.detach()).contiguous();
+  CodedMatrix result = levels(weight);
   throw_if_error(quantize({x.const_data_ptr<float>(), result.rows, result.cols}, result));
   return result;
 }

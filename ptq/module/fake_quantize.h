@@ -10,6 +10,9 @@
 //   PACT               da = sum of dy * v / Qp outside the range, a = s * Qp the learned
 //   clip
 //                      (Choi et al., arXiv 1805.06085, eq. 3)
+//   DoReFa             u is that of t(x) = c tanh(x) / max|tanh|, the maximum a constant
+//   to
+//                      the gradient (Zhou et al., arXiv 1606.06160, eq. 9)
 //   LSQ+               dz = -g * s * sum of dy outside the range, dm = g * sum of the
 //   same
 //                      (Bhalgat et al., arXiv 2004.09576, eq. 8, b = -s z)
@@ -63,6 +66,13 @@ class FakeQuantizeImpl : public torch::nn::Module {
   void learn_zero_point();  // LSQ+; after learn_scale
   void learn_minimum();     // the same where the scheme has minima
   bool learns_zero_point() const { return zero_.defined(); }
+  // DoReFa, a weight: what is quantized from now on is c tanh(x) / max|tanh(x)|, c the
+  // largest |weight|. Returns the x whose t(x) is this weight, cut off at +-c: where
+  // training begins.
+  torch::Tensor squash(const torch::Tensor& weight);
+  bool squashes() const { return squash_ > 0; }
+  // The weight that is quantized: t(x), or x itself.
+  torch::Tensor seen(const torch::Tensor& x) const;
   // A learned scale stays above 1/256 of where it began (all values clipped, a gradient
   // still brings it back) and what its element can say; the trainer calls this every
   // step.
@@ -92,6 +102,7 @@ class FakeQuantizeImpl : public torch::nn::Module {
   float zero_unit_ = 1;
   float scale_unit_ = 1;  // Qp where the clip is learned
   bool learns_clip_ = false;
+  double squash_ = 0;  // c of DoReFa; 0: none
 };
 TORCH_MODULE(FakeQuantize);
 

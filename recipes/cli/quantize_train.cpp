@@ -1,6 +1,7 @@
 // nibble quantize and nibble train: requests for the pipeline, and the table at its end.
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <set>
 
 #include "kernels/base/file.h"
@@ -251,6 +252,8 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
     }
     for (const std::string& value : sweep) runs.emplace_back(recipe, value);
   }
+  // Budgets of one recipe choose among the same schemes at the same foretold losses.
+  std::map<std::string, std::shared_ptr<MixedLosses>> losses;
   std::vector<std::string> curves;  // of each request: the sweep it is a point of
   for (const auto& [recipe, value] : runs) {
     std::vector<std::string> more;
@@ -258,7 +261,8 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
     NIBBLE_ASSIGN_OR_RETURN(PipelineRequest request,
                             make_request(line, "calibration", recipe, more));
     std::string& name = request.recipe.name;
-    curves.push_back(value.empty() ? "" : name);
+    curves.push_back(value.empty() ? ""
+                                   : cat(name, " by ", value.substr(0, value.find('='))));
     if (!value.empty()) {
       std::string part = value;  // "mixed.bits=3" names a directory
       std::replace(part.begin(), part.end(), '/', '-');
@@ -271,6 +275,11 @@ Status run_several(const CommandLine& line, const std::vector<std::string>& reci
                    "found '",
                    name, "'", names.count(name) > 0 ? " twice" : "",
                    "; change the name in the file");
+    }
+    if (value.rfind("mixed.", 0) == 0 && value.rfind("mixed.schemes", 0) != 0) {
+      std::shared_ptr<MixedLosses>& shared = losses[recipe];
+      if (shared == nullptr) shared = std::make_shared<MixedLosses>();
+      request.mixed_losses = shared;
     }
     request.output = output / name;
     NIBBLE_RETURN_IF_ERROR(check_target(line, request));

@@ -205,6 +205,13 @@ class Parser {
                    "activations.images: bytes is for integer values; found "
                    "activations.static false; allowed: normalized, or static true");
     }
+    if (recipe_->weight_estimator == "dorefa" &&
+        (recipe_->train.dampen > 0 || recipe_->train.freeze_oscillations > 0)) {
+      return wrong(place_of("qat.weights"),
+                   "qat.weights: plain is required with qat.dampen or "
+                   "qat.freeze_oscillations, which move weights to their codes; found "
+                   "dorefa; allowed: one of them");
+    }
     const int budgets = (recipe_->mixed_bits > 0) + (recipe_->mixed_megabytes > 0) +
                         (recipe_->mixed_milliseconds > 0);
     if (budgets > 1) {

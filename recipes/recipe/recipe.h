@@ -85,6 +85,7 @@ struct Recipe {
   TrainOptions train;
   bool learn_weight_scale = true, learn_zero_point = true, learn_activation_scale = true;
   std::string activation_estimator = "lsq";  // lsq | pact
+  std::string weight_estimator = "plain";    // plain | dorefa
   std::string trained = "all";               // all | layers | scales
   // Blocks alone, before the whole (epochs 0: not); the rest of its settings are train's.
   TrainOptions blocks{.learning_rate = 1e-4, .scale_learning_rate = 4e-5, .epochs = 0};

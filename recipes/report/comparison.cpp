@@ -123,6 +123,9 @@ RunReport combined_report(const std::vector<RunReport>& reports) {
       all.notes.push_back(report.recipe_name + ": " + note);
     if (&report != &reports[0]) all.others.push_back(report.after);
   }
+  constexpr size_t kNamed = 4;  // as many as a title holds
+  if (reports.size() > kNamed)
+    all.recipe_name = cat(reports.size(), " recipes side by side");
   return all;
 }
 

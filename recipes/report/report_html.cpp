@@ -58,6 +58,18 @@ std::string html_table(const std::vector<std::vector<std::string>>& rows,
   return html + "</table>\n";
 }
 
+// A column a model; of many models a row each, which a page has room for.
+std::string summary_table(const std::vector<std::vector<std::string>>& rows) {
+  constexpr size_t kColumns = 6;
+  if (rows[0].size() <= kColumns) return html_table(rows, "summary");
+  std::vector<std::vector<std::string>> turned(rows[0].size());
+  for (const std::vector<std::string>& row : rows) {
+    for (size_t i = 0; i < turned.size(); ++i)
+      turned[i].push_back(i < row.size() ? row[i] : std::string());
+  }
+  return "<div class=\"wide\">" + html_table(turned, "ledger") + "</div>";
+}
+
 std::vector<std::vector<std::string>> ledger_rows(const Ledger& ledger) {
   std::vector<std::vector<std::string>> rows = {
       {"tensor", "scheme", "method", "parameters", "bits each", "weight error",
@@ -215,7 +227,8 @@ Json quality_data(const RunReport& report, bool images) {
                   });
   if (!kl && report.before) models.insert(models.begin(), &*report.before);
   Json points = Json::array();
-  std::map<std::string, std::vector<std::pair<double, double>>> curves;
+  std::map<std::string, std::vector<std::pair<double, double>>>
+      curves;  // by what is swept
   int mark = -1;
   for (const Measurement* model : models) {
     double y = 0;
@@ -228,12 +241,19 @@ Json quality_data(const RunReport& report, bool images) {
     }
     if (model == &report.after) mark = static_cast<int>(points.size());
     const double x = static_cast<double>(model->bytes) / 1e6;
-    points.push_back({{"name", model->name}, {"x", x}, {"y", y}});
+    const size_t value = model->name.rfind('=');
+    const bool joined = !model->curve.empty() && value != std::string::npos;
+    points.push_back({{"name", model->name},
+                      {"label", joined ? model->name.substr(value + 1) : model->name},
+                      {"below", joined},
+                      {"x", x},
+                      {"y", y}});
     if (!model->curve.empty()) curves[model->curve].emplace_back(x, y);
   }
   if (points.size() < 2) return Json();
-  Json lines = Json::array();
+  Json lines = Json::array(), swept = Json::array();
   for (auto& [name, line] : curves) {
+    swept.push_back(name);
     std::sort(line.begin(), line.end());
     Json joined = Json::array();
     for (const auto& [x, y] : line) joined.push_back({{"x", x}, {"y", y}});
@@ -242,11 +262,8 @@ Json quality_data(const RunReport& report, bool images) {
   const char* measure = images ? "accuracy, %"
                         : kl   ? "KL to the float model, nats a token"
                                : "perplexity (lower is better)";
-  return {{"points", points},
-          {"lines", lines},
-          {"mark", mark},
-          {"log", kl},
-          {"measure", measure}};
+  return {{"points", points}, {"lines", lines},     {"mark", mark},
+          {"log", kl},        {"measure", measure}, {"swept", swept}};
 }
 
 constexpr const char* kStyle = R"(
@@ -332,8 +349,8 @@ if(data.quality){
   const q=data.quality,names={id:'names',afterDatasetsDraw(c){const g=c.ctx;g.save();g.fillStyle=css('--ink');
     g.font='12px system-ui, "DejaVu Sans", sans-serif';
     const taken=[];  // boxes of names: a later one moves up until it is free
-    c.getDatasetMeta(0).data.forEach((p,i)=>{const name=q.points[i].name,w=g.measureText(name).width;
-      const left=p.x+w+10>c.chartArea.right,x=left?p.x-10-w:p.x+10;let y=p.y-8;
+    c.getDatasetMeta(0).data.forEach((p,i)=>{const of=q.points[i],name=of.label,w=g.measureText(name).width;
+      const left=of.below||p.x+w+10>c.chartArea.right,x=left?p.x-10-w:p.x+10;let y=of.below?p.y+14:p.y-8;
       while(taken.some(t=>x<t.x+t.w+6&&t.x<x+w+6&&Math.abs(y-t.y)<14))y-=14;
       taken.push({x,y,w});g.fillText(name,x,y)});
     g.restore()}};
@@ -347,9 +364,10 @@ if(data.quality){
         y:{grid,type:q.log?'logarithmic':'linear',grace:'15%',title:{display:true,text:q.measure}}}}})}
 )";
 
-std::string plot_section(const char* title, const char* id, const char* css_class) {
-  return cat("<section><h2>", title, "</h2><div class=\"", css_class, "\"><canvas id=\"",
-             id, "\"></canvas></div></section>\n");
+std::string plot_section(const std::string& title, const char* id,
+                         const char* css_class) {
+  return cat("<section><h2>", escaped(title), "</h2><div class=\"", css_class,
+             "\"><canvas id=\"", id, "\"></canvas></div></section>\n");
 }
 
 }  // namespace
@@ -389,8 +407,8 @@ std::string report_html(const RunReport& report) {
       "</p>\n");
 
   if (kernels.is_null()) {
-    html += "<section><h2>Size and quality</h2>\n" +
-            html_table(measurement_rows(models), "summary");
+    html +=
+        "<section><h2>Size and quality</h2>\n" + summary_table(measurement_rows(models));
   } else {
     html += "<section><h2>Limits of this machine</h2><pre>" +
             escaped(kernel_speed_heading(report.kernels)) + "</pre>\n" +
@@ -442,11 +460,16 @@ std::string report_html(const RunReport& report) {
   }
 
   const bool crowded = !quality.is_null() && quality["points"].size() > 6;
-  if (crowded) html += plot_section("Size against quality", "quality", "plot tall");
+  std::string quality_title = "Size against quality";
+  if (!quality.is_null()) {
+    for (const Json& name : quality["swept"])
+      quality_title += "; the line: " + name.get<std::string>();
+  }
+  if (crowded) html += plot_section(quality_title, "quality", "plot tall");
   if ((!quality.is_null() && !crowded) || !loss.is_null()) {
     html += "<div class=\"pair\">\n";
     if (!quality.is_null() && !crowded)
-      html += plot_section("Size against quality", "quality", "plot");
+      html += plot_section(quality_title, "quality", "plot");
     if (!loss.is_null()) html += plot_section("Loss curve", "loss", "plot");
     html += "</div>\n";
   }

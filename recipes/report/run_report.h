@@ -35,7 +35,7 @@ struct CacheSize {
 // One model's figures. Absent: not measured (RunReport::evaluation says why).
 struct Measurement {
   std::string name;                      // "float", "w4a16-gptq"
-  std::string curve;                     // the sweep it is a point of; empty: none
+  std::string curve;  // its sweep, "mixed-gptq by mixed.bits"; empty: none
   int64_t bytes = 0;                     // weights, scales and offsets counted
   double bits_per_weight = 0;            // over all parameters
   double quantized_bits_per_weight = 0;  // over the quantized layers; 0: none

@@ -63,6 +63,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   const auto planned = std::make_shared<const Artifact>(std::move(folded));
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
+  plan.mixed.losses = request.mixed_losses;
   // A rotated model is held whole: its tensors are no longer those of the file.
   const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {

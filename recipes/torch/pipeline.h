@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "ptq/plan.h"
 #include "ptq/progress.h"
 #include "recipes/models/load_model.h"
 #include "recipes/recipe/recipe.h"
@@ -37,6 +38,8 @@ struct PipelineRequest {
   bool resume = false;  // train
   int64_t memory = 0;   // quantize: bytes that resident memory may take; 0: all
   std::string device = "cpu";  // quantize: where calibration runs, as LibTorch names it
+  // quantize: shared by requests that differ in a mixed budget alone; may be null.
+  std::shared_ptr<MixedLosses> mixed_losses;
   Progress progress;  // may be empty
   std::function<void(const std::string&)>
       note;  // one line about what is going on; may be empty

@@ -438,17 +438,20 @@ Result<RunReport> train_quantized(const PipelineRequest& request) {
     calibration = calibration_data(*model, data.train, split);
   report.calibration = calibration.description;
   Calibrated ready = calibrate(planned, plan, calibration, request.progress);
-  const QatOptions options{.learn_weight_scale = recipe.learn_weight_scale,
-                           .learn_zero_point = recipe.learn_zero_point,
-                           .learn_activation_scale = recipe.learn_activation_scale,
-                           .learn_activation_clip = recipe.learn_activation_scale &&
-                                                    recipe.activation_estimator == "pact",
-                           .trained = recipe.trained == "all"      ? Trained::all
-                                      : recipe.trained == "layers" ? Trained::layers
-                                                                   : Trained::scales,
-                           .kv = recipe.kv};
+  QatOptions options{.learn_weight_scale = recipe.learn_weight_scale,
+                     .learn_zero_point = recipe.learn_zero_point,
+                     .learn_activation_scale = recipe.learn_activation_scale,
+                     .learn_activation_clip = recipe.learn_activation_scale &&
+                                              recipe.activation_estimator == "pact",
+                     .squash_weights = recipe.weight_estimator == "dorefa",
+                     .trained = recipe.trained == "all"      ? Trained::all
+                                : recipe.trained == "layers" ? Trained::layers
+                                                             : Trained::scales,
+                     .kv = recipe.kv};
   const std::string with_norms =
       train_with_norms(request, *model, data.train, options, ready, report);
+  // What was folded is squashed already, each channel by its norm's factor.
+  if (!with_norms.empty()) options.squash_weights = false;
   ProgramModule module = prepare(ready, options);
   const auto trained_so_far = [&] {
     Calibrated now = finish(module, ready);

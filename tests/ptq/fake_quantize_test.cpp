@@ -601,6 +601,39 @@ TEST(FakeQuantize, PactLearnsItsClipFromWhatIsClippedAlone) {
   EXPECT_THAT(status.message(), HasSubstr("a static activation with a scale"));
 }
 
+TEST(FakeQuantize, DoReFaQuantizesTanhOfItsWeight) {
+  const torch::Tensor w = random({6, 40}, 23);
+  FakeQuantize quantizer(*parse_scheme("int4n/r@f32"), ScaleRule{});
+  const torch::Tensor start = quantizer->squash(w);
+  const double most = w.abs().max().item<double>();
+  // t(start) is the weight itself.
+  EXPECT_LT((quantizer->seen(start) - w).abs().max().item<double>(), 1e-5 * most);
+  EXPECT_LE(start.abs().max().item<double>(), most);
+  // Moved: eq. 9, [-1, 1] stretched to [-c, c].
+  const torch::Tensor moved = (start * 0.7).clone().requires_grad_();
+  const torch::Tensor tanh = at::tanh(moved.detach());
+  const torch::Tensor expected = tanh * (most / tanh.abs().max());
+  EXPECT_TRUE(at::allclose(quantizer->seen(moved.detach()), expected, 1e-6, 1e-7));
+  // Straight through the rounding, then d tanh.
+  const torch::Tensor toward = random({6, 40}, 24);
+  const torch::Tensor y = quantizer->forward(moved);
+  EXPECT_LE((y - expected).abs().max().item<double>(), 0.51 * most / 7);
+  (y * toward).sum().backward();
+  const torch::Tensor slope = (1 - tanh.square()) * (most / tanh.abs().max());
+  // The largest of a row lies on the range's edge, where a last bit decides.
+  const torch::Tensor inner = expected.abs() < 0.999 * expected.abs().amax(1, true);
+  EXPECT_EQ(inner.logical_not().sum().item<int64_t>(), 6);
+  EXPECT_TRUE(at::allclose(moved.grad() * inner, toward * slope * inner, 1e-5, 1e-6));
+  // What ships is what was simulated.
+  const CodedMatrix coded = quantizer->coded(moved.detach());
+  torch::Tensor shipped = at::empty_like(w).contiguous();
+  ASSERT_TRUE(dequantize(coded, {shipped.mutable_data_ptr<float>(), 6, 40}).ok());
+  EXPECT_TRUE(at::equal(shipped, y.detach()));
+  FakeQuantize activation(ActivationScheme{*parse_scheme("uint4/t@f32"), false, 0.1f, 0});
+  EXPECT_EQ(status_of([&] { activation->squash(w); }).code(),
+            StatusCode::invalid_argument);
+}
+
 // --- scales that stay usable, and errors
 
 TEST(FakeQuantize, ALearnedScaleStaysPositive) {

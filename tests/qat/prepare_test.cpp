@@ -266,6 +266,40 @@ TEST(Prepare, PactLearnsTheClipsOfStaticActivations) {
   EXPECT_EQ(artifact.activations.at("relu1").scale, after.activations.at("relu1").scale);
 }
 
+TEST(Prepare, DoReFaBeginsAtTheCalibratedCodesAndShipsWhatItSaw) {
+  const Calibrated ready = calibrated_cnn();
+  ProgramModule module = prepare(ready, {.squash_weights = true});
+  const std::string name = "layer1.0.conv1.weight";
+  FakeQuantize quantizer = module->weight_quantizers().at(name);
+  EXPECT_EQ(quantizer->coded(module->parameter(name)).codes,
+            ready.weights.at(name).codes);
+  // Between c and 0 tanh takes more from the large ones: what is trained differs.
+  EXPECT_FALSE(
+      at::equal(module->parameter(name), quantizer->seen(module->parameter(name))));
+  TrainOptions options;
+  options.optimizer = "sgd";
+  options.learning_rate = 0.05;
+  options.scale_learning_rate = 0.002;
+  options.steps = 60;
+  options.log_every = 20;
+  const TrainResult result = train(module, stripes(), options, {}, false, nullptr);
+  EXPECT_LT(result.history.back().loss, result.history.front().loss);
+  const Calibrated after = finish(module, ready);
+  EXPECT_NE(after.weights.at(name).codes, ready.weights.at(name).codes);
+  const Artifact artifact = freeze(after, Provenance{});
+  torch::NoGradGuard no_grad;
+  for (const auto& [tensor, packed] : artifact.packed) {
+    const torch::Tensor simulated = FakeQuantize(module->weight_quantizers().at(tensor))
+                                        ->forward(module->parameter(tensor));
+    torch::Tensor shipped = at::empty_like(simulated).contiguous();
+    ASSERT_TRUE(
+        dequantize_rows(packed, 0,
+                        {shipped.mutable_data_ptr<float>(), packed.rows, packed.cols})
+            .ok());
+    EXPECT_TRUE(at::equal(simulated, shipped)) << tensor;
+  }
+}
+
 TEST(Prepare, FloatsGoBackToTheirDtype) {
   Artifact artifact = small_cnn(4, 5, false);
   Tensor& bias = artifact.tensors.at("linear.bias");
