@@ -33,7 +33,7 @@ def seconds(recipe, settings, steps):
                  "--data", options.data, "--output", os.path.join(folder, "out"), "--overwrite",
                  "--threads", str(options.threads), "--json"]
     settings = [f"train.steps={options.steps}", "evaluation.images=8", "evaluation.sequences=1",
-                *options.set, *settings]
+                *settings, *options.set]
     for setting in settings:
         arguments += ["--set", setting]
     done = subprocess.run(arguments, capture_output=True, text=True)
