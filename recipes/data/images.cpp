@@ -178,14 +178,6 @@ Result<ImageSet> load_mnist(const fs::path& directory, Split split) {
 
 }  // namespace
 
-bool is_image_directory(const fs::path& directory) {
-  if (!cifar_files(directory, Split::test).empty() ||
-      !cifar_files(directory, Split::train).empty())
-    return true;
-  return !idx_file(directory, "t10k-images-idx3-ubyte").empty() ||
-         !idx_file(directory, "train-images-idx3-ubyte").empty();
-}
-
 Result<ImageSet> load_images(const fs::path& directory, Split split) {
   const auto cifar = cifar_files(directory, split);
   if (!cifar.empty()) return load_cifar(directory, cifar);

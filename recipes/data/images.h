@@ -22,7 +22,6 @@ struct ImageSet {
 };
 enum class Split : uint8_t { train, test };
 Result<ImageSet> load_images(const std::filesystem::path& directory, Split split);
-bool is_image_directory(const std::filesystem::path& directory);
 
 // (pixel / 255 - mean[c]) / std[c], f32, an absent mean being 0 and std 1, of images
 // [first, first + count), to out [count, channels, height, width].
