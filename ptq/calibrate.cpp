@@ -11,6 +11,7 @@
 #include "ptq/allocate.h"
 #include "ptq/calibration/bias_correction.h"
 #include "ptq/calibration/block_tuner.h"
+#include "ptq/calibration/group_scales.h"
 #include "ptq/calibration/layer_account.h"
 #include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
@@ -77,26 +78,6 @@ std::vector<float> weight_values(const Artifact& model, const LayerPlan& layer,
   *rows = tensor->second.rows();
   *cols = tensor->second.cols();
   return value_or_throw(to_float(tensor->second));
-}
-
-// Rounds what nodes read, where the plan quantizes the value or the layer's input; empty
-// when it quantizes neither.
-InputRounding input_rounding(const Plan& plan, const Program& program) {
-  std::map<std::string, ActivationScheme> schemes;
-  for (const LayerPlan& layer : plan.layers) {
-    if (layer.method != "float" && layer.scheme.input)
-      schemes[owner_of(program, layer.node)->name] = *layer.scheme.input;
-  }
-  if (schemes.empty() && plan.activations.empty()) return {};
-  return [schemes, values = plan.activations](const Node& node, size_t input,
-                                              const at::Tensor& x) {
-    const auto value = values.find(node.inputs.at(input));
-    at::Tensor rounded =
-        value == values.end() ? x : FakeQuantize(value->second)->forward(x);
-    const auto scheme = input == 0 ? schemes.find(node.name) : schemes.end();
-    return scheme == schemes.end() ? rounded
-                                   : FakeQuantize(scheme->second)->forward(rounded);
-  };
 }
 
 // Everything that solving a layer leaves behind.
@@ -192,12 +173,12 @@ class LayerSolver {
         [&](const std::string& name) { return parameter(name, prefix); }, device_, {},
         prefix ? input_rounding(plan_, model_.program) : InputRounding());
     std::optional<ValueStream> float_stream;
-    if (tunes || follows_float()) {
+    if (tunes || plan_.follows_float()) {
       float_stream.emplace(
           program, make_samples(model_, plan_, data),
           [&](const std::string& name) { return parameter(name, false); }, device_);
     }
-    const bool match = follows_float();
+    const bool match = plan_.follows_float();
     const InputRounding rounding =
         prefix ? input_rounding(plan_, model_.program) : InputRounding();
     size_t done = 0;
@@ -291,7 +272,8 @@ class LayerSolver {
   // Says what became of the layers of nodes [begin, end) that were solved on data.
   void end_block(int block, size_t begin, size_t end) {
     if (!block_done_) return;
-    BlockDone done{.block = block,
+    BlockDone done{.step = "",
+                   .block = block,
                    .blocks = model_.program.block_count(),
                    .done = done_,
                    .total = total_};
@@ -327,22 +309,27 @@ class LayerSolver {
     const Program& program = model_.program;
     std::set<std::string> made;
     for (size_t i = begin; i < end; ++i) made.insert(program.nodes[i].outputs.at(0));
-    BlockProblem problem{.model = model_,
-                         .plan = plan_,
-                         .begin = begin,
-                         .end = end,
-                         .inputs = std::move(inputs),
-                         .targets = {},
-                         .tensors = {},
-                         .low_rank = result_.low_rank,
-                         .rounding = input_rounding(plan_, model_.program),
-                         .device = device_};
-    for (const StreamValues& sample : float_stream.samples()) {
-      problem.targets.emplace_back();
-      for (const auto& [name, value] : sample) {
-        if (made.count(name)) problem.targets.back()[name] = value;
-      }
-    }
+    BlockProblem problem{
+        .model = model_,
+        .plan = plan_,
+        .begin = begin,
+        .end = end,
+        .samples = stream.size(),
+        .input = [&](int64_t i) { return inputs[static_cast<size_t>(i)]; },
+        .target =
+            [&](int64_t i) {
+              StreamValues target;
+              for (const auto& [name, value] :
+                   float_stream.samples()[static_cast<size_t>(i)]) {
+                if (made.count(name)) target[name] = value;
+              }
+              return target;
+            },
+        .tensors = {},
+        .weight = [&](const std::string& name) { return parameter(name, false); },
+        .parameter = [&](const std::string& name) { return parameter(name, true); },
+        .rounding = input_rounding(plan_, model_.program),
+        .device = device_};
     for (size_t i = begin; i < end; ++i) {
       for (const Layer& layer : layers_of(program.nodes[i])) {
         const LayerPlan* plan = plan_.find(layer.tensor);
@@ -366,23 +353,10 @@ class LayerSolver {
       keep(tensor, std::move(outcome));
     }
     // Again with the tuned weights, so that the next block sees what they give.
-    stream.restore(std::move(problem.inputs));
+    stream.restore(std::move(inputs));
     for (int64_t first = 0; first < stream.size(); first += kRound) {
       stream.run(begin, end, first, std::min(stream.size(), first + kRound));
     }
-  }
-
-  // Is the float model followed beside the quantized one: for methods that correct what
-  // the prefix has done to their inputs?
-  bool follows_float() const {
-    if (!plan_.gptq.quantized_prefix || !plan_.gptq.match_float) return false;
-    return std::any_of(plan_.layers.begin(), plan_.layers.end(), [&](const auto& layer) {
-      const bool starts_elsewhere =
-          layer.method == "autoround" && plan_.autoround.start != "gptq";
-      if (layer.rank > 0 && plan_.low_rank_on_outputs) return true;
-      return plan_.needs_inputs(layer) && layer.method != "awq" &&
-             layer.method != "imatrix" && !starts_elsewhere;
-    });
   }
 
   // Does the method look at what a ReLU, which alone reads the layer, lets through?
@@ -736,12 +710,25 @@ std::shared_ptr<const Artifact> transformed(std::shared_ptr<const Artifact> mode
                                             const Progress& progress,
                                             std::map<std::string, std::string>& notes) {
   for (const std::string& name : plan.transforms) {
+    const Transform& transform = *find_transform(name);
     auto edited = std::make_shared<Artifact>(*model);
     std::map<std::string, std::string> mine;
-    find_transform(name)->apply({plan, data, progress, *edited, mine});
+    if (transform.edit != nullptr) {
+      transform.edit({plan, data, progress, *edited, mine});
+    } else {
+      ModelWeights weights(*model);
+      StreamOptions options;
+      options.progress = progress;
+      options.device = data.device;
+      FoundScales found;
+      scale_groups(transform, {*model, plan, data, options, found, weights, mine});
+      for (auto& [tensor, values] :
+           weights.scaled([](const std::string&) { return true; }))
+        edited->tensors[tensor] = std::move(values);
+    }
     for (const auto& [tensor, note] : mine) {
       std::string& text = notes[tensor];
-      text = text.empty() ? note : cat(text, "; ", note);
+      text += cat(text.empty() ? "" : "; ", note);
     }
     model = std::move(edited);
   }
@@ -759,10 +746,8 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   const bool solves_with_inputs =
       std::any_of(plan.layers.begin(), plan.layers.end(),
                   [&plan](const LayerPlan& layer) { return plan.needs_inputs(layer); });
-  const bool transforms_with_inputs =
-      std::any_of(plan.transforms.begin(), plan.transforms.end(), transform_needs_inputs);
   const bool chooses = !plan.mixed.schemes.empty();
-  if (solves_with_inputs || transforms_with_inputs || chooses || observes(plan)) {
+  if (solves_with_inputs || !plan.transforms.empty() || chooses || observes(plan)) {
     check_calibration_data(*model, plan, data, data_user(plan));
   }
 

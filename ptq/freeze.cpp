@@ -7,6 +7,7 @@
 #include "ptq/calibration/artifact_sink.h"
 #include "ptq/error.h"
 #include "ptq/stream.h"
+#include "ptq/topology.h"
 
 namespace nibble {
 namespace {
@@ -222,12 +223,14 @@ Artifact freeze(const Calibrated& calibrated, const Provenance& provenance,
 
 ArtifactWriter::Outline outline_of(const Plan& plan, const Artifact& model) {
   ArtifactWriter::Outline outline;
+  const std::set<std::string> scaled = scaled_tensors(plan, model.program, model.tensors);
   for (const auto& [name, tensor] : model.tensors) {
     const LayerPlan* layer = plan.find(name);
     if (layer != nullptr && layer->method != "float") {
       outline.packed[name] = {layer->scheme.weight, tensor.shape};
     } else {
-      outline.floats[name] = {tensor.dtype, tensor.shape};
+      outline.floats[name] = {scaled.count(name) ? DType::f32 : tensor.dtype,
+                              tensor.shape};
     }
   }
   return outline;

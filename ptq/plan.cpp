@@ -25,8 +25,8 @@ std::vector<MethodName>& method_table() {
   };
   return table;
 }
-const MethodName kTransforms[] = {
-#define NIBBLE_TRANSFORM(name, needs_inputs, description) {#name, needs_inputs},
+constexpr const char* kTransforms[] = {
+#define NIBBLE_TRANSFORM(name, kind, description) #name,
 #include "ptq/methods/transforms.inc"
 #undef NIBBLE_TRANSFORM
 };
@@ -291,16 +291,7 @@ bool method_needs_inputs(const std::string& name) {
 }
 
 std::vector<std::string> transform_names() {
-  std::vector<std::string> names;
-  for (const MethodName& row : kTransforms) names.push_back(row.name);
-  return names;
-}
-
-bool transform_needs_inputs(const std::string& name) {
-  for (const MethodName& row : kTransforms) {
-    if (row.name == name) return row.needs_inputs;
-  }
-  return false;
+  return {std::begin(kTransforms), std::end(kTransforms)};
 }
 
 Status add_method_name(const std::string& name, bool needs_inputs) {
@@ -331,6 +322,17 @@ bool Plan::needs_inputs(const LayerPlan& layer) const {
 bool Plan::has_low_rank() const {
   return std::any_of(layers.begin(), layers.end(),
                      [](const LayerPlan& layer) { return layer.rank > 0; });
+}
+
+bool Plan::follows_float() const {
+  if (!gptq.quantized_prefix || !gptq.match_float) return false;
+  return std::any_of(layers.begin(), layers.end(), [this](const LayerPlan& layer) {
+    const bool starts_elsewhere =
+        layer.method == "autoround" && autoround.start != "gptq";
+    if (layer.rank > 0 && low_rank_on_outputs) return true;
+    return needs_inputs(layer) && layer.method != "awq" && layer.method != "imatrix" &&
+           !starts_elsewhere;
+  });
 }
 
 Status check_plan(const Plan& plan, const Program& program) {

@@ -111,6 +111,8 @@ struct Plan {
   // Does finding its codes or factors look at calibration inputs?
   bool needs_inputs(const LayerPlan& layer) const;
   bool has_low_rank() const;
+  // Does a layer's method aim at the float model's outputs, so that both models run?
+  bool follows_float() const;
 };
 
 // Every layer of the program has exactly one row; methods and observers exist and can do
@@ -125,8 +127,8 @@ bool method_needs_inputs(const std::string& name);  // false: it looks at the we
 // Can it solve this node's weights? One that needs no inputs can solve any.
 bool method_solves(const std::string& method, const Node& node);
 std::string solvable_by(const std::string& method);  // "linear layers", for messages
+// Every transform looks at calibration data.
 std::vector<std::string> transform_names();
-bool transform_needs_inputs(const std::string& name);
 // For add_method (ptq/methods/method.h), which a program calls that brings its own
 // method. invalid_argument: the name is taken.
 Status add_method_name(const std::string& name, bool needs_inputs);

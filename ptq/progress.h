@@ -10,11 +10,12 @@ namespace nibble {
 using Progress = std::function<void(const std::string& stage, const std::string& what, int64_t done,
                                     int64_t total)>;
 
-// A block whose layers are all solved. block: -1 and `blocks` are what stands before and
-// behind the blocks.
+// A block whose layers are all solved, or which a transform is through with. block: -1
+// and `blocks` are what stands before and behind the blocks.
 struct BlockDone {
+  std::string step;  // "awq"; "" for solving
   int block = 0, blocks = 0;
-  int64_t layers = 0;       // solved in this block
+  int64_t layers = 0;       // solved in this block; of a transform: groups of layers
   double output_error = 0;  // their mean
   int64_t done = 0, total = 0;
 };

@@ -2,31 +2,35 @@
 
 #include <algorithm>
 
+#include "ptq/calibration/group_scales.h"
+#include "ptq/calibration/samples.h"
 #include "ptq/calibration/streaming_solver.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
+#include "ptq/methods/transform.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
 namespace {
 
-// Steps of a plan that change the model or the schemes before layers are solved.
-bool changes_the_model(const Plan& plan) {
-  return !plan.transforms.empty() || !plan.mixed.schemes.empty();
+bool scales_groups(const std::string& name) {
+  const Transform* transform = find_transform(name);
+  return transform != nullptr && transform->search != nullptr;
 }
 
 }  // namespace
 
 bool can_stream(const Plan& plan, const Program& program) {
   if (!program.is_language_model() || !plan.activations.empty()) return false;
-  if (changes_the_model(plan) || plan.has_low_rank()) return false;
+  if (!plan.mixed.schemes.empty() || plan.has_low_rank()) return false;
+  if (!std::all_of(plan.transforms.begin(), plan.transforms.end(), scales_groups))
+    return false;
   return std::all_of(plan.layers.begin(), plan.layers.end(), [](const LayerPlan& layer) {
     if (layer.method == "float") return true;
     const Method* method = find_method(layer.method);
     if (method == nullptr || !method->rows_in_parallel) return false;
-    // Rounded activations are seen by what is solved on data.
-    const bool rounds = layer.scheme.input.has_value();
-    return !rounds || (layer.scheme.input->dynamic && !method->needs_inputs);
+    // A static input's scale is found by running the model.
+    return !layer.scheme.input || layer.scheme.input->dynamic;
   });
 }
 
@@ -46,9 +50,37 @@ Calibrated calibrate_into(SolvedLayers& solved, std::shared_ptr<const Artifact> 
   for (const LayerPlan& layer : plan.layers) {
     if (layer.scheme.input) result.layer_inputs[layer.node] = *layer.scheme.input;
   }
-  StreamingSolver solver(*result.model, result.plan, solved, options);
+  ModelWeights weights(*result.model);
+  std::map<std::string, std::string> notes;
+  FoundScales none;
+  if (!plan.transforms.empty())
+    check_calibration_data(*result.model, plan, data, "transform " + plan.transforms[0]);
+  for (const std::string& name : plan.transforms) {
+    scale_groups(*find_transform(name),
+                 {.model = *result.model,
+                  .plan = plan,
+                  .data = data,
+                  .options = options,
+                  .found = options.found != nullptr ? *options.found : none,
+                  .weights = weights,
+                  .notes = notes});
+  }
+  StreamingSolver solver(*result.model, weights, result.plan, solved, notes, options);
   solver.solve_without_inputs();
   solver.solve_with_inputs(data);
+  const auto is_float = [&plan](const std::string& name) {
+    const LayerPlan* layer = plan.find(name);
+    return layer == nullptr || layer->method == "float";
+  };
+  std::map<std::string, Tensor> changed = weights.scaled(is_float);
+  if (changed.empty()) return result;
+  for (const auto& [tensor, values] : changed) {
+    const auto note = notes.find(tensor);
+    if (note != notes.end()) result.accounts[tensor].note = note->second;
+  }
+  auto edited = std::make_shared<Artifact>(*result.model);
+  for (auto& [tensor, values] : changed) edited->tensors[tensor] = std::move(values);
+  result.model = std::move(edited);
   return result;
 }
 

@@ -126,4 +126,42 @@ std::vector<ScaleGroup> scale_groups(const Program& program,
   return groups;
 }
 
+Result<std::vector<ScaleGroup>> groups_to_scale(
+    const std::string& transform, const Plan& plan, const Program& program,
+    const std::map<std::string, Tensor>& tensors) {
+  const bool smooths = transform == "smoothquant";
+  std::vector<ScaleGroup> groups;
+  if (!smooths && transform != "awq") return groups;
+  for (ScaleGroup& group : scale_groups(program, tensors)) {
+    const bool wanted =
+        !group.convolution &&
+        std::any_of(group.readers.begin(), group.readers.end(), [&](const auto& name) {
+          const LayerPlan* layer = plan.find(name);
+          return layer != nullptr && layer->method != "float" &&
+                 (!smooths || layer->scheme.input.has_value());
+        });
+    if (wanted) groups.push_back(std::move(group));
+  }
+  if (!smooths || !groups.empty()) return groups;
+  return error(
+      StatusCode::invalid_argument,
+      "[smoothquant] a layer whose inputs are quantized, behind a norm or a layer "
+      "that can take its factors, is required; found none; give the layers an "
+      "input scheme (recipe w8a8-dynamic), or leave the transform out");
+}
+
+std::set<std::string> scaled_tensors(const Plan& plan, const Program& program,
+                                     const std::map<std::string, Tensor>& tensors) {
+  std::set<std::string> names;
+  for (const std::string& transform : plan.transforms) {
+    const auto groups = groups_to_scale(transform, plan, program, tensors);
+    if (!groups.ok()) continue;
+    for (const ScaleGroup& group : *groups) {
+      names.insert(group.makers.begin(), group.makers.end());
+      names.insert(group.readers.begin(), group.readers.end());
+    }
+  }
+  return names;
+}
+
 }  // namespace nibble

@@ -16,11 +16,13 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "kernels/base/tensor.h"
 #include "kernels/program/program.h"
+#include "ptq/plan.h"
 
 namespace nibble {
 
@@ -34,6 +36,16 @@ struct ScaleGroup {
 };
 // In program order of the readers.
 std::vector<ScaleGroup> scale_groups(const Program& program,
+                                     const std::map<std::string, Tensor>& tensors);
+
+// Those that a plan's transform finds factors for: a reader is quantized, for smoothquant
+// its inputs too. No convolutions; none at all for a transform that edits the whole
+// model. invalid_argument: smoothquant, and there is none.
+Result<std::vector<ScaleGroup>> groups_to_scale(
+    const std::string& transform, const Plan& plan, const Program& program,
+    const std::map<std::string, Tensor>& tensors);
+// The tensors of these groups, of all the plan's transforms: they become f32.
+std::set<std::string> scaled_tensors(const Plan& plan, const Program& program,
                                      const std::map<std::string, Tensor>& tensors);
 
 }  // namespace nibble

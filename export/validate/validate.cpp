@@ -43,14 +43,17 @@ Check check_decode(const Artifact& artifact, const Decoded& decoded) {
 
 Status check_scales(const std::string& tensor, const CodedMatrix& q, bool imported,
                     int64_t* count) {
+  const bool either_sign = has_signed_scales(q.scheme);
   for (int64_t r = 0; r < q.rows; ++r) {
     for (int64_t c = 0; c < q.cols; c = cell_end(q.scheme, q.cols, r, c)) {
       const float scale = scale_at(q, r, c), offset = offset_at(q, r, c);
-      if (!std::isfinite(scale) || (scale <= 0 && !imported) || !std::isfinite(offset)) {
-        return error(
-            StatusCode::out_of_range, "[validate] ", tensor, ": row ", r, ", column ", c,
-            ": a scale must be finite and positive, an offset finite; found scale ",
-            scale, ", offset ", offset, "; quantize the model again");
+      const bool good = scale > 0 || imported || (either_sign && scale != 0);
+      if (!std::isfinite(scale) || !good || !std::isfinite(offset)) {
+        return error(StatusCode::out_of_range, "[validate] ", tensor, ": row ", r,
+                     ", column ", c, ": a scale must be finite and ",
+                     either_sign ? "not 0" : "positive",
+                     ", an offset finite; found scale ", scale, ", offset ", offset,
+                     "; quantize the model again");
       }
       ++*count;
     }

@@ -4,7 +4,7 @@
 //   decode     read again by a reader that shares no code with kernels/packing: every
 //   code and
 //              scale equal
-//   scales     finite, positive, none zero
+//   scales     finite and positive; not 0 where the scheme has_signed_scales
 //   ledger     every parameter accounted for, under the scheme that is stored
 //   kernels    the artifact's own layers on every kernel row of this machine against
 //              reference.cpp (integers bit for bit, floats within the op's tolerance)

@@ -97,14 +97,16 @@ float level_value(const ScaleLevel& level, const Bytes& bytes, const LevelShape&
 
 Status check_level(const std::string& name, const char* kind, size_t i,
                    const ScaleLevel& level, const PackedLevel& packed, int64_t rows,
-                   int64_t cols, bool positive) {
+                   int64_t cols, bool positive, bool either_sign = false) {
   const LevelShape shape = level_shape(level.block, rows, cols);
   for (int64_t at = 0; at < shape.rows * shape.cols; ++at) {
     const float value = level_value(level, packed.values, shape, at);
-    if (!std::isfinite(value) || (positive && !(value > 0))) {
+    const bool good = !positive || value > 0 || (either_sign && value != 0);
+    if (!std::isfinite(value) || !good) {
+      const char* more = !positive ? "" : either_sign ? " and not 0" : " and positive";
       return error(StatusCode::out_of_range, "[artifact] ", name, ": ", kind, " level ",
-                   i, " must be finite", positive ? " and positive" : "", "; found ",
-                   value, " at row ", at / shape.cols, ", column ", at % shape.cols);
+                   i, " must be finite", more, "; found ", value, " at row ",
+                   at / shape.cols, ", column ", at % shape.cols);
     }
   }
   return ok_status();
@@ -140,9 +142,9 @@ Status check_packed_values(const std::string& name, const PackedTensor& packed,
   }
   const bool shifted = scheme.scales[0].shifted;
   for (size_t i = 0; i < scheme.scales.size(); ++i) {
-    NIBBLE_RETURN_IF_ERROR(check_level(name, "scale", i, scheme.scales[i],
-                                       packed.scales[i], packed.rows, packed.cols,
-                                       !imported && (!shifted || i > 0)));
+    NIBBLE_RETURN_IF_ERROR(check_level(
+        name, "scale", i, scheme.scales[i], packed.scales[i], packed.rows, packed.cols,
+        !imported && (!shifted || i > 0), has_signed_scales(scheme)));
   }
   for (size_t i = 0; i < scheme.offsets.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(check_level(name, "offset", i, scheme.offsets[i],

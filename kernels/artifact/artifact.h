@@ -48,7 +48,8 @@ struct Artifact {
 };
 
 // Every parameter of the program is in tensors or packed with the shape that the
-// program's graph needs, finite, and scales positive (kImported ones: finite).
+// program's graph needs, finite, and scales positive (not 0 where the
+// scheme has_signed_scales; kImported ones: finite).
 // invalid_argument / out_of_range / not_found, naming the tensor, what was required and
 // what was found. NaN: out_of_range.
 Status check_artifact(const Artifact& artifact);

@@ -54,6 +54,7 @@ class Bytes {
   Bytes slice(size_t begin, size_t size) const {
     return Bytes(owner_, data_ + begin, size, mapped_);
   }
+  bool is_mapped() const { return mapped_; }
   // Lets the system take back the pages of a mapped file: our resident memory shrinks, and
   // a later read brings them again. Nothing happens to an owned buffer.
   void release_pages() const;

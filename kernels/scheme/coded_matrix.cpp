@@ -82,6 +82,14 @@ bool all_positive(const float* x, int64_t n) {
   return bad == 0;
 }
 
+bool all_finite_and_not_zero(const float* x, int64_t n) {
+  uint32_t bad = 0;
+  for (int64_t c = 0; c < n; ++c) {
+    bad |= (std::bit_cast<uint32_t>(x[c]) & 0x7fffffffu) - 1u >= 0x7f7fffffu ? 1u : 0u;
+  }
+  return bad == 0;
+}
+
 Status not_finite(const QuantScheme& scheme, const float* x, int64_t n, int64_t r) {
   int64_t c = 0;
   while (c < n && std::isfinite(x[c])) ++c;
@@ -91,9 +99,11 @@ Status not_finite(const QuantScheme& scheme, const float* x, int64_t n, int64_t 
 
 Status bad_scale(const QuantScheme& scheme, const float* s, int64_t n, int64_t r) {
   int64_t c = 0;
-  while (c < n && std::isfinite(s[c]) && s[c] > 0) ++c;
+  const bool either_sign = has_signed_scales(scheme);
+  while (c < n && std::isfinite(s[c]) && (either_sign ? s[c] != 0 : s[c] > 0)) ++c;
   return error(StatusCode::out_of_range, "[coded_matrix] ", to_string(scheme), ": row ",
-               r, ", column ", c, ": a scale must be finite and positive; found ", s[c]);
+               r, ", column ", c, ": a scale must be finite and ",
+               either_sign ? "not 0" : "positive", "; found ", s[c]);
 }
 
 std::vector<float> expanded(const std::vector<ScaleLevel>& levels,
@@ -113,6 +123,8 @@ Status quantize(MatrixView<const float> x, CodedMatrix& q) {
   const int64_t step = rows_a_part(q.cols);
   const int64_t parts = (q.rows + step - 1) / step;
   std::vector<Status> outcomes(static_cast<size_t>(parts));
+  const auto all_good =
+      has_signed_scales(q.scheme) ? all_finite_and_not_zero : all_positive;
   parallel_for(parts, [&](int64_t part) {
     std::vector<float> scale(static_cast<size_t>(q.cols)),
         offset(static_cast<size_t>(q.cols));
@@ -123,7 +135,7 @@ Status quantize(MatrixView<const float> x, CodedMatrix& q) {
         expand_row(q.scheme.offsets, q.offsets, q, r, offset.data());
       if (!all_finite(x.row(r), q.cols)) {
         outcome = not_finite(q.scheme, x.row(r), q.cols, r);
-      } else if (!all_positive(scale.data(), q.cols)) {
+      } else if (!all_good(scale.data(), q.cols)) {
         outcome = bad_scale(q.scheme, scale.data(), q.cols, r);
       } else if (!all_finite(offset.data(), q.cols)) {
         outcome = not_finite(q.scheme, offset.data(), q.cols, r);

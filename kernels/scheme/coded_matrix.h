@@ -26,8 +26,9 @@
 // count.
 //
 // invalid_argument: shapes disagree (the message names both) or the scheme is plain
-// float. out_of_range: x is not finite, or a scale is not finite and positive (names row
-// and column). Safe to call from any thread on different objects.
+// float. out_of_range: x is not finite, or a scale is not finite and positive (not 0,
+// where the scheme has_signed_scales; names row and column). Safe to call from any thread
+// on different objects.
 #pragma once
 
 #include <cstdint>
@@ -69,6 +70,9 @@ struct ScaleRule {
   double mse_lowest = 0.5;  // smallest shrink factor tried
   int mse_steps = 50;       // how many factors between 1 and mse_lowest
   double mse_norm = 2.0;    // the error's exponent
+  // Where the scheme has_signed_scales: scales of both signs, whichever serves the
+  // block's longer side (absmax) or loses less (mse).
+  bool full_range = false;
 };
 
 // Scale and offset levels for x; result.codes is empty. importance: empty, or [cols]

@@ -230,6 +230,17 @@ int code_highest(const QuantScheme& scheme) {
   return static_cast<int>(element_info(scheme.code).highest);
 }
 
+bool has_signed_scales(const QuantScheme& scheme) {
+  const ElementInfo& code = element_info(scheme.code);
+  if (code.kind != ElementKind::integer || code.bits > 4 ||
+      -code_lowest(scheme) <= code_highest(scheme) || scheme.offset != OffsetKind::none ||
+      scheme.scales.size() != 1 || scheme.scales[0].shifted) {
+    return false;
+  }
+  const Element scale = scheme.scales[0].element;
+  return scale == Element::f32 || scale == Element::f16 || scale == Element::bf16;
+}
+
 double bits_per_value(const QuantScheme& scheme, int64_t rows, int64_t cols) {
   int64_t bits = 8 * rows * ceil_div(cols * element_info(scheme.code).bits, 8);
   for (const ScaleLevel& level : scheme.scales)

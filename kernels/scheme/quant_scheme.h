@@ -101,6 +101,10 @@ int64_t level_index(const Block& block, int64_t rows, int64_t cols, int64_t r, i
 // Smallest and largest code of an integer scheme (narrow considered), e.g. -8..7.
 int code_lowest(const QuantScheme& scheme);
 int code_highest(const QuantScheme& scheme);
+// May its scales be negative (never 0)? Integer codes of at most 4 bits that reach
+// further below zero than above (int4: -8..7), without offsets, under one level of f32,
+// f16 or bf16: a negative scale gives the longer side to the positive weights.
+bool has_signed_scales(const QuantScheme& scheme);
 
 // Stored bits for the whole matrix (codes, every scale and offset level, shifts) /
 // (rows*cols).

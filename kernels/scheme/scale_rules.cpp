@@ -131,14 +131,15 @@ float scale_of(float extent, float codes, bool power_of_two, bool table) {
 }
 
 struct Wanted {
-  float scale = 0;   // t; 0: a block of zeros
+  float scale = 0;   // t; 0: a block of zeros; below it: the longer side of codes above
   float lowest = 0;  // of the range that codes cover, where there is an offset
 };
 
 class Rule {
  public:
-  explicit Rule(const QuantScheme& scheme)
+  Rule(const QuantScheme& scheme, bool full_range)
       : scheme_(scheme),
+        full_range_(full_range && has_signed_scales(scheme)),
         integer_(element_info(scheme.code).kind == ElementKind::integer),
         table_(element_info(scheme.code).kind == ElementKind::table),
         code_lowest_(integer_ ? static_cast<float>(code_lowest(scheme))
@@ -152,8 +153,24 @@ class Rule {
                     is_unsigned(scheme.offsets[0].element) &&
                     !scheme.offsets[0].shifted)) {}
 
-  // factor shrinks the range: 1 for absmax.
+  bool full_range() const { return full_range_; }
+
+  // factor shrinks the range: 1 for absmax. With the full range the sign that needs the
+  // smaller scale.
   Wanted wanted(const Extremes& block, float factor) const {
+    const Wanted plain = unsigned_wanted(block, factor);
+    if (!full_range_) return plain;
+    const Wanted turned = turned_wanted(block, factor);
+    return -turned.scale < plain.scale ? turned : plain;
+  }
+  // The same under a negative scale.
+  Wanted turned_wanted(const Extremes& block, float factor) const {
+    Extremes mirrored = block;
+    mirrored.lowest = -block.highest;
+    mirrored.highest = -block.lowest;
+    return {-unsigned_wanted(mirrored, factor).scale, 0};
+  }
+  Wanted unsigned_wanted(const Extremes& block, float factor) const {
     float low = block.lowest, high = block.highest;
     if (scheme_.offset == OffsetKind::none) {
       const float above = scale(std::max(high, integer_ ? 0.0f : -low), code_highest_);
@@ -181,7 +198,7 @@ class Rule {
   }
 
   const QuantScheme& scheme_;
-  bool integer_, table_;
+  bool full_range_, integer_, table_;
   float code_lowest_, code_highest_;
   bool power_of_two_;
   bool with_zero_;
@@ -434,7 +451,11 @@ class Chooser {
  public:
   Chooser(MatrixView<const float> x, const QuantScheme& scheme, const ScaleRule& rule,
           std::span<const float> importance)
-      : x_(x), scheme_(scheme), rule_(rule), importance_(importance), formula_(scheme) {}
+      : x_(x),
+        scheme_(scheme),
+        rule_(rule),
+        importance_(importance),
+        formula_(scheme, rule.full_range) {}
 
   Result<CodedMatrix> run() {
     const int64_t blocks = scales_.blocks();
@@ -470,7 +491,11 @@ class Chooser {
     // value.
     const float wanted = w.scale == 0 && scheme_.scales.size() == 1 ? 1.0f : w.scale;
     NIBBLE_RETURN_IF_ERROR(
-        scales_.fit_inner(i, wanted, &choice.scale_value, &choice.scale));
+        scales_.fit_inner(i, std::fabs(wanted), &choice.scale_value, &choice.scale));
+    if (wanted < 0) {
+      choice.scale_value = -choice.scale_value;
+      choice.scale = -choice.scale;
+    }
     if (scheme_.offset == OffsetKind::minimum) {
       NIBBLE_RETURN_IF_ERROR(
           minima_.fit_inner(i, minimum_of(w, w.scale == 0 ? 0.0f : choice.scale),
@@ -522,9 +547,13 @@ class Chooser {
       }
       return all;
     }
+    if (formula_.full_range())
+      all = {formula_.unsigned_wanted(block, 1.0f), formula_.turned_wanted(block, 1.0f)};
     for (int step = 1; step <= rule_.mse_steps; ++step) {
-      const double factor = 1.0 - (1.0 - rule_.mse_lowest) * step / rule_.mse_steps;
-      all.push_back(formula_.wanted(block, static_cast<float>(factor)));
+      const auto factor =
+          static_cast<float>(1.0 - (1.0 - rule_.mse_lowest) * step / rule_.mse_steps);
+      all.push_back(formula_.unsigned_wanted(block, factor));
+      if (formula_.full_range()) all.push_back(formula_.turned_wanted(block, factor));
     }
     return all;
   }

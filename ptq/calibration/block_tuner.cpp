@@ -5,18 +5,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/splitmix64.h"
+#include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
-#include "ptq/methods/low_rank.h"
-#include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
 namespace {
-
-constexpr int64_t kShards = 4;
 
 // One weight on its way: float state in, codes and scales out.
 struct Tuned {
@@ -48,11 +46,12 @@ size_t scale_index(const Tuned& t, int64_t r, int64_t c) {
 }
 
 Tuned begin_tuning(const std::string& tensor, const CodedMatrix& start,
-                   const std::vector<float>& weight) {
+                   const at::Tensor& values) {
   Tuned t;
   t.tensor = tensor;
   t.start = start;
-  const size_t count = weight.size();
+  const float* const weight = values.const_data_ptr<float>();
+  const auto count = static_cast<size_t>(values.numel());
   t.rounding.assign(count, 0);
   t.ratio.assign(start.scales[0].values.size(), 0);
   t.lowest = static_cast<float>(code_lowest(start.scheme));
@@ -120,10 +119,12 @@ void step(Tuned& t, const at::Tensor& gradient, float rate) {
       const size_t at = scale_index(t, r, c);
       const float offset = t.offsets.empty() || t.minimum ? 0 : t.offsets[i];
       scale_gradient[at] += g[i] * (code_of(t, i) - offset);
-      // Outside the range rounding changes nothing; dW~/dV = s > 0 inside.
+      // Outside the range rounding changes nothing; dW~/dV = s inside.
       const float u = t.center[i] + t.rounding[i];
       if (u < t.lowest - 0.5f || u > t.highest + 0.5f) continue;
-      t.rounding[i] = std::min(std::max(t.rounding[i] - rate * sign(g[i]), -0.5f), 0.5f);
+      const float turned = sign(t.start.scales[0].values[at]);
+      t.rounding[i] =
+          std::min(std::max(t.rounding[i] - rate * turned * sign(g[i]), -0.5f), 0.5f);
     }
   };
   if (t.scales_each_row > 0) {
@@ -132,73 +133,65 @@ void step(Tuned& t, const at::Tensor& gradient, float rate) {
     for (int64_t r = 0; r < t.start.rows; ++r) row(r);
   }
   for (size_t at = 0; at < scales; ++at) {
-    t.ratio[at] =
-        std::min(std::max(t.ratio[at] - rate * sign(scale_gradient[at]), -0.5f), 0.5f);
+    const float turned = sign(t.start.scales[0].values[at]);
+    t.ratio[at] = std::min(
+        std::max(t.ratio[at] - rate * turned * sign(scale_gradient[at]), -0.5f), 0.5f);
   }
 }
 
 class Tuner {
  public:
-  Tuner(const BlockProblem& problem, const std::map<std::string, CodedMatrix>& weights)
+  Tuner(const BlockProblem& problem, const std::map<std::string, CodedMatrix>& codes)
       : problem_(problem),
+        ranks_(Ranks::instance()),
         device_(problem.device),
         rounding_(rounding_on(device_, problem.rounding)) {
     const Program& program = problem.model.program;
     for (const std::string& tensor : problem.tensors) {
-      const Tensor& values = problem.model.tensors.at(tensor);
-      tuned_.push_back(
-          begin_tuning(tensor, weights.at(tensor), value_or_throw(to_float(values))));
-      shapes_.push_back(values.shape);
+      tuned_.push_back(begin_tuning(tensor, codes.at(tensor), problem.weight(tensor)));
+      shapes_.push_back(problem.model.tensors.at(tensor).shape);
     }
     for (size_t n = problem.begin; n < problem.end; ++n) {
       for (const auto& [role, name] : program.nodes[n].parameters) {
-        if (fixed_.count(name) || is_tuned(name)) continue;
-        const Tensor& values = problem.model.tensors.at(name);
-        const auto solved = weights.find(name);
-        if (solved == weights.end()) {
-          fixed_[name] = to_torch(values).to(device_);
-          continue;
-        }
-        at::Tensor weight = at::empty(values.shape, at::kFloat);
-        throw_if_error(dequantize(
-            solved->second,
-            {weight.data_ptr<float>(), solved->second.rows, solved->second.cols}));
-        if (const auto factors = problem.low_rank.find(name);
-            factors != problem.low_rank.end()) {
-          add_factors(factors->second, {weight.data_ptr<float>(), solved->second.rows,
-                                        solved->second.cols});
-        }
-        fixed_[name] = weight.to(device_);
+        if (!fixed_.count(name) && !is_tuned(name))
+          fixed_[name] = problem.parameter(name).to(device_);
       }
     }
-    double square = 0, count = 0;
-    for (const ValueStream::Values& target : problem.targets) {
-      for (const auto& [name, value] : target) {
+    const std::vector<double> squares = of_each_sample([&](int64_t sample) {
+      double square = 0, count = 0;
+      for (const auto& [name, value] : problem.target(sample)) {
         square += value.square().sum(at::kDouble).item<double>();
         count += static_cast<double>(value.numel());
       }
-    }
-    mean_square_ = count > 0 ? square / count : 1;
+      return std::pair(square, count);
+    });
+    mean_square_ = mean_of(squares);
+    if (!(mean_square_ > 0)) mean_square_ = 1;
   }
 
   TunedBlock run() {
     const AutoRoundOptions& options = problem_.plan.autoround;
-    const auto samples = static_cast<int64_t>(problem_.inputs.size());
-    const int64_t batch = std::min<int64_t>(options.batch, samples);
+    const int64_t batch = std::min<int64_t>(options.batch, problem_.samples);
     TunedBlock result;
     result.loss_before = mean_loss();
-    const std::vector<Tuned> start = tuned_;
     SplitMix64 random(static_cast<uint64_t>(problem_.begin) + 1);
-    std::vector<int64_t> order;
+    std::vector<std::vector<int64_t>> order(
+        kShards);  // of each shard, what is left of it
+    int turn = 0;
     const double rate =
         options.learning_rate > 0 ? options.learning_rate : 1.0 / options.iterations;
     for (int i = 0; i < options.iterations; ++i) {
       throw_if_error(check_cancelled("calibrate"));
-      std::vector<int64_t> chosen;
-      while (static_cast<int64_t>(chosen.size()) < batch) {
-        if (order.empty()) order = shuffled(samples, random);
-        chosen.push_back(order.back());
-        order.pop_back();
+      std::vector<std::vector<int64_t>> chosen(kShards);
+      for (int64_t taken = 0; taken < batch; ++turn) {
+        const int shard = turn % kShards;
+        const auto at = static_cast<size_t>(shard);
+        if (first_of(shard) == first_of(shard + 1)) continue;
+        if (order[at].empty())
+          order[at] = shuffled(first_of(shard), first_of(shard + 1), random);
+        chosen[at].push_back(order[at].back());
+        order[at].pop_back();
+        ++taken;
       }
       const std::vector<at::Tensor> gradients = gradients_of(chosen);
       const double left = 1 - static_cast<double>(i) / options.iterations;
@@ -207,14 +200,17 @@ class Tuner {
     }
     result.loss_after = mean_loss();
     if (!(result.loss_after < result.loss_before)) {
-      tuned_ = start;
+      for (Tuned& t : tuned_) {
+        std::fill(t.rounding.begin(), t.rounding.end(), 0.0f);
+        std::fill(t.ratio.begin(), t.ratio.end(), 0.0f);
+      }
       result.loss_after = result.loss_before;
     }
     return result;
   }
 
-  void write(std::map<std::string, CodedMatrix>& weights) const {
-    for (const Tuned& t : tuned_) weights[t.tensor] = coded(t);
+  void write(std::map<std::string, CodedMatrix>& codes) const {
+    for (const Tuned& t : tuned_) codes[t.tensor] = coded(t);
   }
 
  private:
@@ -223,14 +219,45 @@ class Tuner {
                        [&](const Tuned& t) { return t.tensor == name; });
   }
 
-  static std::vector<int64_t> shuffled(int64_t count, SplitMix64& random) {
-    std::vector<int64_t> order(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) order[static_cast<size_t>(i)] = i;
-    for (int64_t i = count - 1; i > 0; --i) {
-      const auto j = static_cast<int64_t>(random.next() % static_cast<uint64_t>(i + 1));
-      std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
-    }
+  int64_t first_of(int shard) const { return problem_.samples * shard / kShards; }
+  bool is_mine(int shard) const { return ranks_.owner(shard) == ranks_.rank(); }
+
+  static std::vector<int64_t> shuffled(int64_t first, int64_t last, SplitMix64& random) {
+    std::vector<int64_t> order;
+    for (int64_t i = first; i < last; ++i) order.push_back(i);
+    for (size_t i = order.size(); i > 1; --i)
+      std::swap(order[i - 1], order[static_cast<size_t>(random.next() % i)]);
     return order;
+  }
+
+  // body(sample)'s two numbers, of all samples, on every rank.
+  std::vector<double> of_each_sample(
+      const std::function<std::pair<double, double>(int64_t)>& body) const {
+    at::Tensor both = at::zeros({problem_.samples, 2}, at::kDouble);
+    double* values = both.mutable_data_ptr<double>();
+    for (int shard = 0; shard < kShards; ++shard) {
+      const int64_t first = first_of(shard), count = first_of(shard + 1) - first;
+      if (count == 0) continue;
+      if (is_mine(shard)) {
+        in_parallel(count, [&](int64_t i) {
+          std::tie(values[2 * (first + i)], values[2 * (first + i) + 1]) =
+              body(first + i);
+        });
+      }
+      at::Tensor part = both.narrow(0, first, count);
+      ranks_.broadcast(part, ranks_.owner(shard));
+    }
+    return {values, values + both.numel()};
+  }
+
+  // The sum of the first numbers over that of the second.
+  static double mean_of(const std::vector<double>& pairs) {
+    double sum = 0, count = 0;
+    for (size_t i = 0; i < pairs.size(); i += 2) {
+      sum += pairs[i];
+      count += pairs[i + 1];
+    }
+    return count > 0 ? sum / count : 0;
   }
 
   std::vector<at::Tensor> weights_now() const {
@@ -245,7 +272,7 @@ class Tuner {
                      int64_t* count) const {
     ValueStream::Values parameters = fixed_;
     for (size_t i = 0; i < tuned_.size(); ++i) parameters[tuned_[i].tensor] = weights[i];
-    ValueStream::Values values = problem_.inputs[static_cast<size_t>(sample)];
+    ValueStream::Values values = problem_.input(sample);
     for (auto& [name, value] : values) value = value.to(device_);
     for (size_t n = problem_.begin; n < problem_.end; ++n) {
       const Node& node = problem_.model.program.nodes[n];
@@ -253,7 +280,7 @@ class Tuner {
     }
     at::Tensor loss;
     *count = 0;
-    for (const auto& [name, target] : problem_.targets[static_cast<size_t>(sample)]) {
+    for (const auto& [name, target] : problem_.target(sample)) {
       const at::Tensor mine = (values.at(name) - target.to(device_)).square().sum();
       loss = loss.defined() ? loss + mine : mine;
       *count += target.numel();
@@ -263,34 +290,29 @@ class Tuner {
 
   double mean_loss() const {
     const std::vector<at::Tensor> weights = weights_now();
-    const auto samples = static_cast<int64_t>(problem_.inputs.size());
-    std::vector<double> losses(static_cast<size_t>(samples));
-    std::vector<int64_t> counts(static_cast<size_t>(samples));
-    in_parallel(samples, [&](int64_t i) {
-      losses[static_cast<size_t>(i)] =
-          loss_of(i, weights, &counts[static_cast<size_t>(i)]).item<double>();
-    });
-    double sum = 0, count = 0;
-    for (int64_t i = 0; i < samples; ++i) {
-      sum += losses[static_cast<size_t>(i)];
-      count += static_cast<double>(counts[static_cast<size_t>(i)]);
-    }
-    return sum / count / (mean_square_ > 0 ? mean_square_ : 1);
+    return mean_of(of_each_sample([&](int64_t sample) {
+             int64_t count = 0;
+             const double loss = loss_of(sample, weights, &count).item<double>();
+             return std::pair(loss, static_cast<double>(count));
+           })) /
+           mean_square_;
   }
 
-  // dL/dW~ of each tuned weight, its samples' sum.
-  std::vector<at::Tensor> gradients_of(const std::vector<int64_t>& samples) const {
+  // dL/dW~ of each tuned weight, summed over the samples that each shard gives.
+  std::vector<at::Tensor> gradients_of(
+      const std::vector<std::vector<int64_t>>& chosen) const {
     const std::vector<at::Tensor> weights = weights_now();
     std::vector<std::vector<at::Tensor>> shards(kShards);
     in_parallel(kShards, [&](int64_t shard) {
+      if (!is_mine(static_cast<int>(shard))) return;
       const at::AutoGradMode with_gradients(true);
       std::vector<at::Tensor> leaves;
       for (const at::Tensor& weight : weights)
         leaves.push_back(weight.detach().requires_grad_(true));
       std::vector<at::Tensor>& sum = shards[static_cast<size_t>(shard)];
-      for (size_t i = static_cast<size_t>(shard); i < samples.size(); i += kShards) {
+      for (const int64_t sample : chosen[static_cast<size_t>(shard)]) {
         int64_t count = 0;
-        const at::Tensor loss = loss_of(samples[i], leaves, &count);
+        const at::Tensor loss = loss_of(sample, leaves, &count);
         const auto gradients = torch::autograd::grad(
             {loss}, leaves, {}, /*retain_graph=*/false, /*create_graph=*/false,
             /*allow_unused=*/true);
@@ -299,28 +321,35 @@ class Tuner {
           const at::Tensor mine =
               gradients[t].defined() ? gradients[t] : at::zeros_like(leaves[t]);
           if (sum.size() <= t) {
-            sum.push_back(mine.clone());
+            sum.push_back(mine.contiguous());
           } else {
             sum[t].add_(mine);
           }
         }
       }
+      for (at::Tensor& gradient : sum) gradient = gradient.cpu().contiguous();
     });
-    std::vector<at::Tensor> total;
-    for (const std::vector<at::Tensor>& shard : shards) {
-      for (size_t t = 0; t < shard.size(); ++t) {
-        if (total.size() <= t) {
-          total.push_back(shard[t]);
+    std::vector<at::Tensor> total(weights.size());
+    for (int shard = 0; shard < kShards; ++shard) {
+      if (chosen[static_cast<size_t>(shard)].empty()) continue;
+      std::vector<at::Tensor>& sum = shards[static_cast<size_t>(shard)];
+      sum.resize(weights.size());
+      for (size_t t = 0; t < weights.size(); ++t) {
+        if (!sum[t].defined()) sum[t] = at::empty(weights[t].sizes(), at::kFloat);
+        ranks_.broadcast(sum[t], ranks_.owner(shard));
+        if (total[t].defined()) {
+          total[t].add_(sum[t]);
         } else {
-          total[t].add_(shard[t]);
+          total[t] = sum[t].clone();
         }
       }
+      sum.clear();
     }
-    for (at::Tensor& gradient : total) gradient = gradient.cpu().contiguous();
     return total;
   }
 
   const BlockProblem& problem_;
+  Ranks& ranks_;
   at::Device device_;
   InputRounding rounding_;
   std::vector<Tuned> tuned_;
@@ -346,11 +375,11 @@ const char* cannot_tune(const QuantScheme& scheme) {
 }
 
 TunedBlock tune_block(const BlockProblem& problem,
-                      std::map<std::string, CodedMatrix>& weights) {
+                      std::map<std::string, CodedMatrix>& codes) {
   const OneThread one_thread;
-  Tuner tuner(problem, weights);
+  Tuner tuner(problem, codes);
   const TunedBlock result = tuner.run();
-  tuner.write(weights);
+  tuner.write(codes);
   return result;
 }
 

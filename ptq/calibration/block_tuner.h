@@ -15,10 +15,12 @@
 // The better of start and end on all samples is kept. Integer codes with one scale level
 // only.
 //
-// Samples of a batch run in parallel as kShards fixed parts whose gradients are added in
-// order: the same bytes at any thread count. Throws nibble::Error.
+// The samples are in kShards shards (ptq/distributed): a batch takes as many of each,
+// shards run in parallel and on the ranks that own them, and their gradients are added in
+// order: the same bytes at any number of threads and ranks. Throws nibble::Error.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -31,13 +33,16 @@ namespace nibble {
 struct BlockProblem {
   const Artifact& model;
   const Plan& plan;
-  size_t begin, end;                        // nodes
-  std::vector<ValueStream::Values> inputs;  // a sample each: what is live at begin
-  // A sample each: what the float model has live at end of what the block makes.
-  std::vector<ValueStream::Values> targets;
+  size_t begin, end;  // nodes
+  int64_t samples;
+  // Of a sample in this rank's shards: what is live at begin, and what the float model
+  // has live at end of what the block makes. On any thread.
+  std::function<StreamValues(int64_t sample)> input, target;
   std::vector<std::string> tensors;  // the weights to be tuned
-  const std::map<std::string, LowRankFactors>& low_rank;  // beside weights solved before
-  InputRounding rounding;            // of quantized activations, straight through
+  // f32: a float weight of the model, and a parameter of the block as it is solved so
+  // far.
+  std::function<at::Tensor(const std::string& tensor)> weight, parameter;
+  InputRounding rounding;      // of quantized activations, straight through
   std::string device = "cpu";  // where the block runs; codes and scales step on the CPU
 };
 
@@ -45,9 +50,9 @@ struct TunedBlock {
   double loss_before = 0, loss_after = 0;  // mean squared error over mean squared output
 };
 
-// Changes weights[t] for t in problem.tensors; others in it are used as they are.
+// Changes codes[t] for t in problem.tensors.
 TunedBlock tune_block(const BlockProblem& problem,
-                      std::map<std::string, CodedMatrix>& weights);
+                      std::map<std::string, CodedMatrix>& codes);
 
 // nullptr, or why a scheme can not be tuned.
 const char* cannot_tune(const QuantScheme& scheme);

@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <limits>
-
 #include "ptq/error.h"
 #include "ptq/module/torch_ops.h"
 #include "ptq/one_thread.h"
@@ -11,8 +9,12 @@
 namespace nibble {
 
 SampleStream::SampleStream(const Program& program, std::vector<Values> samples, Load load,
-                         std::set<std::string> keep, Rows rows, SpillFile* spill)
-    : program_(program), load_(std::move(load)), rows_(std::move(rows)), spill_(spill) {
+                           Rows rows, SpillFile* spill, InputRounding rounding)
+    : program_(program),
+      load_(std::move(load)),
+      rows_(std::move(rows)),
+      spill_(spill),
+      rounding_(std::move(rounding)) {
   for (Values& values : samples) {
     Sample& sample = samples_.emplace_back();
     for (auto& [name, tensor] : values) sample[name].tensor = std::move(tensor);
@@ -22,11 +24,8 @@ SampleStream::SampleStream(const Program& program, std::vector<Values> samples, 
     for (const std::string& name : node.outputs) last_reader_[name] = i;
     for (const std::string& name : node.inputs) last_reader_[name] = i;
     for (const auto& [role, name] : node.parameters) {
-      if (!(rows_ && node.op == "embedding")) last_parameter_reader_[name] = i;
+      if (node.op != "embedding") last_parameter_reader_[name] = i;
     }
-  }
-  for (const std::string& name : keep) {
-    last_reader_[name] = std::numeric_limits<size_t>::max();
   }
 }
 
@@ -35,7 +34,7 @@ void SampleStream::load_parameters(size_t begin, size_t end) {
     return last_parameter_reader_[entry.first] < begin;
   });
   for (size_t i = begin; i < end; ++i) {
-    if (rows_ && program_.nodes[i].op == "embedding") continue;
+    if (program_.nodes[i].op == "embedding") continue;
     for (const auto& [role, name] : program_.nodes[i].parameters) {
       if (!parameters_.count(name)) parameters_[name] = load_(name);
     }
@@ -44,9 +43,11 @@ void SampleStream::load_parameters(size_t begin, size_t end) {
 
 at::Tensor SampleStream::run_node(const Node& node, const Sample& sample) const {
   std::vector<at::Tensor> inputs;
-  for (const std::string& name : node.inputs)
-    inputs.push_back(in_memory(sample.at(name)));
-  if (rows_ && node.op == "embedding") return rows_(node.parameter("weight"), inputs[0]);
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const at::Tensor x = in_memory(sample.at(node.inputs[i]));
+    inputs.push_back(rounding_ ? rounding_(node, i, x) : x);
+  }
+  if (node.op == "embedding") return rows_(node.parameter("weight"), inputs[0]);
   TorchOpCall call{.node = node, .inputs = inputs, .parameters = {}, .training = false};
   for (const auto& [role, name] : node.parameters)
     call.parameters[role] = parameters_.at(name);
@@ -79,6 +80,40 @@ void SampleStream::run(size_t begin, size_t end, int64_t first, int64_t last) {
 
 at::Tensor SampleStream::value(int64_t sample, const std::string& name) const {
   return in_memory(samples_[static_cast<size_t>(sample)].at(name));
+}
+
+SampleStream::Values SampleStream::values(int64_t sample) const {
+  Values values;
+  for (const auto& [name, held] : samples_[static_cast<size_t>(sample)])
+    values[name] = in_memory(held);
+  return values;
+}
+
+std::unique_ptr<SampleStream> SampleStream::fork() const {
+  auto copy = std::make_unique<SampleStream>(program_, std::vector<Values>(), load_,
+                                             rows_, spill_, rounding_);
+  for (const Sample& sample : samples_) {
+    Sample& mine = copy->samples_.emplace_back();
+    for (const auto& [name, held] : sample) {
+      Held& own = mine[name] = held;
+      if (held.tensor.defined()) {
+        own.place = -1;
+        continue;
+      }
+      at::Tensor waiting =
+          at::empty(held.like.sizes(), held.like.options().device(at::kCPU));
+      const auto bytes = static_cast<int64_t>(waiting.nbytes());
+      spill_->read(waiting.mutable_data_ptr(), bytes, held.place);
+      own.place = spill_->write(waiting.const_data_ptr(), bytes);
+    }
+  }
+  return copy;
+}
+
+void SampleStream::drop() {
+  for (Sample& sample : samples_) {
+    while (!sample.empty()) forget(sample, std::string(sample.begin()->first));
+  }
 }
 
 at::Tensor SampleStream::in_memory(const Held& held) const {

@@ -14,11 +14,12 @@
 
 #include <functional>
 #include <map>
-#include <set>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/program/program.h"
+#include "ptq/calibration/input_rounding.h"
 #include "ptq/calibration/spill_file.h"
 
 namespace nibble {
@@ -32,22 +33,25 @@ class SampleStream {
   // The rows `ids` (int64, any shape) of an embedding's table: [ids..., features].
   using Rows = std::function<at::Tensor(const std::string& tensor, const at::Tensor& ids)>;
 
-  // keep: values that are not dropped after their last reader. rows: empty, or how an
-  // embedding reads its table, which then is not loaded.
-  SampleStream(const Program& program, std::vector<Values> samples, Load load,
-              std::set<std::string> keep = {}, Rows rows = {},
-              SpillFile* spill = nullptr);
+  // rows: how an embedding reads its table, which is not loaded. rounding: empty, or what
+  // nodes' inputs go through.
+  SampleStream(const Program& program, std::vector<Values> samples, Load load, Rows rows,
+               SpillFile* spill = nullptr, InputRounding rounding = {});
 
   int64_t size() const { return static_cast<int64_t>(samples_.size()); }
 
   // Runs nodes [begin, end) of the program on samples [first, last).
   void run(size_t begin, size_t end, int64_t first, int64_t last);
   at::Tensor value(int64_t sample, const std::string& name) const;
+  Values values(int64_t sample) const;  // all that are live
   // Samples [first, last) are not needed soon: with a spill file they go to disk.
   void park(int64_t first, int64_t last);
   // Before memory is needed for a solve: what comes next loads what it reads again.
   void forget_parameters() { parameters_.clear(); }
-  void drop(int64_t sample) { samples_[static_cast<size_t>(sample)].clear(); }
+  // The same samples where they stand, to go a way of their own. What waits on disk is
+  // copied there.
+  std::unique_ptr<SampleStream> fork() const;
+  void drop();  // every sample
 
  private:
   // A value in memory, on disk, or both.
@@ -69,6 +73,7 @@ class SampleStream {
   Load load_;
   Rows rows_;
   SpillFile* spill_;
+  InputRounding rounding_;
   Values parameters_;
   std::map<std::string, size_t> last_reader_;            // of a value: index of a node
   std::map<std::string, size_t> last_parameter_reader_;  // of a parameter

@@ -87,43 +87,50 @@ void check_calibration_data(const Artifact& model, const Plan& plan,
   }
 }
 
-std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
-                                              const CalibrationData& data) {
-  const std::string& input = model.program.inputs.at(0).name;
-  std::vector<ValueStream::Values> samples;
-  if (model.program.is_language_model()) {
-    for (int64_t i = 0; i < plan.calibration_sequences; ++i) {
+int64_t sample_count(const Artifact& model, const Plan& plan) {
+  const int64_t each = model.program.is_language_model() ? 1 : kImagesPerSample;
+  return (plan.calibration_sequences + each - 1) / each;
+}
+
+std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
+                                       const CalibrationData& data) {
+  return make_samples(model, plan, data, 0, sample_count(model, plan));
+}
+
+std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
+                                       const CalibrationData& data, int64_t first,
+                                       int64_t last) {
+  const Program& program = model.program;
+  const std::string& input = program.inputs.at(0).name;
+  std::vector<StreamValues> samples(static_cast<size_t>(sample_count(model, plan)));
+  if (program.is_language_model()) {
+    for (int64_t i = first; i < last; ++i) {
       const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
       at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
       std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
-      ValueStream::Values sample = {{input, tensor}};
+      StreamValues& sample = samples[static_cast<size_t>(i)];
       // An encoder's token types: 0, one sequence alone.
-      for (size_t j = 1; j < model.program.inputs.size(); ++j) {
-        sample[model.program.inputs[j].name] = at::zeros_like(tensor);
-      }
-      samples.push_back(std::move(sample));
+      for (size_t j = 1; j < program.inputs.size(); ++j)
+        sample[program.inputs[j].name] = at::zeros_like(tensor);
+      sample[input] = std::move(tensor);
     }
     return samples;
   }
-  if (!data.values.empty()) {
-    std::map<std::string, std::pair<at::Tensor, int64_t>>
-        values;  // with the batch's axis
-    for (const ProgramValue& value : model.program.inputs) {
+  std::map<std::string, std::pair<at::Tensor, int64_t>> values;  // with the batch's axis
+  if (data.values.empty()) {
+    values[input] = {to_torch(data.images), 0};
+  } else {
+    for (const ProgramValue& value : program.inputs) {
       if (data.values.count(value.name))
         values[value.name] = {to_torch(data.values.at(value.name)), batch_axis(value)};
     }
-    for (int64_t i = 0; i < plan.calibration_sequences; i += kImagesPerSample) {
-      const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - i);
-      ValueStream::Values& sample = samples.emplace_back();
-      for (const auto& [name, value] : values)
-        sample[name] = value.first.narrow(value.second, i, count);
-    }
-    return samples;
   }
-  const at::Tensor images = to_torch(data.images);
-  for (int64_t i = 0; i < plan.calibration_sequences; i += kImagesPerSample) {
-    const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - i);
-    samples.push_back({{input, images.narrow(0, i, count)}});
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t begin = i * kImagesPerSample;
+    const int64_t count = std::min(kImagesPerSample, plan.calibration_sequences - begin);
+    for (const auto& [name, value] : values)
+      samples[static_cast<size_t>(i)][name] =
+          value.first.narrow(value.second, begin, count);
   }
   return samples;
 }

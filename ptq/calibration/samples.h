@@ -15,8 +15,13 @@ inline constexpr int64_t kRound = 8;
 
 // A language model's sequences, one a sample (an encoder's token types 0), or images or
 // rows of a net's inputs, 16 a sample: as many as the plan says.
-std::vector<ValueStream::Values> make_samples(const Artifact& model, const Plan& plan,
-                                              const CalibrationData& data);
+int64_t sample_count(const Artifact& model, const Plan& plan);
+std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
+                                       const CalibrationData& data);
+// Of the samples outside of [first, last) only the place.
+std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
+                                       const CalibrationData& data, int64_t first,
+                                       int64_t last);
 
 // The rows [tokens, features] of a value over samples [first, last).
 at::Tensor gather_rows(const ValueStream& stream, const std::string& value, int64_t first,

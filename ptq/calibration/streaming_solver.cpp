@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "kernels/base/cancel.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/layer_account.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sharded_hessian.h"
@@ -41,48 +43,6 @@ std::string data_user(const Plan& plan) {
     if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
   }
   return "";
-}
-
-// The sequences [first, last) on their way; of the others only the place.
-std::vector<SampleStream::Values> make_samples(const Artifact& model, const Plan& plan,
-                                               const CalibrationData& data, int64_t first,
-                                               int64_t last, at::Device device) {
-  std::vector<SampleStream::Values> samples(
-      static_cast<size_t>(plan.calibration_sequences));
-  for (int64_t i = first; i < last; ++i) {
-    const std::vector<int32_t>& ids = data.sequences[static_cast<size_t>(i)];
-    at::Tensor tensor = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
-    std::copy(ids.begin(), ids.end(), tensor.data_ptr<int64_t>());
-    tensor = tensor.to(device);
-    SampleStream::Values& sample = samples[static_cast<size_t>(i)];
-    // An encoder's token types: 0, one sequence alone.
-    for (size_t j = 1; j < model.program.inputs.size(); ++j)
-      sample[model.program.inputs[j].name] = at::zeros_like(tensor);
-    sample[model.program.inputs[0].name] = std::move(tensor);
-  }
-  return samples;
-}
-
-at::Tensor gather(const SampleStream& stream, const std::string& value, int64_t first,
-                  int64_t last) {
-  std::vector<at::Tensor> rows;
-  for (int64_t sample = first; sample < last; ++sample) {
-    const at::Tensor x = stream.value(sample, value);
-    rows.push_back(x.reshape({-1, x.size(-1)}));
-  }
-  return at::cat(rows);
-}
-
-// A weight's floats; the file's pages go back behind the reader.
-void read_in_pieces(const Tensor& tensor, float* values) {
-  constexpr int64_t kPiece = 4 << 20;
-  const int64_t size = dtype_bytes(tensor.dtype), count = tensor.numel();
-  for (int64_t first = 0; first < count; first += kPiece) {
-    const int64_t n = std::min(kPiece, count - first);
-    throw_if_error(read_floats(tensor, first, {values + first, static_cast<size_t>(n)}));
-    tensor.bytes.slice(static_cast<size_t>(first * size), static_cast<size_t>(n * size))
-        .release_pages();
-  }
 }
 
 void check_finite(const Hessian& inputs, const LayerPlan& layer) {
@@ -175,50 +135,27 @@ struct StreamingSolver::Outcome {
   }
 };
 
+// What a layer's codes are before its block is tuned, and what it read.
+struct StreamingSolver::Start {
+  Outcome outcome;
+  std::shared_ptr<const Hessian> inputs;
+};
+
 // What one expert read: its tokens' rows of a round, of the model as it is quantized so far
 // and (where the float model is followed) of the float one.
 struct StreamingSolver::ExpertRows {
   at::Tensor inputs, float_inputs;
 };
 
-// The samples of this rank, in the model as it is quantized so far and, where it is
-// followed, the float one.
-struct StreamingSolver::Streams {
-  struct Shard {
-    int64_t first, last;
-  };
-  std::vector<Shard> shards;
-  std::unique_ptr<SpillFile> spill;
-  std::unique_ptr<SampleStream> quantized, floats;
-  size_t done = 0;  // nodes that all samples have passed
-
-  // Memory is for the layer now.
-  void arrive(size_t at) {
-    done = at;
-    quantized->forget_parameters();
-    if (floats) floats->forget_parameters();
-  }
-
-  // body(first, last) for the rounds of one shard, both streams being at node `to`.
-  template <class Body>
-  void run(const Shard& shard, size_t to, const Body& body) {
-    for (int64_t first = shard.first; first < shard.last; first += kRound) {
-      throw_if_error(check_cancelled("calibrate"));
-      const int64_t last = std::min(shard.last, first + kRound);
-      quantized->run(done, to, first, last);
-      if (floats) floats->run(done, to, first, last);
-      body(first, last);
-      quantized->park(first, last);
-      if (floats) floats->park(first, last);
-    }
-  }
-};
-
-StreamingSolver::StreamingSolver(const Artifact& model, const Plan& plan,
-                                 SolvedLayers& solved, const StreamOptions& options)
+StreamingSolver::StreamingSolver(const Artifact& model, const ModelWeights& weights,
+                                 const Plan& plan, SolvedLayers& solved,
+                                 const std::map<std::string, std::string>& notes,
+                                 const StreamOptions& options)
     : model_(model),
+      weights_(weights),
       plan_(plan),
       solved_(solved),
+      notes_(notes),
       options_(options),
       device_(options.device),
       ranks_(Ranks::instance()) {
@@ -227,6 +164,8 @@ StreamingSolver::StreamingSolver(const Artifact& model, const Plan& plan,
     done_ += layer.method != "float" && solved.has(layer.tensor);
   }
 }
+
+StreamingSolver::~StreamingSolver() = default;
 
 void StreamingSolver::solve_without_inputs() {
   // A block at a time: what runs side by side, and what a kill costs.
@@ -256,75 +195,136 @@ void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
   check_calibration_data(model_, plan_, data, data_user(plan_));
   const Program& program = model_.program;
   const bool prefix = plan_.gptq.quantized_prefix;
-  const int64_t samples = plan_.calibration_sequences;
-  Streams streams;
-  for (int shard = 0; shard < kShards; ++shard) {
-    if (ranks_.owner(shard) == ranks_.rank())
-      streams.shards.push_back(
-          {samples * shard / kShards, samples * (shard + 1) / kShards});
-  }
-  if (!options_.spill.empty()) streams.spill = std::make_unique<SpillFile>(options_.spill);
-  const auto stream = [&](bool quantized) {
-    return std::make_unique<SampleStream>(
-        program,
-        make_samples(model_, plan_, data, streams.shards.front().first,
-                     streams.shards.back().last, device_),
-        [this, quantized](const std::string& name) {
-          return parameter(name, quantized).to(device_);
-        },
-        std::set<std::string>{},
+  if (prefix) rounding_ = input_rounding(plan_, program);
+  ShardedStreams streams(model_, plan_, data, options_.spill, options_.device);
+  const auto follow = [&](bool quantized, InputRounding rounding) {
+    streams.add(
+        [this, quantized](const std::string& name) { return parameter(name, quantized); },
         [this, quantized](const std::string& name, const at::Tensor& ids) {
-          return rows_of(name, ids.cpu(), quantized).to(device_);
+          if (!quantized || !solved_.has(name)) return weights_.rows(name, ids);
+          const int64_t cols = weights_.stored(name).cols();
+          return weights_.rows(name, ids, [&](int64_t row, float* values) {
+            solved_.read(name, row, MatrixView<float>(values, 1, cols));
+          });
         },
-        streams.spill.get());
+        std::move(rounding));
   };
-  streams.quantized = stream(prefix);
-  if (prefix && plan_.gptq.match_float) streams.floats = stream(false);
+  const bool tunes =
+      std::any_of(plan_.layers.begin(), plan_.layers.end(),
+                  [](const LayerPlan& layer) { return layer.method == "autoround"; });
+  follow(prefix, rounding_);
+  if (plan_.follows_float() || tunes) follow(false, {});
 
-  for (size_t i = 0; i <= *last; ++i) {
-    const int block = program.nodes[i].block;
-    if (block != program.nodes[streams.done].block) {
-      // Never more than a block's parameters at once, also where nothing is left to solve.
-      end_block(program.nodes[streams.done].block);
-      advance(streams, i);
-    }
-    if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
-      advance(streams, i);
-      solve_experts(streams, program.nodes[i]);
-      continue;
-    }
-    const std::vector<const LayerPlan*> layers = unsolved_readers(i);
-    if (!layers.empty()) solve_readers(streams, i, layers);
-  }
-  end_block(program.nodes[*last].block);
-}
-
-void StreamingSolver::advance(Streams& streams, size_t to) {
-  if (to == streams.done) return;
-  for (const Streams::Shard& shard : streams.shards)
-    streams.run(shard, to, [](int64_t, int64_t) {});
-  streams.arrive(to);
-}
-
-void StreamingSolver::solve_readers(Streams& streams, size_t node,
-                                const std::vector<const LayerPlan*>& layers) {
-  const std::string& value = model_.program.nodes[node].inputs.at(0);
-  // What a layer reads is as wide as its weight.
-  ShardedHessian sum(ranks_, model_.tensors.at(layers[0]->tensor).cols(), device_);
-  for (const Streams::Shard& shard : streams.shards) {
-    streams.run(shard, node, [&](int64_t first, int64_t last) {
-      const at::Tensor rows = gather(*streams.quantized, value, first, last);
-      if (streams.floats) {
-        sum.shard().accumulate(rows, gather(*streams.floats, value, first, last));
-      } else {
-        sum.shard().accumulate(rows);
+  for (size_t begin = 0; begin <= *last;) {
+    const int block = program.nodes[begin].block;
+    size_t end = begin;
+    keeps_starts_ = false;
+    for (; end < program.nodes.size() && program.nodes[end].block == block; ++end)
+      keeps_starts_ = keeps_starts_ || is_tuned(end);
+    // Never more than a block's parameters at once, also where nothing is left to solve.
+    streams.advance(begin);
+    std::unique_ptr<SampleStream> before;
+    if (keeps_starts_) before = streams.fork(0);
+    for (size_t i = begin; i < end && (i <= *last || keeps_starts_); ++i) {
+      if (program.nodes[i].op == "moe" && !unsolved_experts(program.nodes[i]).empty()) {
+        streams.advance(i);
+        solve_experts(streams, program.nodes[i]);
+        continue;
       }
-    });
-    sum.end_shard();
+      const std::vector<const LayerPlan*> layers = unsolved_readers(i);
+      if (!layers.empty()) solve_readers(streams, i, layers);
+    }
+    if (keeps_starts_) {
+      streams.advance(end);
+      tune(streams, begin, end, std::move(before));
+    }
+    end_block(block);
+    begin = end;
   }
-  streams.arrive(node);
-  const Hessian inputs = sum.finish();
-  solve(layers, &inputs);
+}
+
+// Are a node's layers tuned with their block's? The ends of a model are no blocks.
+bool StreamingSolver::is_tuned(size_t node) const {
+  const Node& owner = model_.program.nodes[node];
+  if (owner.block < 0 || owner.block == kLastBlock) return false;
+  for (const Layer& layer : layers_of(owner)) {
+    const LayerPlan* plan = plan_.find(layer.tensor);
+    if (plan != nullptr && plan->method == "autoround" && !solved_.has(layer.tensor))
+      return true;
+  }
+  return false;
+}
+
+// Both streams stand at `end`, `before` at begin: from there the quantized one goes
+// again, with what tuning has made of the codes.
+void StreamingSolver::tune(ShardedStreams& streams, size_t begin, size_t end,
+                           std::unique_ptr<SampleStream> before) {
+  std::set<std::string> made;
+  for (size_t i = begin; i < end; ++i) made.insert(model_.program.nodes[i].outputs.at(0));
+  BlockProblem problem{
+      .model = model_,
+      .plan = plan_,
+      .begin = begin,
+      .end = end,
+      .samples = plan_.calibration_sequences,
+      .input = [&](int64_t sample) { return before->values(sample); },
+      .target =
+          [&](int64_t sample) {
+            StreamValues target = streams[1].values(sample);
+            std::erase_if(target,
+                          [&](const auto& entry) { return !made.count(entry.first); });
+            return target;
+          },
+      .tensors = {},
+      .weight = [&](const std::string& name) { return weights_.value(name); },
+      .parameter = [&](const std::string& name) { return parameter(name, true); },
+      .rounding = input_rounding(plan_, model_.program),
+      .device = options_.device};
+  std::vector<const LayerPlan*> layers;
+  std::map<std::string, CodedMatrix> codes;
+  for (const LayerPlan& layer : plan_.layers) {
+    const auto start = starts_.find(layer.tensor);
+    if (start == starts_.end()) continue;
+    layers.push_back(&layer);
+    problem.tensors.push_back(layer.tensor);
+    codes[layer.tensor] = std::move(start->second.outcome.coded);
+  }
+  const TunedBlock tuned = tune_block(problem, codes);
+  keeps_starts_ = false;
+  for (const LayerPlan* layer : layers) {
+    const Start& start = starts_.at(layer->tensor);
+    const std::string& note = start.outcome.account.note;
+    // Errors of outputs are those on the inputs that the start's codes gave.
+    Outcome outcome =
+        solve_layer(*layer, start.inputs.get(),
+                    SolvedLayer{std::move(codes.at(layer->tensor)),
+                                cat(note, note.empty() ? "" : "; ", "block error ",
+                                    tuned.loss_before, " -> ", tuned.loss_after)});
+    outcome.account.tokens = start.outcome.account.tokens;
+    starts_.erase(layer->tensor);
+    keep(*layer, std::move(outcome));
+  }
+  streams.replace(0, std::move(before), begin);
+}
+
+void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
+                                    const std::vector<const LayerPlan*>& layers) {
+  const Node& reader = model_.program.nodes[node];
+  const std::string& value = reader.inputs.at(0);
+  const InputRounding rounding = rounding_on(device_, rounding_);
+  // What a layer reads is as wide as its weight.
+  ShardedHessian sum(ranks_, weights_.stored(layers[0]->tensor).cols(), device_);
+  streams.advance(
+      node,
+      [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
+        at::Tensor rows = streams.gather(0, value, first, last);
+        if (rounding) rows = rounding(reader, 0, rows);
+        sum.shard().accumulate(rows, streams.has_second()
+                                         ? streams.gather(1, value, first, last)
+                                         : at::Tensor());
+      },
+      [&](const ShardedStreams::Shard&) { sum.end_shard(); });
+  solve(layers, std::make_shared<Hessian>(sum.finish()));
 }
 
 // The layers from a node on that read what it reads, if the node is a layer to be solved.
@@ -333,7 +333,9 @@ std::vector<const LayerPlan*> StreamingSolver::unsolved_readers(size_t node) con
   const auto unsolved = [&](const Node& reader) -> const LayerPlan* {
     const LayerPlan* layer = plan_.find(reader.parameter("weight"));
     const bool wanted = layer != nullptr && needs_inputs(*layer);
-    return wanted && !solved_.has(layer->tensor) ? layer : nullptr;
+    const bool done =
+        wanted && (solved_.has(layer->tensor) || starts_.count(layer->tensor));
+    return wanted && !done ? layer : nullptr;
   };
   std::vector<const LayerPlan*> layers;
   if (unsolved(program.nodes[node]) == nullptr) return layers;
@@ -351,7 +353,8 @@ std::vector<Layer> StreamingSolver::unsolved_experts(const Node& moe) const {
   for (Layer& layer : layers_of(moe)) {
     const LayerPlan* plan = plan_.find(layer.tensor);
     const bool wanted = plan != nullptr && needs_inputs(*plan);
-    if (wanted && !solved_.has(layer.tensor)) layers.push_back(std::move(layer));
+    const bool done = solved_.has(layer.tensor) || starts_.count(layer.tensor) > 0;
+    if (wanted && !done) layers.push_back(std::move(layer));
   }
   return layers;
 }
@@ -368,11 +371,11 @@ std::optional<size_t> StreamingSolver::last_station() const {
 
 // Experts one after another, each on the tokens that were routed to it: gate and up on the
 // node's input, then down on what these two (solved) make of it.
-void StreamingSolver::solve_experts(Streams& streams, const Node& moe) {
+void StreamingSolver::solve_experts(ShardedStreams& streams, const Node& moe) {
   std::map<int64_t, at::Tensor> chosen;  // by sample
-  for (const Streams::Shard& shard : streams.shards) {
+  for (const ShardedStreams::Shard& shard : streams.shards()) {
     for (int64_t sample = shard.first; sample < shard.last; ++sample) {
-      chosen[sample] = route(moe, streams.quantized->value(sample, moe.inputs[1])).chosen;
+      chosen[sample] = route(moe, streams[0].value(sample, moe.inputs[1])).chosen;
     }
   }
   const std::vector<Layer> layers = layers_of(moe);
@@ -385,7 +388,7 @@ void StreamingSolver::solve_experts(Streams& streams, const Node& moe) {
   for (size_t i = 0; i < layers.size(); i += 3) {
     const auto expert = static_cast<int64_t>(i / 3);
     std::vector<std::vector<ExpertRows>> shards;
-    for (const Streams::Shard& shard : streams.shards) {
+    for (const ShardedStreams::Shard& shard : streams.shards()) {
       std::vector<ExpertRows>& rounds = shards.emplace_back();
       for (int64_t first = shard.first; first < shard.last; first += kRound) {
         std::vector<at::Tensor> rows, float_rows;
@@ -396,11 +399,11 @@ void StreamingSolver::solve_experts(Streams& streams, const Node& moe) {
             const at::Tensor x = from.value(sample, moe.inputs[0]);
             return x.reshape({-1, x.size(-1)}).index_select(0, mine);
           };
-          rows.push_back(taken(*streams.quantized));
-          if (streams.floats) float_rows.push_back(taken(*streams.floats));
+          rows.push_back(taken(streams[0]));
+          if (streams.has_second()) float_rows.push_back(taken(streams[1]));
         }
         rounds.push_back({at::cat(rows), {}});
-        if (streams.floats) rounds.back().float_inputs = at::cat(float_rows);
+        if (streams.has_second()) rounds.back().float_inputs = at::cat(float_rows);
       }
     }
     solve_expert({layers.begin() + static_cast<std::ptrdiff_t>(i),
@@ -416,7 +419,10 @@ void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::
   std::vector<const LayerPlan*> first, last;
   for (const Layer& layer : layers) {
     const LayerPlan* plan = plan_.find(layer.tensor);
-    if (plan == nullptr || !needs_inputs(*plan) || solved_.has(layer.tensor)) continue;
+    if (plan == nullptr || !needs_inputs(*plan) || solved_.has(layer.tensor) ||
+        starts_.count(layer.tensor)) {
+      continue;
+    }
     (layer.role.ends_with(".down_proj") ? last : first).push_back(plan);
   }
   if (first.empty() && last.empty()) return;
@@ -441,8 +447,7 @@ void StreamingSolver::solve_expert(const std::vector<Layer>& layers, const std::
       }
       sum.end_shard();
     }
-    const Hessian inputs = sum.finish();
-    solve(plans, &inputs);
+    solve(plans, std::make_shared<Hessian>(sum.finish()));
   };
   if (!first.empty()) solve_on(first);
   if (last.empty()) return;
@@ -479,49 +484,26 @@ void StreamingSolver::round_to_nearest(const std::vector<const LayerPlan*>& laye
 }
 
 at::Tensor StreamingSolver::parameter(const std::string& name, bool quantized) const {
-  const auto tensor = model_.tensors.find(name);
-  if (tensor == model_.tensors.end()) {
-    throw failure(StatusCode::not_found, name,
-                  ": the program names it; the model has it not");
+  const Tensor& own = weights_.stored(name);
+  const auto start = starts_.find(name);
+  if (quantized && start != starts_.end()) {
+    at::Tensor weight = at::empty(own.shape, at::kFloat);
+    throw_if_error(dequantize(
+        start->second.outcome.coded,
+        MatrixView<float>(weight.mutable_data_ptr<float>(), own.rows(), own.cols())));
+    return weight;
   }
-  const Tensor& own = tensor->second;
-  if (!own.is_float()) return to_torch(own);
+  if (!quantized || !own.is_float() || !solved_.has(name)) return weights_.value(name);
   at::Tensor weight = at::empty(own.shape, at::kFloat);
-  float* values = weight.mutable_data_ptr<float>();
-  if (quantized && solved_.has(name)) {
-    solved_.read(name, 0, MatrixView<float>(values, own.rows(), own.cols()));
-  } else {
-    read_in_pieces(own, values);
-  }
+  solved_.read(
+      name, 0,
+      MatrixView<float>(weight.mutable_data_ptr<float>(), own.rows(), own.cols()));
   return weight;
 }
 
-at::Tensor StreamingSolver::rows_of(const std::string& name, const at::Tensor& ids,
-                                bool quantized) const {
-  const auto tensor = model_.tensors.find(name);
-  if (tensor == model_.tensors.end()) return at::embedding(parameter(name, false), ids);
-  const int64_t cols = tensor->second.cols();
-  std::vector<int64_t> shape = ids.sizes().vec();
-  shape.push_back(cols);
-  at::Tensor rows = at::empty(shape, at::kFloat);
-  float* out = rows.mutable_data_ptr<float>();
-  const at::Tensor flat = ids.contiguous();
-  const int64_t* id = flat.const_data_ptr<int64_t>();
-  const bool coded = quantized && solved_.has(name);
-  for (int64_t i = 0; i < flat.numel(); ++i, out += cols) {
-    if (coded) {
-      solved_.read(name, id[i], MatrixView<float>(out, 1, cols));
-    } else {
-      throw_if_error(
-          read_floats(tensor->second, id[i] * cols, {out, static_cast<size_t>(cols)}));
-    }
-  }
-  tensor->second.bytes.release_pages();
-  return rows;
-}
-
-StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
-                                              const Hessian* inputs) const {
+StreamingSolver::Outcome StreamingSolver::solve_layer(
+    const LayerPlan& layer, const Hessian* inputs,
+    std::optional<SolvedLayer> tuned) const {
   const auto tensor = model_.tensors.find(layer.tensor);
   if (tensor == model_.tensors.end()) {
     throw failure(
@@ -531,7 +513,7 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
                                           : "the model has none by this name");
   }
   std::vector<float> values(static_cast<size_t>(tensor->second.numel()));
-  read_in_pieces(tensor->second, values.data());
+  weights_.read(layer.tensor, values.data());
   LayerProblem problem{
       .node = layer.node,
       .weight = {values.data(), tensor->second.rows(), tensor->second.cols()},
@@ -541,34 +523,49 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(const LayerPlan& layer,
       .autoround = plan_.autoround,
       .inputs = inputs,
       .adaround = plan_.adaround};
-  SolvedLayer solved = method_of(layer)->solve(problem);
+  SolvedLayer solved = tuned ? std::move(*tuned) : method_of(layer)->solve(problem);
   LayerAccount account = layer_account(problem, layer.method, solved);
+  const auto note = notes_.find(layer.tensor);
+  if (note != notes_.end() && !keeps_starts_)
+    account.note =
+        account.note.empty() ? note->second : cat(note->second, "; ", account.note);
   return {std::move(solved.coded), std::move(account)};
 }
 
 // Layer i by rank i, i + count ...; a method that works on rows in parallel has the machine
 // for one layer after another (and memory for one alone), others run side by side.
 void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
-                        const Hessian* inputs) {
+                            const std::shared_ptr<Hessian>& inputs) {
   throw_if_error(check_cancelled("calibrate"));
   if (inputs != nullptr) {
     check_finite(*inputs, *layers[0]);
     inputs->matrix();  // made here, then only read
   }
   const auto owner = [this](size_t i) { return static_cast<int>(i) % ranks_.count(); };
+  const auto take = [&](const LayerPlan& layer, Outcome outcome) {
+    if (keeps_starts_ && layer.method == "autoround") {
+      starts_[layer.tensor] = {std::move(outcome), inputs};
+    } else {
+      keep(layer, std::move(outcome));
+    }
+  };
   const bool one_by_one = std::all_of(
       layers.begin(), layers.end(),
       [](const LayerPlan* layer) { return method_of(*layer)->rows_in_parallel; });
   std::vector<Outcome> outcomes(layers.size());
   if (!one_by_one) {
     in_parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
-      if (owner(i) == ranks_.rank()) outcomes[i] = solve_layer(*layers[i], inputs);
+      if (owner(i) == ranks_.rank()) outcomes[i] = solve_layer(*layers[i], inputs.get());
     });
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     const bool mine = owner(i) == ranks_.rank();
-    if (one_by_one && mine) outcomes[i] = solve_layer(*layers[i], inputs);
-    if (one_by_one && ranks_.count() == 1) keep(*layers[i], std::move(outcomes[i]));
+    if (one_by_one && mine) outcomes[i] = solve_layer(*layers[i], inputs.get());
+    if (one_by_one && ranks_.count() == 1) take(*layers[i], std::move(outcomes[i]));
+  }
+  if (inputs != nullptr) {  // a tuned block's stay until its end
+    inputs->forget_derived();
+    inputs->forget_drift();
   }
   if (one_by_one && ranks_.count() == 1) return;
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -581,7 +578,7 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
         outcomes[i] = Outcome::from(text, layers[i]->scheme.weight, weight.rows(),
                                     weight.cols());
     }
-    keep(*layers[i], std::move(outcomes[i]));
+    take(*layers[i], std::move(outcomes[i]));
   }
 }
 
@@ -597,12 +594,14 @@ void StreamingSolver::end_block(int block) {
   if (block_layers_ == 0) return;
   solved_.end_block();
   if (options_.block_done) {
-    options_.block_done({.block = block,
-                         .blocks = model_.program.block_count(),
-                         .layers = block_layers_,
-                         .output_error = block_error_ / static_cast<double>(block_layers_),
-                         .done = done_,
-                         .total = total_});
+    options_.block_done(
+        {.step = "",
+         .block = block,
+         .blocks = model_.program.block_count(),
+         .layers = block_layers_,
+         .output_error = block_error_ / static_cast<double>(block_layers_),
+         .done = done_,
+         .total = total_});
   }
   block_layers_ = 0;
   block_error_ = 0;

@@ -28,14 +28,6 @@ at::Tensor run_node(const Node& node, const StreamValues& values,
   return op->run(call);
 }
 
-InputRounding rounding_on(at::Device device, InputRounding rounding) {
-  if (!rounding || device.is_cpu()) return rounding;
-  return [rounding = std::move(rounding)](const Node& node, size_t input,
-                                          const at::Tensor& x) {
-    return rounding(node, input, x.cpu()).to(x.device());
-  };
-}
-
 ValueStream::ValueStream(const Program& program, std::vector<Values> samples, Load load,
                          const std::string& device, std::set<std::string> keep,
                          InputRounding rounding)

@@ -19,24 +19,15 @@
 #include <vector>
 
 #include "kernels/program/program.h"
+#include "ptq/calibration/input_rounding.h"
 
 namespace nibble {
 
 using StreamValues = std::map<std::string, at::Tensor>;
 
-// What a node does to its input number `input` before it computes: round it, where the
-// plan says that the value, or what this layer reads, is quantized. Called from many
-// threads.
-using InputRounding =
-    std::function<at::Tensor(const Node& node, size_t input, const at::Tensor& x)>;
-
 // One node on values and parameters by name (every parameter of its that the node names).
 at::Tensor run_node(const Node& node, const StreamValues& values,
                     const StreamValues& parameters, const InputRounding& rounding = {});
-
-// The rounding for values on `device`: it reads memory of the CPU, so that what lies
-// elsewhere goes there and back.
-InputRounding rounding_on(at::Device device, InputRounding rounding);
 
 class ValueStream {
  public:

@@ -326,7 +326,7 @@ void refine_scales(const Columns& columns, const at::Tensor& h,
       const float after = c > 0 ? round_to_element(element, before + g / c) : before;
       const float step = after - before;
       // No more than the half or the double: codes are about to follow.
-      const bool sane = after > 0.5f * before && after < 2 * before;
+      const bool sane = after / before > 0.5f && after / before < 2;
       if (!sane || step == 0 || step * step * c - 2 * step * g >= 0) continue;
       grid.set_scale(first + r, static_cast<int64_t>(b), after);
       steps.data_ptr<float>()[r] = step;

@@ -45,6 +45,9 @@ class Hessian {
   at::Tensor sums() const { return upper_; }
   at::Tensor drift_sums(bool drift);
   void set_tokens(int64_t tokens) { tokens_ = tokens; }
+  void forget_drift() {
+    drift_.reset();
+  }  // of inputs that are only measured from here on
 
   // What a method derives from H alone (gptq's factor): made once for all layers that read
   // these inputs and ask under one key; the last key's is kept. Safe from several threads.

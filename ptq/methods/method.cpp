@@ -14,7 +14,10 @@ namespace {
 
 constexpr int64_t kErrorRows = 1024;  // of a layer's outputs, at most
 
-bool works_on_rows(std::string_view name) { return name == "rtn" || name == "gptq"; }
+bool works_on_rows(std::string_view name) {
+  return name == "rtn" || name == "gptq" || name == "awq" || name == "imatrix" ||
+         name == "hqq" || name == "autoround";
+}
 bool wants_rows(std::string_view name) { return name == "adaround"; }
 
 std::vector<Method>& method_table() {

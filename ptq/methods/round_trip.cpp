@@ -18,6 +18,21 @@ at::Tensor round_trip(const at::Tensor& x, const QuantScheme& scheme,
   return values;
 }
 
+bool rounds_rows_alone(const QuantScheme& scheme) {
+  for (const auto* levels : {&scheme.scales, &scheme.offsets}) {
+    for (const ScaleLevel& level : *levels) {
+      const Block::Kind kind = level.block.kind;
+      if (kind != Block::Kind::group && kind != Block::Kind::row) return false;
+    }
+  }
+  return true;
+}
+
+at::Tensor judged_rows(const at::Tensor& weight, const QuantScheme& scheme) {
+  const int64_t stride = (weight.size(0) + kJudgedRows - 1) / kJudgedRows;
+  return rounds_rows_alone(scheme) ? weight.slice(0, 0, weight.size(0), stride) : weight;
+}
+
 at::Tensor to_matrix(const Tensor& tensor) {
   const std::vector<float> values = value_or_throw(to_float(tensor));
   at::Tensor matrix = at::empty({tensor.rows(), tensor.cols()}, at::kFloat);

@@ -96,8 +96,8 @@ Result<Rows> methods_list() {
 
 Result<Rows> transforms_list() {
   Rows rows = {{"transform", "data", "what it does"}};
-#define NIBBLE_TRANSFORM(name, needs_inputs, description) \
-  rows.push_back({#name, needs_inputs ? "calibration" : "none", description});
+#define NIBBLE_TRANSFORM(name, kind, description) \
+  rows.push_back({#name, "calibration", description});
 #include "ptq/methods/transforms.inc"
 #undef NIBBLE_TRANSFORM
   return rows;

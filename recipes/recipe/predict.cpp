@@ -1,10 +1,14 @@
 #include "recipes/recipe/predict.h"
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <set>
+#include <utility>
 
 #include "kernels/program/layers.h"
 #include "kernels/program/shape.h"
+#include "ptq/topology.h"
 
 namespace nibble {
 namespace {
@@ -26,6 +30,8 @@ int64_t value_bytes(const std::vector<int64_t>& shape) {
 
 // What ptq/calibration holds (samples.h, sharded_hessian.h, gptq.cpp).
 constexpr int64_t kRound = 8, kShards = 4;
+constexpr int64_t kKeptRows = 1024;                      // transform.h
+constexpr int64_t kTriedRows = 256, kJudgedRows = 1024;  // round_trip.h
 constexpr int64_t kImagesPerSample = 16;
 // The program and LibTorch's pages that quantize touches; with products and threads at work.
 constexpr int64_t kProgram = 130'000'000, kProducts = 30'000'000;
@@ -34,6 +40,8 @@ constexpr int64_t kPool = 64 << 20;
 // Bytes a weight while its layer is solved: f32 weights, codes, and what is made of them
 // to search scales, to round, and to compare.
 constexpr int64_t kSolved = 17, kRounded = 14;
+constexpr int64_t kTuned = 14;  // while its block is: gradients, one a shard, not counted
+constexpr int64_t kRotated = 16;       // bytes a weight while it is rotated
 constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
@@ -47,8 +55,8 @@ std::vector<MemoryPart> larger(std::vector<MemoryPart> a, std::vector<MemoryPart
   return total(a) >= total(b) ? std::move(a) : std::move(b);
 }
 
-// Follows ptq/calibration/layer_solver.cpp through the program, and adds up what it holds
-// wherever it stops to solve.
+// Follows ptq/calibration (group_scales.cpp, streaming_solver.cpp) through the program,
+// and adds up what it holds wherever it stops to solve.
 class CalibrationPeak {
  public:
   CalibrationPeak(const Plan& plan, const Artifact& model, const Shapes& values,
@@ -60,8 +68,7 @@ class CalibrationPeak {
         spills_(spills) {
     const Program& program = model.program;
     // Layers that are solved from a stream have their samples in shards.
-    if (program.is_language_model() && plan.transforms.empty() &&
-        plan.mixed.schemes.empty()) {
+    if (program.is_language_model() && plan.mixed.schemes.empty()) {
       round_ = std::clamp<int64_t>((plan.calibration_sequences + kShards - 1) / kShards,
                                    1, kRound);
     }
@@ -73,32 +80,71 @@ class CalibrationPeak {
       all_ = request.tokens;
       each_ = request.longest;
     }
-    const bool drift = plan.gptq.quantized_prefix && plan.gptq.match_float;
-    streams_ = drift ? 2 : 1;
+    streams_ = plan.follows_float() ? 2 : 1;
     for (size_t i = 0; i < program.nodes.size(); ++i) {
       for (const std::string& input : program.nodes[i].inputs) last_reader_[input] = i;
     }
   }
 
   std::vector<MemoryPart> find() {
-    const Program& program = model_.program;
     std::vector<MemoryPart> most = rounding();
     std::set<std::string> solved;  // values whose readers are solved together
-    size_t done = 0;
-    for (size_t i = 0; i < program.nodes.size(); ++i) {
-      const Node& node = program.nodes[i];
-      const std::vector<const LayerPlan*> layers = unsolved(node);
-      const bool station = !layers.empty() && solved.insert(node.inputs.at(0)).second;
-      if (station || node.block != program.nodes[done].block) {
-        const int64_t weights = stretch(done, i);
-        done = i;
-        if (station) most = larger(std::move(most), at_station(weights, layers, node));
-      }
+    tunes_ =
+        model_.program.is_language_model() &&
+        std::any_of(plan_.layers.begin(), plan_.layers.end(),
+                    [](const LayerPlan& layer) { return layer.method == "autoround"; });
+    if (tunes_) streams_ = 2;
+    pass([&](const Node& node) -> Station {
+      std::vector<const LayerPlan*> layers = unsolved(node);
+      if (layers.empty() || !solved.insert(node.inputs.at(0)).second) return {};
+      return [this, layers, &node, &most](int64_t parameters) {
+        most = larger(std::move(most), at_station(parameters, layers, node));
+      };
+    });
+    if (!model_.program.is_language_model()) return most;
+    const int64_t streams = std::exchange(streams_, 1);  // transforms see the float model
+    for (const std::string& transform : plan_.transforms) {
+      const auto groups =
+          groups_to_scale(transform, plan_, model_.program, model_.tensors);
+      std::map<std::string, const ScaleGroup*> left;  // by value
+      for (size_t i = 0; groups.ok() && i < groups->size(); ++i)
+        left[(*groups)[i].value] = &(*groups)[i];
+      pass([&](const Node& node) -> Station {
+        for (const std::string& input : node.inputs) {
+          const auto found = left.find(input);
+          if (found == left.end()) continue;
+          const ScaleGroup& group = *found->second;
+          left.erase(found);
+          return [this, &transform, &group, &most](int64_t parameters) {
+            most = larger(std::move(most), at_search(parameters, transform, group));
+          };
+        }
+        return {};
+      });
     }
+    streams_ = streams;
     return most;
   }
 
  private:
+  // What is done where the samples stop, given the parameters of the way there.
+  using Station = std::function<void(int64_t parameters)>;
+
+  // All samples through the program; station(node): what is done before it, or nothing.
+  void pass(const std::function<Station(const Node& node)>& station) {
+    const Program& program = model_.program;
+    alive_.clear();
+    now_ = widest_ = 0;
+    size_t done = 0;
+    for (size_t i = 0; i < program.nodes.size(); ++i) {
+      const Station here = station(program.nodes[i]);
+      if (!here && program.nodes[i].block == program.nodes[done].block) continue;
+      const int64_t weights = stretch(done, i);
+      done = i;
+      if (here) here(weights);
+    }
+  }
+
   // A layer whose method looks at its weight alone.
   std::vector<MemoryPart> rounding() const {
     int64_t largest = 0;
@@ -169,26 +215,101 @@ class CalibrationPeak {
       largest = std::max(largest, weight.numel());
     }
     const int64_t square = columns * columns * 8;
-    const int64_t waiting = spills_ ? round_ * each_ : all_;
-    const int64_t on_their_way =
-        threads_ * each_ * widest_ + (2 * streams_ - 1) * round_ * each_ * columns * 4;
-    std::vector<MemoryPart> parts = {
-        {"the program with LibTorch", kProgram + kProducts},
-        {"tensors kept for reuse", std::min(kPool, on_their_way)},
-        {"calibration activations", now_ * waiting * streams_}};
-    std::vector<MemoryPart> passing = parts, solving = parts;
-    passing.push_back({"activations on their way", on_their_way});
-    passing.push_back({"a stretch of weights in float32", parameters * streams_});
+    std::vector<MemoryPart> solving = waiting(columns),
+                            passing = on_the_way(parameters, columns);
     passing.push_back({"Hessians of the widest layer", 2 * streams_ * square});
     if (node.op == "moe") passing.push_back({"experts' rows", all_ * columns * 4 * streams_});
     // H and D in f64. While H is factored, a copy of it in f64, and damped in f32; then,
     // in f32, H damped, its factor, D, and rows of H for each group's scale.
     const int64_t sums = streams_ * square, half = square / 2;
     const int64_t refined = plan_.gptq.refine_scales > 0 ? half : 0;
-    solving.push_back({"Hessians of the widest layer",
-                       sums + std::max(3 * half, (1 + streams_) * half + refined)});
+    const bool factored =
+        std::any_of(layers.begin(), layers.end(), [](const LayerPlan* layer) {
+          return layer->method != "awq" && layer->method != "imatrix";
+        });
+    const int64_t factors =
+        factored ? std::max(3 * half, (1 + streams_) * half + refined) : 0;
+    solving.push_back({"Hessians of the widest layer", sums + factors});
     solving.push_back({"the layer that is solved", kSolved * largest});
-    return larger(std::move(passing), std::move(solving));
+    std::vector<MemoryPart> most = larger(std::move(passing), std::move(solving));
+    return tunes_ && node.block >= 0 && node.block != kLastBlock
+               ? larger(std::move(most), at_tuning(node))
+               : most;
+  }
+
+  // Where all of a block's layers have a start and are tuned together: what samples hold
+  // at both ends of the block; of each weight its place, its move, its codes and scales,
+  // its floats and a gradient a shard; and the values of a sample a thread, kept for the
+  // way back.
+  std::vector<MemoryPart> at_tuning(const Node& node) const {
+    int64_t weights = 0, values = 0, squares = 0;
+    std::set<std::string> read;
+    for (const Node& other : model_.program.nodes) {
+      if (other.block != node.block) continue;
+      const auto shape = values_.find(other.outputs.at(0));
+      if (shape != values_.end()) values += value_bytes(shape->second);
+      for (const Layer& layer : layers_of(other)) {
+        const Tensor& weight = model_.tensors.at(layer.tensor);
+        weights += weight.numel();
+        if (read.insert(other.inputs.at(0)).second)
+          squares += weight.cols() * weight.cols() * 8;
+      }
+    }
+    std::vector<MemoryPart> parts = waiting(0);
+    parts.push_back({"Hessians of a block's layers", squares});
+    parts.push_back({"a block that is tuned", (kTuned + 4 * (kShards + 1)) * weights});
+    parts.push_back({"activations on their way", 3 * threads_ * each_ * values});
+    return parts;
+  }
+
+  // Where a transform looks at a group's inputs, and then tries factors on its weights.
+  std::vector<MemoryPart> at_search(int64_t parameters, const std::string& transform,
+                                    const ScaleGroup& group) const {
+    const auto columns = static_cast<int64_t>(group.channel_of_column.size());
+    const bool products = transform == "awq";
+    const int64_t square = products ? columns * columns * 8 : 0;
+    int64_t rows = 0;  // of the largest weight
+    for (const std::string& reader : group.readers) {
+      const LayerPlan* layer = plan_.find(reader);
+      if (layer != nullptr && is_quantized(*layer))
+        rows = std::max(rows, model_.tensors.at(reader).rows());
+    }
+    const int64_t kept = kKeptRows * columns * 4;
+    std::vector<MemoryPart> passing = on_the_way(parameters, columns);
+    passing.push_back({"Hessians of the widest layer", 2 * square});
+    passing.push_back({"rows of inputs", 2 * kept});
+    std::vector<MemoryPart> averaging = waiting(columns);
+    averaging.push_back({"Hessians of the widest layer", square + square / 2});
+    averaging.push_back({"rows of inputs", kept});
+    // A weight in f32 and its magnitudes or some of its rows; then these alone, for
+    // smoothquant with their outputs, and a run of rows a thread in up to seven versions.
+    const int64_t weight = rows * columns * 4;
+    const int64_t judged = std::min(kJudgedRows, rows) * 4;
+    const int64_t runs = threads_ * 28 * std::min(kTriedRows, rows) * columns;
+    const int64_t beside =
+        std::max(weight, judged * (columns + (products ? 0 : kKeptRows)) + runs - weight);
+    std::vector<MemoryPart> trying = waiting(columns);
+    trying.push_back({"Hessians of the widest layer", square / 2});
+    trying.push_back({"rows of inputs", kept});
+    trying.push_back({"the weight that is tried", weight + beside});
+    return larger(larger(std::move(passing), std::move(averaging)), std::move(trying));
+  }
+
+  // What samples hold that wait at a station where `columns` are read.
+  std::vector<MemoryPart> waiting(int64_t columns) const {
+    const int64_t tokens = spills_ ? round_ * each_ : all_;
+    return {{"the program with LibTorch", kProgram + kProducts},
+            {"tensors kept for reuse", std::min(kPool, passing_bytes(columns))},
+            {"calibration activations", now_ * tokens * (streams_ + (tunes_ ? 1 : 0))}};
+  }
+  std::vector<MemoryPart> on_the_way(int64_t parameters, int64_t columns) const {
+    std::vector<MemoryPart> parts = waiting(columns);
+    parts.push_back({"activations on their way", passing_bytes(columns)});
+    parts.push_back({"a stretch of weights in float32", parameters * streams_});
+    return parts;
+  }
+  int64_t passing_bytes(int64_t columns) const {
+    return threads_ * each_ * widest_ + (2 * streams_ - 1) * round_ * each_ * columns * 4;
   }
 
   const Plan& plan_;
@@ -199,6 +320,7 @@ class CalibrationPeak {
   int64_t each_ = 0, all_ = 0;  // tokens or images: of a sample, of all
   int64_t round_ = kRound;      // samples of a round: a shard's, where there are few
   int64_t streams_ = 1;
+  bool tunes_ = false;  // a block's start waits beside both streams
   std::map<std::string, size_t> last_reader_;
   std::map<std::string, int64_t> alive_;  // bytes a token or image
   int64_t now_ = 0, widest_ = 0;
@@ -221,6 +343,7 @@ PlanSize predict_size(const Plan& plan, const Artifact& model) {
   }
   int64_t parameters = 0, quantized = 0;
   double bytes = 0, quantized_bytes = 0;
+  const std::set<std::string> scaled = scaled_tensors(plan, model.program, model.tensors);
   for (const std::string& name : named) {
     const auto tensor = model.tensors.find(name);
     if (tensor == model.tensors.end()) continue;
@@ -229,7 +352,8 @@ PlanSize predict_size(const Plan& plan, const Artifact& model) {
     const LayerPlan* layer = plan.find(name);
     out.layers += layer != nullptr;
     if (layer == nullptr || !is_quantized(*layer)) {
-      bytes += static_cast<double>(tensor->second.bytes.size());
+      bytes += scaled.count(name) ? 4.0 * static_cast<double>(count)
+                                  : static_cast<double>(tensor->second.bytes.size());
       continue;
     }
     const double stored =
@@ -251,13 +375,31 @@ PlanSize predict_size(const Plan& plan, const Artifact& model) {
 
 int64_t MemoryPlan::bytes() const { return total(parts); }
 
+namespace {
+
+// Weights that are no longer those of a mapped file: rotated, or read from a file that is
+// not mapped. They stay, whatever streams.
+int64_t held_bytes(const Artifact& model, int64_t* largest) {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : model.tensors) {
+    if (tensor.bytes.is_mapped()) continue;
+    bytes += static_cast<int64_t>(tensor.bytes.size());
+    *largest = std::max(*largest, tensor.numel());
+  }
+  return bytes;
+}
+
+}  // namespace
+
 Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
                                const MemoryRequest& request) {
   Shapes given, values;
   for (const auto& [name, tensor] : model.tensors) given[name] = tensor.shape;
   NIBBLE_RETURN_IF_ERROR(check_shapes(model.program, given, &values));
-  const auto fits = [&request](const std::vector<MemoryPart>& parts) {
-    return request.cap == 0 || total(parts) <= request.cap;
+  int64_t largest = 0;
+  const int64_t held = held_bytes(model, &largest);
+  const auto fits = [&request, held](const std::vector<MemoryPart>& parts) {
+    return request.cap == 0 || held + total(parts) <= request.cap;
   };
   MemoryPlan result;
   result.parts = CalibrationPeak(plan, model, values, request, false).find();
@@ -271,9 +413,14 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
                            {"calibration activations",
                             seen * kRound * kImagesPerSample}});
   }
+  // As rotate (kernels/program/edits) makes them: read, turned in f64, rounded.
+  const std::vector<MemoryPart> made = {
+      {"the program with LibTorch", kProgram},
+      {"the weight that is rotated", kRotated * largest}};
+  result.parts = larger(std::move(result.parts), made);
   std::vector<MemoryPart> spilled =
-      CalibrationPeak(plan, model, values, request, true).find();
-  result.least = total(spilled);
+      larger(CalibrationPeak(plan, model, values, request, true).find(), made);
+  result.least = held + total(spilled);
   result.spills = !fits(result.parts);
   if (result.spills) result.parts = std::move(spilled);
   if (request.evaluates) {
@@ -290,11 +437,13 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
         {"the float model and its kernels' copy", 2 * model.weight_bytes()},
         {"logits of both", 2 * logits}};
     result.evaluates = fits(evaluation);
-    result.evaluation = total(evaluation);
+    result.evaluation = held + total(evaluation);
     if (result.evaluates) result.parts = larger(std::move(result.parts), evaluation);
   }
+  const bool whole = fits(result.parts);
+  if (held > 0) result.parts.push_back({"weights that are in memory already", held});
   sort_parts(result.parts);
-  if (!fits(result.parts)) {
+  if (!whole) {
     std::string what;
     for (const MemoryPart& part : result.parts)
       what += cat(what.empty() ? "" : ", ", part.what, " ", part.bytes / 1000000, " MB");

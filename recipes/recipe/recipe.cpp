@@ -535,10 +535,8 @@ bool Recipe::kv_needs_calibration() const {
 
 bool Recipe::needs_calibration() const {
   if (static_activations || is_mixed() || kv_needs_calibration()) return true;
+  if (!transform_list().empty()) return true;
   if (uses_low_rank() && low_rank_error == "outputs") return true;
-  for (const std::string& name : transform_list()) {
-    if (transform_needs_inputs(name)) return true;
-  }
   for (const std::string& name : method_names()) {
     if (method_needs_inputs(name) && uses_method(name)) return true;
   }

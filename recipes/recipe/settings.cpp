@@ -147,6 +147,11 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(scale_rule.mse_steps)},
       {"scale_rule.mse_norm", "", 0.5, 8, kQuantizing, "exponent of the error",
        NIBBLE_TARGET(scale_rule.mse_norm)},
+      {"scale_rule.full_range", "", 0, 0, kPtq,
+       "int4, int3 and int2 without zero points: scales of both signs, so that the "
+       "longer "
+       "side of the codes serves the longer side of each group",
+       NIBBLE_TARGET(scale_rule.full_range)},
       {"transforms", "", 0, 0, kQuantizing,
        "edits of the float model before its layers are solved, in order, commas between",
        NIBBLE_TARGET(transforms)},

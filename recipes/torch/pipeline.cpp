@@ -64,14 +64,16 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
   plan.mixed.losses = request.mixed_losses;
-  // A rotated model is held whole: its tensors are no longer those of the file.
-  const bool streams = recipe.rotation.empty() && can_stream(plan, planned->program);
+  const bool streams = can_stream(plan, planned->program);
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
-    return error(
-        StatusCode::unsupported,
-        "[quantize] --memory and mpirun: a language model whose layers are rounded "
-        "or solved by rtn or gptq, without rotation or low_rank, is required; found ",
-        recipe.name, plan.has_low_rank() ? " with low_rank" : "", "; leave them out");
+    return error(StatusCode::unsupported,
+                 "[quantize] --memory and mpirun: a language model whose layers are "
+                 "solved by rtn, "
+                 "gptq, awq, autoround, imatrix or hqq, without low_rank or static "
+                 "activations, is required; "
+                 "found ",
+                 recipe.name, plan.has_low_rank() ? " with low_rank" : "",
+                 "; leave them out");
   }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));

@@ -2,7 +2,7 @@
 
 #include <c10/core/Device.h>
 
-#include <chrono>
+#include <utility>
 
 #include "kernels/base/file.h"
 #include "kernels/base/memory.h"
@@ -131,7 +131,8 @@ std::string block_text(const BlockDone& done, double seconds, int64_t first_done
       done.output_error > 0 ? cat(", output error ", number_text(done.output_error, 3))
                             : std::string();
   return cat(
-      which, ": ", done.layers, " layers", error, ", peak ",
+      done.step, done.step.empty() ? "" : ", ", which, ": ", done.layers,
+      done.step.empty() ? " layers" : " groups of layers", error, ", peak ",
       bytes_text(process_memory().peak), ", ", duration_text(seconds),
       done.done < done.total ? cat(", ", duration_text(left), " left") : std::string());
 }
@@ -144,7 +145,8 @@ void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t firs
   throw Error(error(StatusCode::resource_exhausted, "[quantize] --memory: at most ",
                     bytes_text(request_.memory), " were allowed; found a peak of ",
                     bytes_text(peak), " after ", done.done, " of ", done.total,
-                    " layers, which are kept: the same command with more --memory goes on ",
+                    done.step.empty() ? " layers" : cat(" groups of ", done.step),
+                    ", which are kept: the same command with more --memory goes on ",
                     "from there"));
 }
 
@@ -160,6 +162,12 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
     owns_work_ = true;
     if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
     solved = std::make_unique<ArtifactSink>(*model_, *writer_);
+    if (!plan_.transforms.empty()) {
+      found_ = FoundScales(work_ / "scales", fingerprint(provenance));
+      if (found_.resumed() > 0 && request_.note)
+        request_.note(
+            cat("factors of ", found_.resumed(), " groups of layers are there"));
+    }
   } else {
     solved = std::make_unique<RankLayers>(*model_);
   }
@@ -171,8 +179,14 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   StreamOptions options;
   options.progress = request_.progress;
   options.device = request_.device;
+  options.found = &found_;
+  step_start_ = last_done_ = start;
   options.block_done = [&](const BlockDone& done) {
-    block_done(done, seconds_since(start), before);
+    // Of a step that others went before, the time since the last of them.
+    if (done.step != step_) step_start_ = std::exchange(last_done_, Clock::now());
+    step_ = done.step;
+    last_done_ = Clock::now();
+    block_done(done, seconds_since(step_start_), done.step.empty() ? before : 0);
   };
   // Ranks may be on machines without the output's folder.
   if (memory_.spills)

@@ -7,6 +7,7 @@
 // same model, recipe, data and version. Throws nibble::Error.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <optional>
 
@@ -21,7 +22,8 @@ namespace nibble {
 void remove_finished_work(const std::filesystem::path& output);
 
 // "block 2 of 8: 7 layers, output error 0.000331, peak 345.47 MB, 3 s, 9 s left"; seconds
-// since the start, when first_done layers were solved already.
+// since the start, when first_done layers were solved already. Of a transform
+// "awq, block 2 of 8: 4 groups of layers, peak ...".
 std::string block_text(const BlockDone& done, double seconds, int64_t first_done);
 
 class StreamedRun {
@@ -52,7 +54,11 @@ class StreamedRun {
   const MemoryPlan& memory_;
   std::filesystem::path work_;  // OUTPUT.run
   bool owns_work_ = false, keeps_work_ = false;
+  // Where the step that runs began, for the time that is left.
+  std::string step_;
+  std::chrono::steady_clock::time_point step_start_, last_done_;
   std::optional<ArtifactWriter> writer_;
+  FoundScales found_;
   std::optional<Calibrated> calibrated_;
 };
 

@@ -111,7 +111,7 @@ TEST(Validate, AMissingDirectoryIsAFailedCheck) {
   EXPECT_THAT(find(report, "files").detail, HasSubstr("manifest.json"));
 }
 
-TEST(Validate, ZeroNegativeAndNaNScalesFail) {
+TEST(Validate, ZeroAndNaNScalesFail) {
   const Artifact artifact = sample_artifact();
   const auto directory = written(artifact, "scales");
   const Decoded good = take(take(find_exporter("nibble"))->read(directory));
@@ -122,9 +122,13 @@ TEST(Validate, ZeroNegativeAndNaNScalesFail) {
     const ValidationReport report = validate_decoded(artifact, decoded);
     EXPECT_FALSE(report.passed());
     const Check& check = find(report, "scales");
+    EXPECT_EQ(find(report, "decode").outcome, Outcome::failed);
+    if (bad == -0.5f) {  // another number, but one that int4's scales may be
+      EXPECT_EQ(check.outcome, Outcome::passed);
+      continue;
+    }
     EXPECT_EQ(check.outcome, Outcome::failed);
     EXPECT_THAT(check.detail, HasSubstr(tensor + ": row 1, column 32"));
-    EXPECT_EQ(find(report, "decode").outcome, Outcome::failed);
   }
   std::filesystem::remove_all(directory);
 }

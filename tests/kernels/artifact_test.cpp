@@ -329,7 +329,11 @@ TEST_F(CheckArtifact, NamesAScaleThatIsNotPositive) {
   packed.scales[0].values = Bytes::copy_of(scales.data(), scales.size());
   EXPECT_EQ(message(),
             "out_of_range: [artifact] layers.0.weight: scale level 0 must be finite and "
-            "positive; found 0 at row 3, column 0");
+            "not 0; found 0 at row 3, column 0");
+  scales[2 * at + 1] = '\xbc';  // -1: int4's codes reach further down than up
+  packed.scales[0].values = Bytes::copy_of(scales.data(), scales.size());
+  EXPECT_TRUE(check_artifact(artifact_).ok()) << check_artifact(artifact_).message();
+  scales[2 * at + 1] = 0;
   // Another tool's may be 0 or negative, but are numbers.
   const auto entry = std::find_if(
       artifact_.ledger.entries.begin(), artifact_.ledger.entries.end(),

@@ -104,6 +104,53 @@ TEST(Quantize, FourBitsKeepMinusEight) {
   EXPECT_THAT(signed_codes(narrow), ElementsAre(-7, 6, 3, -3));
 }
 
+TEST(Quantize, TheFullRangeGivesMinusEightToTheLongerSide) {
+  const auto both = [](const Matrix& m, const char* text, ScaleRule rule) {
+    rule.full_range = true;
+    CodedMatrix q = choose_scales(m.view(), scheme(text), rule).value();
+    EXPECT_TRUE(quantize(m.view(), q).ok());
+    return q;
+  };
+  const Matrix up{1, 4, {8.0f, -7.0f, 3.0f, -4.0f}},
+      down{1, 4, {-8.0f, 7.0f, 3.0f, -4.0f}};
+  const CodedMatrix turned = both(up, "int4/r@f32", {});
+  EXPECT_EQ(turned.scales[0].values[0], -1.0f);
+  EXPECT_THAT(signed_codes(turned), ElementsAre(-8, 7, -3, 4));
+  EXPECT_EQ(decoded(turned), up.x);
+  const CodedMatrix plain = both(down, "int4/r@f32", {});
+  EXPECT_EQ(plain.scales[0].values[0], 1.0f);
+  EXPECT_EQ(decoded(plain), down.x);
+  // Two bits: 2 and -1 under -1; without, 2 / 1 would be the scale.
+  EXPECT_EQ(decoded(both({1, 3, {2.0f, -1.0f, 1.0f}}, "int2/r@f16", {})),
+            (std::vector<float>{2, -1, 1}));
+
+  // Never worse than one sign, under either rule's own measure.
+  for (const char* text : {"int4/g16@f16", "int3/g16@bf16", "int2/g16@f32"}) {
+    const Matrix m = normal_matrix(6, 64, 5);
+    double with = 0, without = 0;
+    ScaleRule rule{.kind = ScaleRule::Kind::mse};
+    const std::vector<float> turned_values = decoded(both(m, text, rule));
+    CodedMatrix q = choose_scales(m.view(), scheme(text), rule).value();
+    ASSERT_TRUE(quantize(m.view(), q).ok());
+    const std::vector<float> plain_values = decoded(q);
+    for (size_t i = 0; i < m.x.size(); ++i) {
+      with += std::pow(turned_values[i] - m.x[i], 2);
+      without += std::pow(plain_values[i] - m.x[i], 2);
+    }
+    EXPECT_LT(with, without) << text;
+  }
+  // Schemes without a longer side, with offsets, of eight bits or of other elements.
+  for (const char* text :
+       {"int4n/r@f32", "uint4/r@f32+z/r@uint4", "int8/r@f32", "nf4/r@f32",
+        "int4/g16@e4m3/t@f32", "ternary/r@f32", "int4/r@e8m0"}) {
+    const Matrix m = normal_matrix(4, 32, 6);
+    EXPECT_FALSE(has_signed_scales(scheme(text))) << text;
+    CodedMatrix q = choose_scales(m.view(), scheme(text), {}).value();
+    ASSERT_TRUE(quantize(m.view(), q).ok());
+    EXPECT_EQ(both(m, text, {}), q) << text;
+  }
+}
+
 TEST(Quantize, ZeroPointPutsZeroOnACode) {
   const Matrix m{1, 4, {-1.0f, 0.0f, 2.0f, 0.4f}};
   const CodedMatrix q = coded(m, "uint4/r@f32+z/r@uint4");
@@ -511,9 +558,15 @@ TEST(Quantize, BadScalesAndNumbersAreNamed) {
   Matrix m = normal_matrix(3, 8, 22);
   CodedMatrix q = coded(m, "int4/r@f32");
   q.scales[0].values[1] = 0.0f;
-  EXPECT_EQ(quantize(m.view(), q).message(),
-            "[coded_matrix] int4/r@f32: row 1, column 0: a scale must be finite and "
-            "positive; found 0");
+  EXPECT_EQ(
+      quantize(m.view(), q).message(),
+      "[coded_matrix] int4/r@f32: row 1, column 0: a scale must be finite and not 0; "
+      "found 0");
+  CodedMatrix narrow = coded(m, "int4n/r@f32");
+  narrow.scales[0].values[2] = -1.0f;
+  EXPECT_EQ(quantize(m.view(), narrow).message(),
+            "[coded_matrix] int4n/r@f32: row 2, column 0: a scale must be finite and "
+            "positive; found -1");
   q.scales[0].values[1] = 1.0f;
   m.x[2 * 8 + 5] = std::numeric_limits<float>::infinity();
   EXPECT_EQ(

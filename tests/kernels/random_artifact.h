@@ -44,7 +44,9 @@ inline Result<PackedTensor> pack_as(const Tensor& tensor, const std::string& sch
   NIBBLE_ASSIGN_OR_RETURN(const QuantScheme parsed, parse_scheme(scheme));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(tensor));
   const MatrixView<const float> x(values.data(), tensor.rows(), tensor.cols());
-  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix coded, choose_scales(x, parsed, ScaleRule{}));
+  // Scales of both signs, where the scheme has them.
+  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix coded,
+                          choose_scales(x, parsed, ScaleRule{.full_range = true}));
   NIBBLE_RETURN_IF_ERROR(quantize(x, coded));
   return pack(coded, tensor.shape);
 }

@@ -42,7 +42,9 @@ inline Result<LinearWeight> make_random_weight(const std::string& scheme_text,
     return linear_weight(tensor);
   }
   const MatrixView<const float> x(values.data(), rows, cols);
-  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q, choose_scales(x, scheme, ScaleRule{}));
+  // Scales of both signs, where the scheme has them.
+  NIBBLE_ASSIGN_OR_RETURN(CodedMatrix q,
+                          choose_scales(x, scheme, ScaleRule{.full_range = true}));
   NIBBLE_RETURN_IF_ERROR(quantize(x, q));
   NIBBLE_ASSIGN_OR_RETURN(const PackedTensor packed, pack(q, {rows, cols}));
   return linear_weight(packed);

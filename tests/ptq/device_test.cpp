@@ -43,7 +43,7 @@ TEST(Device, ADecoderBeginsWhereThereIsNoMemory) {
   };
   SampleStream stream(model.program,
                       {{{"input_ids", at::zeros({1, 7}, at::kLong).to(at::kMeta)}}}, load,
-                      {}, rows);
+                      rows);
   // As far as the first attention: torch's own has no meta kernel in C++.
   size_t attention = 0;
   while (model.program.nodes[attention].op != "attention") ++attention;

@@ -80,6 +80,33 @@ TEST(Awq, EachHalfComesNearerToTheFloatModel) {
   EXPECT_GT(both, 0.02 * rtn);
 }
 
+// Scales of both signs, through every method that chooses scales.
+TEST(FullRange, LosesLessUnderEveryMethod) {
+  for (const char* method : {"rtn", "gptq", "imatrix", "autoround"}) {
+    double sum[2] = {0, 0};
+    for (const bool full : {false, true}) {
+      for (uint64_t seed = 1; seed <= 2; ++seed) {
+        const auto model = with_outliers(seed);
+        Plan plan = decoder_plan(model->program, "int2/g8@f16", method);
+        plan.autoround.iterations = 40;
+        for (LayerPlan& layer : plan.layers) {
+          layer.rule.kind = ScaleRule::Kind::mse;
+          layer.rule.full_range = full;
+        }
+        const Calibrated result = calibrate(model, plan, sequences(40, 24, 2), {});
+        const std::vector<float>& scales =
+            result.weights.at("model.layers.0.mlp.up_proj.weight").scales[0].values;
+        EXPECT_EQ(
+            std::any_of(scales.begin(), scales.end(), [](float s) { return s < 0; }),
+            full)
+            << method;
+        sum[full] += distance(*model, result, sequences(20, 24, 3));
+      }
+    }
+    EXPECT_LT(sum[1], 0.9 * sum[0]) << method;
+  }
+}
+
 TEST(Imatrix, ComesNearerThanPlainRounding) {
   const double rtn = mean_distance("int3/g8@f16", "rtn", "");
   const double weighted = mean_distance("int3/g8@f16", "imatrix", "");

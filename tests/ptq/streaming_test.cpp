@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 
 #include "kernels/base/parallel.h"
 #include "ptq/calibration/artifact_sink.h"
@@ -62,9 +63,209 @@ TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
   EXPECT_FALSE(can_stream(plan, model.program));
   plan.activations.clear();
   plan.layers[1].scheme.input = ActivationScheme{.scheme = {}, .dynamic = true};
-  EXPECT_FALSE(can_stream(plan, model.program));  // its method would look at them
-  plan.layers[1].method = "rtn";
   EXPECT_TRUE(can_stream(plan, model.program));
+  plan.layers[1].scheme.input->dynamic =
+      false;  // its scale is found by running the model
+  EXPECT_FALSE(can_stream(plan, model.program));
+  plan.layers[1].scheme.input = std::nullopt;
+  plan.transforms = {"smoothquant", "awq"};
+  EXPECT_TRUE(can_stream(plan, model.program));
+  plan.transforms = {"equalize"};
+  EXPECT_FALSE(can_stream(plan, model.program));
+  plan.transforms.clear();
+  for (const char* method : {"rtn", "awq", "imatrix", "hqq", "autoround"}) {
+    plan.layers[1].method = method;
+    EXPECT_TRUE(can_stream(plan, model.program)) << method;
+  }
+  plan.layers[1].method = "adaround";
+  EXPECT_FALSE(can_stream(plan, model.program));
+}
+
+// Plans whose transforms change the model that is solved, and whose solves see more than
+// floats.
+std::vector<std::pair<std::string, Plan>> transformed_plans(const Program& program) {
+  std::vector<std::pair<std::string, Plan>> plans;
+  Plan plan = gptq_plan(program);
+  plan.transforms = {"awq"};
+  plans.emplace_back("awq, then gptq", plan);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "gptq") layer.method = "awq";
+  }
+  plans.emplace_back("awq and its clip search", plan);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "float") continue;
+    layer.method = "gptq";
+    layer.scheme.weight = parse_scheme("int8n/r@f32").value();
+    layer.scheme.input = ActivationScheme{.scheme = layer.scheme.weight, .dynamic = true};
+  }
+  plan.transforms = {"smoothquant", "awq"};
+  plans.emplace_back("smoothquant, awq, then gptq on rounded inputs", plan);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "gptq") layer.method = "autoround";
+  }
+  plan.autoround.iterations = 12;
+  plan.transforms = {"awq"};
+  plans.emplace_back("awq, then autoround", plan);
+  return plans;
+}
+
+void expect_same(const Artifact& a, const Artifact& b, const std::string& what) {
+  ASSERT_EQ(a.packed.size(), b.packed.size()) << what;
+  for (const auto& [name, packed] : b.packed) {
+    EXPECT_EQ(a.packed.at(name).codes.text(), packed.codes.text()) << what << " " << name;
+    EXPECT_EQ(a.packed.at(name).scales[0].values.text(), packed.scales[0].values.text())
+        << what << " " << name;
+  }
+  for (const auto& [name, tensor] : b.tensors) {
+    EXPECT_EQ(a.tensors.at(name).dtype, tensor.dtype) << what << " " << name;
+    EXPECT_EQ(a.tensors.at(name).bytes.text(), tensor.bytes.text())
+        << what << " " << name;
+  }
+  EXPECT_EQ(a.ledger, b.ledger) << what;
+}
+
+TEST(Streaming, TransformsGiveTheArtifactFromMemory) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(1));
+  const CalibrationData data = sequences(32, 20);
+  for (const auto& [what, plan] : transformed_plans(model->program)) {
+    const Artifact whole = freeze(calibrate(model, plan, data, {}), {});
+    EXPECT_NE(whole.ledger.entries.at(0).note + whole.ledger.entries.at(1).note, "");
+    for (const bool spills : {false, true}) {
+      TemporaryDirectory directory;
+      ArtifactWriter writer =
+          ArtifactWriter::resume(directory.path() / "work", "f", outline_of(plan, *model))
+              .value();
+      ArtifactSink sink(*model, writer);
+      std::vector<BlockDone> blocks;
+      StreamOptions options;
+      options.block_done = [&](const BlockDone& done) { blocks.push_back(done); };
+      if (spills) options.spill = directory.path();
+      const Artifact frozen =
+          freeze(calibrate_into(sink, model, plan, data, options), {}, writer);
+      expect_same(frozen, whole, what);
+      EXPECT_TRUE(check_artifact(frozen).ok());
+      ASSERT_EQ(blocks.size(), 2 * (1 + plan.transforms.size())) << what;
+      EXPECT_EQ(blocks[0].step, plan.transforms[0]);
+      EXPECT_EQ(blocks[0].layers, 4);
+      EXPECT_EQ(blocks[1].done, blocks[1].total);
+      EXPECT_EQ(blocks.back().step, "");
+    }
+  }
+}
+
+// A run that died while it searched factors, and again while it solved.
+TEST(Streaming, TransformsResumeToTheSameArtifact) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(2));
+  const CalibrationData data = sequences(32, 20);
+  const Plan plan = transformed_plans(model->program)[2].second;
+  const Artifact whole = freeze(calibrate(model, plan, data, {}), {});
+  TemporaryDirectory directory;
+  const auto work = directory.path() / "work";
+  // Steps: 8 groups of smoothquant, 8 of awq, 14 layers.
+  for (const auto& [dies_after, found] :
+       std::vector<std::pair<int, size_t>>{{6, 0}, {13, 4}, {24, 12}, {0, 16}}) {
+    ArtifactWriter writer =
+        ArtifactWriter::resume(work, "f", outline_of(plan, *model)).value();
+    ArtifactSink sink(*model, writer);
+    FoundScales scales(work / "scales", "f");
+    EXPECT_EQ(scales.resumed(), found);
+    int steps = 0;
+    StreamOptions options;
+    options.found = &scales;
+    options.progress = [&](const std::string&, const std::string&, int64_t, int64_t) {
+      if (++steps == dies_after) throw Error(error(StatusCode::cancelled, "killed"));
+    };
+    if (dies_after > 0) {
+      EXPECT_THROW(calibrate_into(sink, model, plan, data, options), Error);
+    } else {
+      expect_same(freeze(calibrate_into(sink, model, plan, data, options), {}, writer),
+                  whole, "resumed");
+    }
+  }
+}
+
+// A block is tuned as a whole or not at all.
+TEST(Streaming, TunedBlocksResumeToTheSameArtifact) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(3));
+  const CalibrationData data = sequences(32, 20);
+  const Plan plan = transformed_plans(model->program)[3].second;
+  const Artifact whole = freeze(calibrate(model, plan, data, {}), {});
+  TemporaryDirectory directory;
+  const auto work = directory.path() / "work";
+  // Steps: 8 groups of awq, 14 layers; the scales are found anew where no file keeps
+  // them.
+  for (const auto& [dies_after, left] :
+       std::vector<std::pair<int, int>>{{12, 14}, {17, 7}, {0, 7}}) {
+    ArtifactWriter writer =
+        ArtifactWriter::resume(work, "f", outline_of(plan, *model)).value();
+    ArtifactSink sink(*model, writer);
+    int steps = 0;
+    StreamOptions options;
+    options.progress = [&](const std::string&, const std::string&, int64_t, int64_t) {
+      if (++steps == dies_after) throw Error(error(StatusCode::cancelled, "killed"));
+    };
+    if (dies_after > 0) {
+      EXPECT_THROW(calibrate_into(sink, model, plan, data, options), Error);
+      continue;
+    }
+    expect_same(freeze(calibrate_into(sink, model, plan, data, options), {}, writer),
+                whole, "resumed");
+    EXPECT_EQ(steps, 8 + left);
+  }
+}
+
+TEST(FoundScales, WhatAKillHasTornCountsAsNotWritten) {
+  TemporaryDirectory directory;
+  const auto path = directory.path() / "scales";
+  const GroupScale one{{1.5, 0.1}, {{"a.weight", "awq: alpha 0.5"}}},
+      two{{1, 2, 1 / 3.0}, {}};
+  {
+    FoundScales found(path, "f");
+    found.put("awq", "a", one);
+    found.end_block();
+    found.put("awq", "b", two);
+    found.end_block();
+    found.put("awq", "c", two);  // its block never ends
+  }
+  std::string text;
+  {
+    const FoundScales found(path, "f");
+    EXPECT_EQ(found.resumed(), 2u);
+    ASSERT_NE(found.find("awq", "b"), nullptr);
+    EXPECT_EQ(found.find("awq", "a")->scale, one.scale);
+    EXPECT_EQ(found.find("awq", "a")->notes, one.notes);
+    EXPECT_EQ(found.find("awq", "b")->scale, two.scale);
+    EXPECT_EQ(found.find("smoothquant", "a"), nullptr);
+    std::ifstream file(path);
+    text.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  for (size_t cut = text.size() - 1; cut > text.size() - 60; cut -= 7) {
+    std::ofstream(path) << text.substr(0, cut);
+    FoundScales found(path, "f");
+    EXPECT_EQ(found.resumed(), 1u);
+    found.put("awq", "b", two);
+    found.end_block();
+    EXPECT_EQ(FoundScales(path, "f").resumed(), 2u);
+  }
+  EXPECT_EQ(FoundScales(path, "another").resumed(), 0u);
+  EXPECT_EQ(FoundScales(path, "f").resumed(), 0u);
+}
+
+TEST(Streaming, NamesTheGroupWhoseInputsAreNotFinite) {
+  Artifact model = testing::small_llama(1);
+  const char* name = "model.layers.1.post_attention_layernorm.weight";
+  model.tensors[name] = make_tensor({16}, std::vector<float>(16, 3e38f));
+  Plan plan = gptq_plan(model.program);
+  plan.transforms = {"awq"};
+  try {
+    calibrate(std::make_shared<Artifact>(model), plan, sequences(32, 20), {});
+    FAIL() << "infinite inputs were taken";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status().code(), StatusCode::out_of_range);
+    EXPECT_THAT(error.what(),
+                HasSubstr("[awq] model.layers.1.mlp.gate_proj.weight: its inputs must be "
+                          "finite on the calibration data; found NaN or infinity"));
+  }
 }
 
 // 32 sequences: a shard is a round, so that calibrate's sums are the same to the bit.

@@ -116,8 +116,8 @@ TEST_F(CliLowRank, IsRefusedBeforeAnyWork) {
   EXPECT_THAT(refused("w4a16-rtn", {}), HasSubstr("calibration data is required"));
   EXPECT_THAT(
       refused("w4a16-rtn", {"--calibration", path("text.txt"), "--memory", "1GiB"}),
-      HasSubstr("without rotation or low_rank, is required; found w4a16-rtn with "
-                "low_rank"));
+      HasSubstr("without low_rank or static activations, is required; found w4a16-rtn "
+                "with low_rank"));
   EXPECT_THAT(refused("w8a8-static", {"--calibration", path("text.txt")}),
               HasSubstr("low_rank stands beside layers that read floats; found "
                         "activations.static"));

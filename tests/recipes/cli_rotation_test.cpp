@@ -98,11 +98,17 @@ TEST_F(CliRotation, InputsOfFourBitsLoseLessWhenRotated) {
   EXPECT_EQ(refused.code, 5) << refused.error;
   EXPECT_THAT(refused.error, HasSubstr("found hadamard nodes between them"));
   EXPECT_FALSE(fs::exists(path("no")));
-  // Held whole, so no cap of memory can be kept.
-  const Outcome capped = quantize({"--recipe", "w4a4-rotated", "--memory", "1GiB",
-                                   "--output", path("no")});
-  EXPECT_EQ(capped.code, 5) << capped.error;
-  EXPECT_THAT(capped.error, HasSubstr("without rotation or low_rank, is required"));
+  // Its weights stay in memory, which counts below a cap.
+  const auto free = files_of(path("rotated"));
+  const nlohmann::json capped = parsed(quantize(
+      {"--recipe", "w4a4-rotated", "--memory", "1GiB", "--output", path("capped")}));
+  EXPECT_LE(capped["memory"]["peak_bytes"].get<int64_t>(), int64_t{1} << 30);
+  const auto kept = files_of(path("capped"));
+  for (const char* file : {"model.safetensors", "manifest.json"})
+    EXPECT_EQ(free.at(file), kept.at(file)) << file;
+  const nlohmann::json plan =
+      parsed(quantize({"--recipe", "w4a4-rotated", "--dry-run", "--output", path("x")}));
+  EXPECT_GT(plan["memory"]["weights that are in memory already"].get<int64_t>(), 0);
 }
 
 }  // namespace

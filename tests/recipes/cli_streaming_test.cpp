@@ -34,46 +34,57 @@ class Streaming : public ::testing::Test {
     return (scratch_.path() / name).string();
   }
   std::vector<std::string> quantize(const std::string& output,
-                                    const std::vector<std::string>& more = {}) const {
+                                    const std::vector<std::string>& more = {},
+                                    const std::string& recipe = "w4a16-gptq") const {
     std::vector<std::string> arguments = {"quantize",      at("model"),
-                                          "--recipe",      "w4a16-gptq",
-                                          "--set",         "group=16",
+                                          "--recipe",      recipe,
                                           "--calibration", at("train.txt"),
                                           "--set",         "calibration.sequences=96",
                                           "--set",         "calibration.length=64",
                                           "--set",         "evaluation.sequences=2",
                                           "--threads",     "1",
                                           "--output",      mine(output)};
+    if (recipe == "w4a16-autoround")
+      arguments.insert(arguments.end(), {"--set", "autoround.iterations=20"});
+    if (recipe.starts_with("w4a16"))
+      arguments.insert(arguments.end(), {"--set", "group=16"});
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   }
+  void kill_again_and_again(const std::string& recipe, int times);
 
   TemporaryDirectory scratch_;
   static TemporaryDirectory* shared_;
 };
 TemporaryDirectory* Streaming::shared_ = nullptr;
 
-TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
+// Kills a run at random instants and runs it again, `times` kills in all: always the
+// bytes of a run that nobody killed.
+void Streaming::kill_again_and_again(const std::string& recipe, int times) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
-  ASSERT_EQ(nibble(quantize("whole"), scratch_.path()).code, 0);
+  ASSERT_EQ(nibble(quantize("whole", {}, recipe), scratch_.path()).code, 0);
   const double whole = std::chrono::duration<double>(Clock::now() - start).count();
   const auto expected = files_of(mine("whole"));
 
   SplitMix64 random(7);
   int kills = 0, resumed = 0, finished = 0;
   const auto look = [&](const Outcome& outcome) {
-    resumed += outcome.error.find("resumes an interrupted run") != std::string::npos;
+    resumed += outcome.error.find("resumes an interrupted run") != std::string::npos ||
+               outcome.error.find("groups of layers are there") != std::string::npos;
   };
-  while (kills < kKills) {
-    Command command(quantize("parted"), scratch_.path());
-    const fs::path journal = mine("parted.run") + "/journal";
+  while (kills < times) {
+    Command command(quantize("parted", {}, recipe), scratch_.path());
+    const fs::path work = mine("parted.run");
     if (kills % 4 == 3) {
       // Between a finished block and the end, however fast or slow the machine is just now.
-      const auto has_a_block = [&journal] {
-        std::error_code none;
-        const auto bytes = fs::file_size(journal, none);
-        return !none && bytes > 200;
+      const auto has_a_block = [&work] {
+        const auto has_lines = [&work](const char* name) {
+          std::error_code none;
+          const auto bytes = fs::file_size(work / name, none);
+          return !none && bytes > 200;
+        };
+        return has_lines("journal") || has_lines("scales");
       };
       for (int i = 0; i < 10000 && !has_a_block() && !fs::exists(mine("parted")); ++i)
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -95,7 +106,7 @@ TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
     fs::remove_all(mine("parted"));
   }
   if (!fs::exists(mine("parted"))) {
-    const Outcome last = nibble(quantize("parted"), scratch_.path());
+    const Outcome last = nibble(quantize("parted", {}, recipe), scratch_.path());
     ASSERT_EQ(last.code, 0) << last.error;
     look(last);
   }
@@ -105,6 +116,18 @@ TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
   EXPECT_EQ(parted.size(), expected.size());
   EXPECT_FALSE(fs::exists(mine("parted.run")));
   EXPECT_GT(resumed, 0) << kills << " kills, " << finished << " finished";
+}
+
+TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
+  kill_again_and_again("w4a16-gptq", kKills);
+}
+
+TEST_F(Streaming, KilledTransformsGoOnToTheSameBytes) {
+  kill_again_and_again("w4a16-awq", 8);
+}
+
+TEST_F(Streaming, KilledTuningGoesOnToTheSameBytes) {
+  kill_again_and_again("w4a16-autoround", 8);
 }
 
 TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
@@ -121,19 +144,25 @@ TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
 }
 
 TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
-  ASSERT_EQ(nibble(quantize("free"), scratch_.path()).code, 0);
-  const nlohmann::json plan = parsed(nibble(quantize("x", {"--dry-run", "--json"}),
-                                            scratch_.path()));
-  const int64_t predicted = plan["memory_bytes"].get<int64_t>();
-  // A byte less than it would take: activations go to disk.
-  const Outcome capped = nibble(
-      quantize("capped", {"--memory", cat(predicted - 1), "--json"}), scratch_.path());
-  const nlohmann::json report = parsed(capped);
-  EXPECT_LE(report["memory"]["peak_bytes"].get<int64_t>(), predicted);
-  EXPECT_LT(report["memory"]["predicted_bytes"].get<int64_t>(), predicted);
-  const auto free = files_of(mine("free")), kept = files_of(mine("capped"));
-  for (const char* file : {"model.safetensors", "manifest.json"})
-    EXPECT_EQ(free.at(file), kept.at(file)) << file;
+  for (const char* recipe :
+       {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant", "w4a16-autoround"}) {
+    const std::string free_run = cat("free-", recipe),
+                      capped_run = cat("capped-", recipe);
+    ASSERT_EQ(nibble(quantize(free_run, {}, recipe), scratch_.path()).code, 0) << recipe;
+    const nlohmann::json plan =
+        parsed(nibble(quantize("x", {"--dry-run", "--json"}, recipe), scratch_.path()));
+    const int64_t predicted = plan["memory_bytes"].get<int64_t>();
+    // A byte less than it would take: activations go to disk.
+    const Outcome capped =
+        nibble(quantize(capped_run, {"--memory", cat(predicted - 1), "--json"}, recipe),
+               scratch_.path());
+    const nlohmann::json report = parsed(capped);
+    EXPECT_LE(report["memory"]["peak_bytes"].get<int64_t>(), predicted) << recipe;
+    EXPECT_LT(report["memory"]["predicted_bytes"].get<int64_t>(), predicted) << recipe;
+    const auto free = files_of(mine(free_run)), kept = files_of(mine(capped_run));
+    for (const char* file : {"model.safetensors", "manifest.json"})
+      EXPECT_EQ(free.at(file), kept.at(file)) << recipe << " " << file;
+  }
 
   const Outcome refused = nibble(quantize("none", {"--memory", "50MB"}), scratch_.path());
   EXPECT_EQ(refused.code, 10);
@@ -150,17 +179,22 @@ TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
 }
 
 TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
-  ASSERT_EQ(nibble(quantize("one"), scratch_.path()).code, 0);
-  const auto one = files_of(mine("one"));
-  for (const int ranks : {2, 4}) {
-    const std::string output = cat("ranks", ranks);
-    const Outcome outcome = nibble_on_ranks(ranks, quantize(output), scratch_.path());
-    if (outcome.code == -1) GTEST_SKIP() << outcome.out;
-    ASSERT_EQ(outcome.code, 0) << outcome.out;
-    EXPECT_THAT(outcome.out, HasSubstr(cat(" by ", ranks, " processes")));
-    const auto files = files_of(mine(output));
-    for (const auto& [name, text] : one)
-      EXPECT_TRUE(files.count(name) > 0 && files.at(name) == text) << ranks << " " << name;
+  for (const std::string recipe : {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant",
+                                   "w4a4-rotated", "w4a16-autoround"}) {
+    ASSERT_EQ(nibble(quantize("one-" + recipe, {}, recipe), scratch_.path()).code, 0);
+    const auto one = files_of(mine("one-" + recipe));
+    for (const int ranks : {2, 4}) {
+      const std::string output = cat("ranks", ranks, "-", recipe);
+      const Outcome outcome =
+          nibble_on_ranks(ranks, quantize(output, {}, recipe), scratch_.path());
+      if (outcome.code == -1) GTEST_SKIP() << outcome.out;
+      ASSERT_EQ(outcome.code, 0) << outcome.out;
+      EXPECT_THAT(outcome.out, HasSubstr(cat(" by ", ranks, " processes")));
+      const auto files = files_of(mine(output));
+      for (const auto& [name, text] : one)
+        EXPECT_TRUE(files.count(name) > 0 && files.at(name) == text)
+            << recipe << " " << ranks << " " << name;
+    }
   }
 }
 

@@ -86,6 +86,7 @@ class Rotator {
         return refuse(StatusCode::not_found, name, ": a float tensor is required; found none");
       }
       NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, to_float(found->second));
+      found->second.bytes.release_pages();
       changed[name] = applied(found->second, values, edit);
     }
     for (auto& [name, tensor] : changed) model_.tensors[name] = std::move(tensor);
