@@ -22,7 +22,6 @@
 #include "ptq/methods/method.h"
 #include "ptq/methods/transform.h"
 #include "ptq/module/dense_product.h"
-#include "ptq/module/fake_quantize.h"
 #include "ptq/module/mixture.h"
 #include "ptq/module/program_module.h"
 #include "ptq/observers/observer.h"

@@ -16,7 +16,6 @@
 #include "ptq/methods/method.h"
 #include "ptq/module/dense_product.h"
 #include "ptq/module/mixture.h"
-#include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {

@@ -140,6 +140,7 @@ class CalibrationPeak {
       const Station here = station(program.nodes[i]);
       if (!here && program.nodes[i].block == program.nodes[done].block) continue;
       const int64_t weights = stretch(done, i);
+      if (program.nodes[i].block != program.nodes[done].block) block_start_ = now_;
       done = i;
       if (here) here(weights);
     }
@@ -298,9 +299,13 @@ class CalibrationPeak {
   // What samples hold that wait at a station where `columns` are read.
   std::vector<MemoryPart> waiting(int64_t columns) const {
     const int64_t tokens = spills_ ? round_ * each_ : all_;
+    // Where a block will be tuned, its start waits too: on disk, if anything does.
+    const int64_t start = tunes_ && !spills_ ? block_start_ : 0;
+    // What waits on disk gives back the sizes that the next round asks for.
+    const int64_t kept = std::min(kPool, passing_bytes(columns)) / (spills_ ? 2 : 1);
     return {{"the program with LibTorch", kProgram + kProducts},
-            {"tensors kept for reuse", std::min(kPool, passing_bytes(columns))},
-            {"calibration activations", now_ * tokens * (streams_ + (tunes_ ? 1 : 0))}};
+            {"tensors kept for reuse", kept},
+            {"calibration activations", (now_ * streams_ + start) * tokens}};
   }
   std::vector<MemoryPart> on_the_way(int64_t parameters, int64_t columns) const {
     std::vector<MemoryPart> parts = waiting(columns);
@@ -320,7 +325,8 @@ class CalibrationPeak {
   int64_t each_ = 0, all_ = 0;  // tokens or images: of a sample, of all
   int64_t round_ = kRound;      // samples of a round: a shard's, where there are few
   int64_t streams_ = 1;
-  bool tunes_ = false;  // a block's start waits beside both streams
+  bool tunes_ = false;
+  int64_t block_start_ = 0;  // of a token or image: what is alive where its block begins
   std::map<std::string, size_t> last_reader_;
   std::map<std::string, int64_t> alive_;  // bytes a token or image
   int64_t now_ = 0, widest_ = 0;
@@ -431,10 +437,14 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
     const bool products =
         std::any_of(plan.layers.begin(), plan.layers.end(),
                     [&plan](const LayerPlan& layer) { return plan.needs_inputs(layer); });
+    // The noise floor's reference has kernels of its own.
+    int64_t floats = 0;
+    for (const auto& [name, tensor] : model.tensors) floats += 4 * tensor.numel();
     const std::vector<MemoryPart> evaluation = {
         {"the program with LibTorch", kProgram + (products ? kProducts : 0)},
         {"the artifact and its kernels' copy", 2 * artifact},
-        {"the float model and its kernels' copy", 2 * model.weight_bytes()},
+        {"the float model and its kernels' copies", model.weight_bytes() + 2 * floats},
+        {"tensors kept for reuse", products ? kPool : 0},
         {"logits of both", 2 * logits}};
     result.evaluates = fits(evaluation);
     result.evaluation = held + total(evaluation);
