@@ -149,10 +149,18 @@ TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
     const std::string free_run = cat("free-", recipe),
                       capped_run = cat("capped-", recipe);
     ASSERT_EQ(nibble(quantize(free_run, {}, recipe), scratch_.path()).code, 0) << recipe;
-    const nlohmann::json plan =
-        parsed(nibble(quantize("x", {"--dry-run", "--json"}, recipe), scratch_.path()));
-    const int64_t predicted = plan["memory_bytes"].get<int64_t>();
-    // A byte less than it would take: activations go to disk.
+    const auto foretold = [&](const std::vector<std::string>& more) {
+      std::vector<std::string> asked = {"--dry-run", "--json"};
+      asked.insert(asked.end(), more.begin(), more.end());
+      return parsed(nibble(quantize("x", asked, recipe), scratch_.path()))["memory_bytes"]
+          .get<int64_t>();
+    };
+    // A byte less than running both models takes; then, where activations are most of
+    // what is left in so small a model, a byte less than that: they go to disk.
+    const std::string name = recipe;
+    int64_t predicted = foretold({});
+    if (name == "w4a16-gptq" || name == "w4a16-autoround")
+      predicted = foretold({"--memory", cat(predicted - 1)});
     const Outcome capped =
         nibble(quantize(capped_run, {"--memory", cat(predicted - 1), "--json"}, recipe),
                scratch_.path());

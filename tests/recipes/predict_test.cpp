@@ -77,7 +77,7 @@ TEST(PlanMemory, NamesItsParts) {
   const Artifact model = small_llama(directory.path() / "llama");
   const auto plan = [&](const std::vector<std::string>& settings, int64_t cap = 0) {
     const auto memory = plan_memory(plan_of(model, "w4a16-gptq", settings), model,
-                                    {.cap = cap, .threads = 1});
+                                    {.cap = cap, .threads = 1, .evaluates = false});
     EXPECT_TRUE(memory.ok()) << memory.status().message();
     return *memory;
   };
@@ -109,7 +109,7 @@ TEST(PlanMemory, NamesItsParts) {
   EXPECT_EQ(spilled.at("calibration activations"), (32 + 48) * 512 * 4 * 2);
   const auto refused =
       plan_memory(plan_of(model, "w4a16-gptq", {"calibration.length=64"}), model,
-                  {.cap = free.least / 2, .threads = 1});
+                  {.cap = free.least / 2, .threads = 1, .evaluates = false});
   EXPECT_EQ(refused.status().code(), StatusCode::resource_exhausted);
   EXPECT_THAT(refused.status().message(),
               ::testing::HasSubstr("[quantize] --memory: at least "));
