@@ -208,6 +208,9 @@ Status check_options(const Plan& plan) {
         adaround.iterations, ", ", adaround.rows, " (", adaround.batch, " a step), ",
         adaround.learning_rate, " and ", adaround.regularization);
   }
+  const std::set<std::string> transforms(plan.transforms.begin(), plan.transforms.end());
+  if (transforms.size() != plan.transforms.size())
+    return refuse("transforms: each at most once is required; found one twice");
   if (!(plan.smoothquant_alpha >= 0 && plan.smoothquant_alpha < 1)) {
     return refuse("smoothquant: alpha must be at least 0 (searched) and below 1; found ",
                   plan.smoothquant_alpha);

@@ -142,6 +142,14 @@ Result<std::vector<ScaleGroup>> groups_to_scale(
         });
     if (wanted) groups.push_back(std::move(group));
   }
+  // Samples stop where a value is first read: in that order.
+  std::map<std::string, size_t> first;
+  for (size_t i = 0; i < program.nodes.size(); ++i) {
+    for (const std::string& input : program.nodes[i].inputs) first.emplace(input, i);
+  }
+  std::stable_sort(groups.begin(), groups.end(), [&](const auto& a, const auto& b) {
+    return first.at(a.value) < first.at(b.value);
+  });
   if (!smooths || !groups.empty()) return groups;
   return error(
       StatusCode::invalid_argument,

@@ -34,13 +34,14 @@ struct ScaleGroup {
   std::vector<int64_t> channel_of_column;  // a reader's column -> channel
   bool convolution = false;  // a maker or reader is one: the value is no [.., features]
 };
-// In program order of the readers.
+// In program order of the makers.
 std::vector<ScaleGroup> scale_groups(const Program& program,
                                      const std::map<std::string, Tensor>& tensors);
 
 // Those that a plan's transform finds factors for: a reader is quantized, for smoothquant
-// its inputs too. No convolutions; none at all for a transform that edits the whole
-// model. invalid_argument: smoothquant, and there is none.
+// its inputs too; in the order in which their values are first read. No convolutions;
+// none at all for a transform that edits the whole model. invalid_argument: smoothquant,
+// and there is none.
 Result<std::vector<ScaleGroup>> groups_to_scale(
     const std::string& transform, const Plan& plan, const Program& program,
     const std::map<std::string, Tensor>& tensors);

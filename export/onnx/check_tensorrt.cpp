@@ -47,6 +47,15 @@ Status check_weight(const Node& node, const Layer& layer, const PackedTensor& pa
     return cannot(layer.tensor, "has INT4 in blocks along the rows of a matrix alone",
                   scheme, "use a group for matrices and 8 bits for convolutions");
   }
+  if (has_signed_scales(scheme)) {
+    CodedMatrix levels;
+    NIBBLE_RETURN_IF_ERROR(unpack_levels(packed, levels));
+    for (const float scale : levels.scales.at(0).values) {
+      if (scale > 0) continue;
+      return cannot(layer.tensor, "has positive scales alone; some of these are negative",
+                    scheme, "quantize with --set scale_rule.full_range=false");
+    }
+  }
   if (blocks.type != OnnxType::int4 && blocks.group != 0) {
     return cannot(layer.tensor, "has one scale a channel or tensor for INT8 and FP8",
                   scheme, "quantize with int8/r@f32");

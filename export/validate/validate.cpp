@@ -95,7 +95,7 @@ Check check_all_scales(const Artifact& artifact, const Decoded& decoded) {
   return {"scales", Outcome::passed,
           cat(grouped(scales), " weight scales and ", activations,
               " activation schemes finite",
-              imported == 0 ? " and positive"
+              imported == 0 ? " and of the signs that they may have"
                             : cat("; positive but in ", imported,
                                   " tensors that another tool made"))};
 }

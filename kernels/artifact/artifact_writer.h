@@ -1,19 +1,21 @@
 // Writes an artifact piece by piece: a layer goes to disk when it is solved, so that the
 // whole model is never in memory, and a run that was killed goes on where it was.
 //
-//   begin(outline)   the weight files in their full size; write_artifact's bytes in the end
-//   add, add_float   a layer or parameter to its place, in any order, each once
+//   begin(outline)   the weight files in their full size; write_artifact's bytes in the
+//   end add, add_float   a layer or parameter to its place, in any order, each once
 //   end_block        what was added is on disk, and an entry of the journal says so
-//   finish           every byte read back and compared; config, tokenizer, manifest, extras
+//   finish           every byte read back and compared; config, tokenizer, manifest,
+//   extras
 //
-// resume() keeps a journal in `work` beside `work`/artifact: one line a layer, with its own
-// checksum. A later resume() of the same fingerprint has those layers already; a line that a
-// kill has torn, and what follows it, counts as not written.
+// resume() keeps a journal in `work` beside `work`/artifact: one line a layer, with its
+// own checksum, and one at a block's end. A later resume() of the same fingerprint has
+// those layers already; a block that a kill has torn, and what follows it, counts as not
+// written.
 //
-// invalid_argument: a name that the outline has not, has twice, or has with another shape.
-// out_of_range: a value that is not finite, a scale that is not positive. io_error: the
-// system refused, or the disk gives back other bytes. failed_precondition: another process
-// is writing to `work`. One thread at a time.
+// invalid_argument: a name that the outline has not, has twice, or has with another
+// shape. out_of_range: a value that is not finite, a scale that is not positive.
+// io_error: the system refused, or the disk gives back other bytes. failed_precondition:
+// another process is writing to `work`. One thread at a time.
 #pragma once
 
 #include <filesystem>

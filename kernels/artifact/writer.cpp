@@ -22,7 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kJournalHead = "nibble-journal 1 ";
+constexpr const char* kJournalHead = "nibble-journal 2 ";
+constexpr std::string_view kBlockEnd = "end of block\n";
 
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." &&
@@ -179,18 +180,27 @@ struct ArtifactWriter::Implementation {
         return false;
     }
     journal_bytes = head.size();
-    while (journal_bytes < text->size()) {
-      const size_t end = text->find('\n', journal_bytes);
+    std::vector<JournalEntry> block;  // one that a kill has torn counts as not written
+    for (size_t at = journal_bytes; at < text->size();) {
+      const size_t end = text->find('\n', at);
       if (end == std::string::npos) break;
-      Result<JournalEntry> entry = parse_journal_line(std::string_view(*text).substr(
-          journal_bytes, end + 1 - journal_bytes));
+      const std::string_view line = std::string_view(*text).substr(at, end + 1 - at);
+      at = end + 1;
+      if (line == kBlockEnd) {
+        for (JournalEntry& entry : block) {
+          for (const auto& [name, hash] : entry.sha256) sha256[name] = hash;
+          layers.insert_or_assign(entry.ledger.tensor, std::move(entry));
+        }
+        block.clear();
+        journal_bytes = at;
+        continue;
+      }
+      Result<JournalEntry> entry = parse_journal_line(line);
       if (!entry.ok()) break;
       const auto weight = weights.find(entry->ledger.tensor);
       if (weight == weights.end() || !(weight->second.scheme == entry->weight.layer.weight))
         return false;
-      for (const auto& [name, hash] : entry->sha256) sha256[name] = hash;
-      layers.insert_or_assign(entry->ledger.tensor, std::move(*entry));
-      journal_bytes = end + 1;
+      block.push_back(std::move(*entry));
     }
     return true;
   }
@@ -570,6 +580,7 @@ Status ArtifactWriter::add_float(const std::string& name, const Tensor& tensor) 
 Status ArtifactWriter::end_block() {
   Implementation& mine = *implementation_;
   if (!mine.has_journal || mine.pending.empty()) return ok_status();
+  mine.pending += kBlockEnd;
   // The weights first: a line of the journal promises that they are there.
   NIBBLE_RETURN_IF_ERROR(mine.sync());
   NIBBLE_RETURN_IF_ERROR(mine.journal.write(mine.pending, mine.journal_bytes));

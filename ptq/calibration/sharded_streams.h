@@ -30,7 +30,6 @@ class ShardedStreams {
   // load, rows: as SampleStream has them, values on the CPU.
   void add(const SampleStream::Load& load, const SampleStream::Rows& rows,
            InputRounding rounding = {});
-  bool has_second() const { return streams_.size() > 1; }
   const SampleStream& operator[](size_t i) const { return *streams_[i]; }
   // The rows [tokens, features] of a value over samples [first, last).
   at::Tensor gather(size_t stream, const std::string& value, int64_t first,

@@ -300,6 +300,10 @@ void StreamingSolver::tune(ShardedStreams& streams, size_t begin, size_t end,
                                 cat(note, note.empty() ? "" : "; ", "block error ",
                                     tuned.loss_before, " -> ", tuned.loss_after)});
     outcome.account.tokens = start.outcome.account.tokens;
+    if (start.inputs == nullptr) {
+      outcome.account.output_error = start.outcome.account.output_error;
+      outcome.account.rtn_output_error = start.outcome.account.rtn_output_error;
+    }
     starts_.erase(layer->tensor);
     keep(*layer, std::move(outcome));
   }
@@ -318,7 +322,7 @@ void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
       [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
         at::Tensor rows = streams.gather(0, value, first, last);
         if (rounding) rows = rounding(reader, 0, rows);
-        sum.shard().accumulate(rows, streams.has_second()
+        sum.shard().accumulate(rows, plan_.follows_float()
                                          ? streams.gather(1, value, first, last)
                                          : at::Tensor());
       },
@@ -399,10 +403,10 @@ void StreamingSolver::solve_experts(ShardedStreams& streams, const Node& moe) {
             return x.reshape({-1, x.size(-1)}).index_select(0, mine);
           };
           rows.push_back(taken(streams[0]));
-          if (streams.has_second()) float_rows.push_back(taken(streams[1]));
+          if (plan_.follows_float()) float_rows.push_back(taken(streams[1]));
         }
         rounds.push_back({at::cat(rows), {}});
-        if (streams.has_second()) rounds.back().float_inputs = at::cat(float_rows);
+        if (plan_.follows_float()) rounds.back().float_inputs = at::cat(float_rows);
       }
     }
     solve_expert({layers.begin() + static_cast<std::ptrdiff_t>(i),
@@ -475,9 +479,9 @@ void StreamingSolver::round_to_nearest(const std::vector<const LayerPlan*>& laye
     nearest.method = "rtn";
     Outcome outcome = solve_layer(nearest, nullptr);
     outcome.account.tokens = tokens;
-    outcome.account.note =
-        cat("rounded to nearest: ", tokens,
-            " calibration tokens reached this expert, fewer than ", Plan::kFewTokens);
+    std::string& note = outcome.account.note;
+    note = cat(note, note.empty() ? "" : "; ", "rounded to nearest: ", tokens,
+               " calibration tokens reached this expert, fewer than ", Plan::kFewTokens);
     keep(nearest, std::move(outcome));
   }
 }
@@ -525,7 +529,8 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(
   SolvedLayer solved = tuned ? std::move(*tuned) : method_of(layer)->solve(problem);
   LayerAccount account = layer_account(problem, layer.method, solved);
   const auto note = notes_.find(layer.tensor);
-  if (note != notes_.end() && !keeps_starts_)
+  const bool is_start = keeps_starts_ && layer.method == "autoround";
+  if (note != notes_.end() && !is_start)
     account.note =
         account.note.empty() ? note->second : cat(note->second, "; ", account.note);
   return {std::move(solved.coded), std::move(account)};
@@ -543,7 +548,9 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
   const auto owner = [this](size_t i) { return static_cast<int>(i) % ranks_.count(); };
   const auto take = [&](const LayerPlan& layer, Outcome outcome) {
     if (keeps_starts_ && layer.method == "autoround") {
-      starts_[layer.tensor] = {std::move(outcome), inputs};
+      // An expert's inputs are many: the errors of its outputs stay those of its start.
+      const bool is_expert = model_.program.find(layer.node) == nullptr;
+      starts_[layer.tensor] = {std::move(outcome), is_expert ? nullptr : inputs};
     } else {
       keep(layer, std::move(outcome));
     }

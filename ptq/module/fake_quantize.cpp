@@ -243,6 +243,12 @@ void FakeQuantizeImpl::learn_scale() {
          cat("learn_scale: a scale to begin from was required; ", to_string(scheme_),
              " has none yet; call set_levels or set_scale first"));
   }
+  for (const float scale : levels_.scales[0].values) {
+    if (scale >= 0) continue;
+    fail(StatusCode::unsupported,
+         cat("learn_scale: positive scales were required; found ", scale,
+             "; calibrate without scale_rule.full_range"));
+  }
   if (smallest_scale(scheme_.scales[0]) == 0) {
     fail(
         StatusCode::unsupported,

@@ -233,9 +233,11 @@ class CalibrationPeak {
     solving.push_back({"Hessians of the widest layer", sums + factors});
     solving.push_back({"the layer that is solved", kSolved * largest});
     std::vector<MemoryPart> most = larger(std::move(passing), std::move(solving));
-    return tunes_ && node.block >= 0 && node.block != kLastBlock
-               ? larger(std::move(most), at_tuning(node))
-               : most;
+    if (!tunes_ || node.block < 0 || node.block == kLastBlock) return most;
+    const auto [weights, values, squares] = of_block(node.block);
+    most.push_back({"what a block's other layers have",
+                    std::max<int64_t>(squares - square, 0) + weights});
+    return larger(std::move(most), at_tuning(node));
   }
 
   // Where all of a block's layers have a start and are tuned together: what samples hold
@@ -243,22 +245,12 @@ class CalibrationPeak {
   // its floats and a gradient a shard; and the values of a sample a thread, kept for the
   // way back.
   std::vector<MemoryPart> at_tuning(const Node& node) const {
-    int64_t weights = 0, values = 0, squares = 0;
-    std::set<std::string> read;
-    for (const Node& other : model_.program.nodes) {
-      if (other.block != node.block) continue;
-      const auto shape = values_.find(other.outputs.at(0));
-      if (shape != values_.end()) values += value_bytes(shape->second);
-      for (const Layer& layer : layers_of(other)) {
-        const Tensor& weight = model_.tensors.at(layer.tensor);
-        weights += weight.numel();
-        if (read.insert(other.inputs.at(0)).second)
-          squares += weight.cols() * weight.cols() * 8;
-      }
-    }
+    const auto [weights, values, squares] = of_block(node.block);
     std::vector<MemoryPart> parts = waiting(0);
     parts.push_back({"Hessians of a block's layers", squares});
-    parts.push_back({"a block that is tuned", (kTuned + 4 * (kShards + 1)) * weights});
+    parts.push_back(
+        {"a block that is tuned",
+         (kTuned + 4 * (kShards + std::min<int64_t>(threads_, kShards))) * weights});
     parts.push_back({"activations on their way", 3 * threads_ * each_ * values});
     return parts;
   }
@@ -294,6 +286,28 @@ class CalibrationPeak {
     trying.push_back({"rows of inputs", kept});
     trying.push_back({"the weight that is tried", weight + beside});
     return larger(larger(std::move(passing), std::move(averaging)), std::move(trying));
+  }
+
+  // Its weights, the bytes of all values of a token, and of its layers' Hessians
+  // (experts' are not kept).
+  struct BlockSize {
+    int64_t weights = 0, values = 0, squares = 0;
+  };
+  BlockSize of_block(int block) const {
+    BlockSize size;
+    std::set<std::string> read;
+    for (const Node& node : model_.program.nodes) {
+      if (node.block != block) continue;
+      const auto shape = values_.find(node.outputs.at(0));
+      if (shape != values_.end()) size.values += value_bytes(shape->second);
+      for (const Layer& layer : layers_of(node)) {
+        const Tensor& weight = model_.tensors.at(layer.tensor);
+        size.weights += weight.numel();
+        if (node.op != "moe" && read.insert(node.inputs.at(0)).second)
+          size.squares += weight.cols() * weight.cols() * 8;
+      }
+    }
+    return size;
   }
 
   // What samples hold that wait at a station where `columns` are read.

@@ -91,6 +91,13 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (starts("adaround.")) return recipe.uses_method("adaround");
   const bool streams = key == "gptq.quantized_prefix" || key == "gptq.match_float";
   if (streams && recipe.uses_method("adaround")) return true;
+  const bool from_imatrix =
+      recipe.uses_method("imatrix") ||
+      (recipe.uses_method("autoround") && recipe.autoround.start == "imatrix");
+  if (key == "gptq.quantized_prefix" &&
+      (from_imatrix || recipe.uses_method("awq") || recipe.uses_method("autoround"))) {
+    return true;
+  }
   if (starts("autoround.")) return recipe.uses_method("autoround");
   if (starts("gptq.")) {
     const bool begins = recipe.autoround.start == "gptq";
@@ -105,7 +112,8 @@ bool has_effect(const Recipe& recipe, const std::string& key) {
   if (key == "gate.max_perplexity_increase")
     return recipe.gate.max_perplexity_increase > 0;
   if (key == "gate.min_accuracy") return recipe.gate.min_accuracy > 0;
-  if (starts("scale_rule.mse")) return recipe.scale_rule.kind == ScaleRule::Kind::mse;
+  if (starts("scale_rule.mse"))
+    return recipe.scale_rule.kind == ScaleRule::Kind::mse || from_imatrix;
   return true;
 }
 

@@ -73,6 +73,7 @@ std::string StreamedRun::fingerprint(const Provenance& provenance) const {
   for (const LayerPlan& layer : plan_.layers)
     add(cat(layer.tensor, " ", layer.method, " ", to_string(layer.scheme.weight)));
   add(cat(plan_.calibration_sequences, " ", plan_.calibration_length));
+  for (const std::string& transform : plan_.transforms) add(transform);
   add(at::Device(request_.device).is_cpu() ? ""
                                            : request_.device);  // sums in another order
   for (const std::vector<int32_t>& ids : data_.sequences) {

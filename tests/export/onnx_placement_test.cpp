@@ -278,7 +278,16 @@ TEST(TensorRt, RefusesWhatItsTypesCannotHold) {
               HasSubstr("TensorRT has INT4 in blocks along the rows of a matrix alone"));
   EXPECT_THAT(refusal(sample::quantized(sample::llama({}, 2), "int8/g16@f16")),
               HasSubstr("TensorRT has one scale a channel or tensor for INT8 and FP8"));
-  EXPECT_EQ(refusal(sample::quantized(sample::llama({}, 2), "int4/g16@f16")), "");
+  Artifact fours = sample::quantized(sample::llama({}, 2), "int4/g16@f16");
+  EXPECT_EQ(refusal(fours), "");
+  PackedTensor& turned = fours.packed.begin()->second;
+  std::string scales(turned.scales[0].values.text());
+  scales[1] = static_cast<char>(scales[1] | '\x80');  // the first f16's sign
+  turned.scales[0].values = Bytes::copy_of(scales.data(), scales.size());
+  EXPECT_THAT(refusal(fours),
+              HasSubstr("TensorRT has positive scales alone; some of these are "
+                        "negative; found int4/g16@f16; quantize with --set "
+                        "scale_rule.full_range=false"));
   options.quant_format = "matmulnbits";
   EXPECT_THAT(refusal(sample::quantized(sample::llama({}, 2), "int4/g16@f16")),
               HasSubstr("--target tensorrt: needs --quant-format qdq"));

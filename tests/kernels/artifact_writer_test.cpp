@@ -113,6 +113,27 @@ TEST_F(Streamed, GoesOnAfterTheLastFinishedBlock) {
   EXPECT_EQ(contents(at("run") / "artifact"), contents(at("whole")));
 }
 
+// All of a block or nothing of it.
+TEST_F(Streamed, ABlockWhoseEndIsTornIsNotThere) {
+  const std::string first = artifact_.packed.begin()->first;
+  const std::string last = artifact_.packed.rbegin()->first;
+  {
+    Result<ArtifactWriter> writer = resume("a");
+    for (const std::string& name : {first, last}) {
+      ASSERT_TRUE(add_layer(*writer, artifact_, name).ok());
+      ASSERT_TRUE(writer->end_block().ok());
+    }
+  }
+  const auto journal = at("run") / "journal";
+  std::filesystem::resize_file(journal, std::filesystem::file_size(journal) - 5);
+  Result<ArtifactWriter> writer = resume("a");
+  ASSERT_TRUE(writer.ok()) << writer.status().message();
+  EXPECT_TRUE(writer->has(first));
+  EXPECT_FALSE(writer->has(last));
+  complete(*writer, artifact_);
+  EXPECT_EQ(contents(at("run") / "artifact"), contents(at("whole")));
+}
+
 TEST_F(Streamed, AnotherRequestBeginsAnew) {
   {
     Result<ArtifactWriter> writer = resume("a");

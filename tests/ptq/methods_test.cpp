@@ -152,6 +152,9 @@ TEST(SmoothQuant, NeedsLayersWithQuantizedInputs) {
   EXPECT_EQ(failure_of(model, plan, {}),
             "[calibrate] transform smoothquant needs calibration data; found none; give "
             "--calibration");
+  plan.transforms = {"awq", "smoothquant", "awq"};
+  EXPECT_EQ(failure_of(model, plan, {}),
+            "[plan] transforms: each at most once is required; found one twice");
   plan.transforms = {"smoothquan"};
   EXPECT_EQ(failure_of(model, plan, {}),
             "[plan] transforms: no transform is called `smoothquan`; there are awq, equalize, "
