@@ -1,7 +1,7 @@
 // From a float Artifact and a Plan to codes: calibration, observers and methods, block by
 // block.
 //
-// calibrate() moves every sample forward node by node (ptq/calibration) and solves a
+// calibrate() moves every sample forward node by node (ptq/stream.h) and solves a
 // layer as soon as its inputs are there: with plan.gptq.quantized_prefix they come from
 // the layers already quantized. Layers that read one value share one Hessian. Each node
 // runs once a sample (twice with match_float, which also follows the float model), and a

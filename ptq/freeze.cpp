@@ -71,8 +71,9 @@ class Freezer {
     result_.provenance.calibration = calibrated_.calibration;
     write_ledger();
     if (writer_ != nullptr) {
-      for (const auto& [name, values] : result_.tensors)
-        throw_if_error(writer_->add_float(name, values));
+      for (const auto& [name, values] : result_.tensors) {
+        if (!writer_->has_float(name)) throw_if_error(writer_->add_float(name, values));
+      }
       throw_if_error(writer_->open(result_));
     }
     return std::move(result_);
@@ -116,6 +117,11 @@ class Freezer {
       const auto found = calibrated_.low_rank.find(layer.tensor);
       if (found != calibrated_.low_rank.end()) {
         factors[layer.node] = found->second;
+      } else if (writer_ != nullptr && layer.rank > 0 &&
+                 writer_->has_float(low_rank_a(layer.node))) {
+        factors[layer.node] = {
+            value_or_throw(writer_->stored_float(low_rank_a(layer.node))),
+            value_or_throw(writer_->stored_float(low_rank_b(layer.node)))};
       } else if (layer.rank > 0) {
         throw failure(StatusCode::failed_precondition, layer.tensor,
                       ": low-rank compensation of rank ", layer.rank,
@@ -232,6 +238,14 @@ ArtifactWriter::Outline outline_of(const Plan& plan, const Artifact& model) {
       outline.floats[name] = {scaled.count(name) ? DType::f32 : tensor.dtype,
                               tensor.shape};
     }
+  }
+  for (const LayerPlan& layer : plan.layers) {
+    const auto weight = model.tensors.find(layer.tensor);
+    if (layer.rank == 0 || weight == model.tensors.end()) continue;
+    outline.floats[low_rank_a(layer.node)] = {
+        DType::bf16, {layer.rank, weight->second.cols()}};
+    outline.floats[low_rank_b(layer.node)] = {
+        DType::bf16, {weight->second.rows(), layer.rank}};
   }
   return outline;
 }

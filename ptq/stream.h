@@ -1,11 +1,15 @@
-// Calibration of models that memory does not hold: block by block, layers to where they
+// Calibration of models that memory need not hold: block by block, layers to where they
 // are kept as soon as they are solved, samples over several processes.
 //
-// For language models whose layers are rounded or solved by methods that work on rows,
-// after transforms that scale channels (awq, smoothquant): can_stream says so. Others go
-// through calibrate(). What both do gives the same codes. Each node runs once a sample
-// (twice where the float model is followed, and once for each transform), and a block's
-// weights are in memory only while it runs.
+// First what data decides before any layer is solved: factors of transforms, the schemes
+// of mixed precision, the scales of static activations; a pass of the samples each. Then
+// the layers (ptq/calibration/streaming_solver.h). Each node runs once a sample (twice
+// where the float model is followed, and once for each pass before), and a block's weights
+// are in memory only while it runs.
+//
+// calibrate() is this with everything in memory. can_stream: may layers go to disk one by
+// one, and samples over processes? Of language models, after transforms that scale
+// channels (awq, smoothquant).
 //
 // failed_precondition: too few sequences; invalid_argument, out_of_range: a sequence too
 // long, an id outside the vocabulary; out_of_range: NaN or infinity in a layer's inputs
@@ -14,10 +18,12 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 
 #include "kernels/artifact/artifact_writer.h"
 #include "ptq/calibrate.h"
 #include "ptq/calibration/found_scales.h"
+#include "ptq/calibration/model_weights.h"
 #include "ptq/calibration/solved_layers.h"
 
 namespace nibble {
@@ -31,13 +37,36 @@ struct StreamOptions {
   // LibTorch's name of where samples run and Hessians are summed ("cuda:1"); layers are
   // solved on the CPU.
   std::string device = "cpu";
-  FoundScales* found = nullptr;  // of transforms, before an interruption; null: of none
+  // What is known from before an interruption, and takes what is found; null: nothing is.
+  FoundScales* found = nullptr;
 };
-// A layer that `solved` has already (of a run that was interrupted) is not solved again. The
-// result has no codes: they are where `solved` put them.
-Calibrated calibrate_into(SolvedLayers& solved, std::shared_ptr<const Artifact> model,
-                          const Plan& plan, const CalibrationData& data,
-                          const StreamOptions& options);
+
+class StreamedCalibration {
+ public:
+  // Everything that comes before layers are solved. data and what options name outlive it.
+  StreamedCalibration(std::shared_ptr<const Artifact> model, const Plan& plan,
+                      const CalibrationData& data, const StreamOptions& options);
+
+  // Schemes as chosen, activations with their scales.
+  const Plan& plan() const { return result_.plan; }
+  // Once. A layer that `solved` has already (of a run that was interrupted) is not solved
+  // again. The result has no codes: they are where `solved` put them.
+  Calibrated solve(SolvedLayers& solved);
+  // The same with the codes in the result, whose model has all that transforms changed.
+  Calibrated solve_in_memory();
+
+ private:
+  void transform();
+  void solve_layers(SolvedLayers& solved);
+  void take_scaled(const std::function<bool(const std::string&)>& wanted);
+
+  Calibrated result_;
+  const CalibrationData& data_;
+  StreamOptions options_;
+  FoundScales none_;
+  std::optional<ModelWeights> weights_;
+  std::map<std::string, std::string> notes_;  // by tensor
+};
 
 // What `writer` of a plan's artifact begins with.
 ArtifactWriter::Outline outline_of(const Plan& plan, const Artifact& model);

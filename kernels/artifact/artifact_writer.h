@@ -54,8 +54,9 @@ class ArtifactWriter {
   ArtifactWriter& operator=(ArtifactWriter&&) noexcept;
   ~ArtifactWriter();
 
+  // beside: floats of the outline that belong to the layer and are on disk with it.
   Status add(const LayerScheme& scheme, const LedgerEntry& entry,
-             const PackedTensor& packed);
+             const PackedTensor& packed, const std::map<std::string, Tensor>& beside = {});
   Status add_float(const std::string& name, const Tensor& tensor);
   // Everything of an artifact whose bytes stay in memory until finish, several layers at a time.
   Status add_all(const Artifact& artifact);
@@ -65,6 +66,8 @@ class ArtifactWriter {
   bool has(const std::string& weight) const;
   const LedgerEntry& entry(const std::string& weight) const;
   Result<PackedTensor> packed(const std::string& weight) const;
+  bool has_float(const std::string& name) const;
+  Result<Tensor> stored_float(const std::string& name) const;  // a view of the file
   // Views of everything: tensors, packed, layers. failed_precondition: something is missing.
   Status open(Artifact& artifact) const;
 

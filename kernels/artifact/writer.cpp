@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -274,7 +273,8 @@ struct ArtifactWriter::Implementation {
 
   // A layer's parts to their places. Safe from several threads.
   Result<JournalEntry> put_layer(const LayerScheme& scheme, const LedgerEntry& entry,
-                                 const PackedTensor& packed) const {
+                                 const PackedTensor& packed,
+                                 const std::map<std::string, Tensor>& beside) const {
     NIBBLE_ASSIGN_OR_RETURN(JournalEntry line, describe_layer(scheme, entry, packed));
     std::string none;
     NIBBLE_RETURN_IF_ERROR(hash_codes(packed, nullptr, line.weight.codes_sha256, none));
@@ -284,6 +284,10 @@ struct ArtifactWriter::Implementation {
                               put(part.name, part_bytes(packed, part)));
     }
     if (stores_codes(packed)) line.weight.codes_sha256 = line.sha256.at(codes_of(line));
+    for (const auto& [name, tensor] : beside) {
+      NIBBLE_RETURN_IF_ERROR(check_float(name, tensor));
+      NIBBLE_ASSIGN_OR_RETURN(line.sha256[name], put(name, tensor.bytes));
+    }
     return line;
   }
 
@@ -296,6 +300,15 @@ struct ArtifactWriter::Implementation {
     const std::string name = line.ledger.tensor;
     layers[name] = std::move(line);
     return ok_status();
+  }
+
+  // Of what is written.
+  Result<Tensor> view(const std::string& name) const {
+    const WeightFile& file = files[file_of.at(name)];
+    const StoredShape& shape = stored.at(name);
+    NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(directory / file.name));
+    return Tensor{shape.dtype, shape.shape,
+                  bytes.slice(file.layout.offsets.at(name), shape.bytes())};
   }
 
   Status sync() {
@@ -524,11 +537,7 @@ Result<ArtifactWriter> ArtifactWriter::resume(const fs::path& work,
                  ": the directory could not be made: ", failed.message());
   }
   NIBBLE_ASSIGN_OR_RETURN(mine.journal, PlacedFile::open(journal));
-  if (::flock(mine.journal.descriptor(), LOCK_EX | LOCK_NB) != 0) {
-    return error(StatusCode::failed_precondition, "[artifact] ", work.string(),
-                 ": one process at a time may write there; found another at work; wait "
-                 "for it, or choose another output");
-  }
+  NIBBLE_RETURN_IF_ERROR(mine.journal.lock());
   if (earlier && mine.read_journal(fingerprint, journal)) {
     mine.note = mine.layers.empty()
                     ? "an interrupted run had finished no block: begins anew"
@@ -559,9 +568,10 @@ Result<ArtifactWriter> ArtifactWriter::resume(const fs::path& work,
 }
 
 Status ArtifactWriter::add(const LayerScheme& scheme, const LedgerEntry& entry,
-                           const PackedTensor& packed) {
+                           const PackedTensor& packed,
+                           const std::map<std::string, Tensor>& beside) {
   NIBBLE_ASSIGN_OR_RETURN(JournalEntry line,
-                          implementation_->put_layer(scheme, entry, packed));
+                          implementation_->put_layer(scheme, entry, packed, beside));
   return implementation_->record_layer(std::move(line));
 }
 
@@ -606,13 +616,19 @@ Result<PackedTensor> ArtifactWriter::packed(const std::string& weight) const {
   }
   std::map<std::string, Tensor> parts;
   for (const auto& [name, hash] : layer->second.sha256) {
-    const WeightFile& file = mine.files[mine.file_of.at(name)];
-    const StoredShape& shape = mine.stored.at(name);
-    NIBBLE_ASSIGN_OR_RETURN(const Bytes bytes, map_file(mine.directory / file.name));
-    parts[name] = {shape.dtype, shape.shape,
-                   bytes.slice(file.layout.offsets.at(name), shape.bytes())};
+    NIBBLE_ASSIGN_OR_RETURN(parts[name], mine.view(name));
   }
   return take_packed(weight, layer->second.weight, parts);
+}
+
+bool ArtifactWriter::has_float(const std::string& name) const {
+  return implementation_->sha256.count(name) > 0;
+}
+
+Result<Tensor> ArtifactWriter::stored_float(const std::string& name) const {
+  if (has_float(name)) return implementation_->view(name);
+  return error(StatusCode::not_found, "[artifact] ", name,
+               ": a tensor that was added is required; found none of this name");
 }
 
 Status ArtifactWriter::open(Artifact& artifact) const {

@@ -1,6 +1,7 @@
 #include "kernels/base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -217,6 +218,14 @@ Status PlacedFile::write(const Bytes& bytes, uint64_t at, Sha256* hash) const {
 Status PlacedFile::write(std::string_view text, uint64_t at) const {
   return write(
       Bytes(nullptr, reinterpret_cast<const std::byte*>(text.data()), text.size()), at);
+}
+
+Status PlacedFile::lock() const {
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return ok_status();
+  return error(StatusCode::failed_precondition, "[artifact] ",
+               path_.parent_path().string(),
+               ": one process at a time may write there; found another at work; wait "
+               "for it, or choose another output");
 }
 
 Result<bool> PlacedFile::holds(const Bytes& bytes, uint64_t at) const {

@@ -44,6 +44,8 @@ class PlacedFile {
   Result<bool> holds(const Bytes& bytes, uint64_t at) const;
   Status resize(uint64_t bytes);
   Status sync();
+  // Until it is closed. failed_precondition: another process has it locked.
+  Status lock() const;
 
  private:
   std::filesystem::path path_;

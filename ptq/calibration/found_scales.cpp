@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/sha256.h"
+#include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 
 namespace nibble {
@@ -38,6 +39,7 @@ FoundScales::FoundScales(const std::filesystem::path& path,
   std::error_code failed;
   if (std::filesystem::exists(path, failed)) text = value_or_throw(map_file(path)).text();
   file_ = value_or_throw(PlacedFile::open(path));
+  throw_if_error(file_.lock());
   if (text.starts_with(head)) {
     bytes_ = head.size();
     while (bytes_ < text.size()) {
@@ -81,6 +83,19 @@ void FoundScales::end_block() {
   throw_if_error(file_.sync());
   bytes_ += pending_.size();
   pending_.clear();
+}
+
+std::optional<GroupScale> known_everywhere(const FoundScales& found,
+                                           const std::string& step,
+                                           const std::string& value) {
+  Ranks& ranks = Ranks::instance();
+  const GroupScale* known = found.find(step, value);
+  if (ranks.count() == 1)
+    return known != nullptr ? std::optional(*known) : std::nullopt;
+  const bool mine = ranks.is_first() && known != nullptr;
+  const std::string text =
+      ranks.broadcast(mine ? print_group_scale(step, value, *known) : "", 0);
+  return text.empty() ? std::nullopt : std::optional(parse_group_scale(text));
 }
 
 }  // namespace nibble

@@ -1,16 +1,19 @@
-// The factors that transforms have found, by transform and group. With a file, what was
-// found before a kill need not be found again:
+// What calibration has found before layers are solved, by step and what it is about: the
+// factors of transforms by group, the scale of an activation, the losses of a layer's
+// schemes. With a file, what was found before a kill need not be found again:
 //
 //   nibble-scales 1 <fingerprint>
 //   <SHA-256 of the rest of the line>
 //   {"transform":..,"value":..,"scale":[..],"notes":{..}}
 //
 // A line that a kill has torn, and what follows it, counts as not written; a file of
-// another fingerprint begins anew. One thread at a time. Throws nibble::Error.
+// another fingerprint begins anew. One thread at a time. Throws nibble::Error:
+// failed_precondition where another process has the file open.
 #pragma once
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,5 +51,10 @@ class FoundScales {
   size_t resumed_ = 0;
   std::string pending_;
 };
+
+// What the first rank has found of it, on every rank.
+std::optional<GroupScale> known_everywhere(const FoundScales& found,
+                                           const std::string& step,
+                                           const std::string& value);
 
 }  // namespace nibble

@@ -59,7 +59,8 @@ class Finder {
                    .total = static_cast<int64_t>(groups.size())};
     for (size_t i = 0; i < groups.size(); ++i) {
       const ScaleGroup& group = groups[i];
-      const bool searched = take(group, known(group.value));
+      const bool searched =
+          take(group, known_everywhere(problem_.found, transform_.name, group.value));
       ++done.done;
       done.layers += searched;
       if (options.progress)
@@ -75,17 +76,6 @@ class Finder {
  private:
   int block_of(const ScaleGroup& group) const {
     return program_.nodes[first_reader(program_, group.value)].block;
-  }
-
-  // What the first rank has of an interrupted run.
-  std::optional<GroupScale> known(const std::string& value) const {
-    const GroupScale* found = problem_.found.find(transform_.name, value);
-    if (ranks_.count() == 1)
-      return found != nullptr ? std::optional(*found) : std::nullopt;
-    const bool mine = ranks_.is_first() && found != nullptr;
-    const std::string text = ranks_.broadcast(
-        mine ? print_group_scale(transform_.name, value, *found) : "", 0);
-    return text.empty() ? std::nullopt : std::optional(parse_group_scale(text));
   }
 
   // True where it had to be searched.

@@ -4,55 +4,35 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <optional>
 #include <set>
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/program/layers.h"
+#include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
+#include "ptq/calibration/sharded_hessian.h"
+#include "ptq/calibration/sharded_streams.h"
 #include "ptq/error.h"
-#include "ptq/methods/hessian.h"
 #include "ptq/methods/round_trip.h"
-#include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
 
 namespace nibble {
 namespace {
-
-// Sequences (samples of images) that are enough for a mean of squares.
-constexpr int64_t kBackward = 32;
 
 template <class... Parts>
 Error failure(StatusCode code, const Parts&... parts) {
   return Error(error(code, "[mixed] ", parts...));
 }
 
-at::Tensor parameter(const Artifact& model, const std::string& name) {
-  const auto found = model.tensors.find(name);
-  if (found != model.tensors.end()) return to_torch(found->second);
-  throw failure(StatusCode::not_found, name,
-                ": the program names it; the model has it not");
-}
-
-// x as the rows that the layer's weight [out, in] multiplies.
-at::Tensor input_rows(const Node& node, const std::vector<int64_t>& weight,
-                      const at::Tensor& x) {
-  if (node.op != "conv2d") return x.reshape({-1, x.size(-1)});
-  const at::Tensor columns = at::im2col(
-      x, {weight.at(2), weight.at(3)}, {1, 1}, node.integers("padding", {0, 0}),
-      node.integers("stride", {1, 1}));  // [n, in, places]
-  return columns.transpose(1, 2).reshape({-1, columns.size(1)});
-}
-
-// The layers of interest: which nodes name each tensor.
-struct Wanted {
-  std::map<std::string, std::vector<size_t>> nodes;  // tensor -> indices of its nodes
-};
-
-Wanted wanted_layers(const Program& program, const std::vector<std::string>& tensors) {
+// The nodes that name each tensor of interest, by index.
+std::map<size_t, std::string> wanted_nodes(const Program& program,
+                                           const std::vector<std::string>& tensors) {
   const std::set<std::string> names(tensors.begin(), tensors.end());
-  Wanted wanted;
+  std::map<size_t, std::string> wanted;
   for (size_t i = 0; i < program.nodes.size(); ++i) {
     const Node& node = program.nodes[i];
     for (const Layer& layer : layers_of(node)) {
@@ -65,7 +45,7 @@ Wanted wanted_layers(const Program& program, const std::vector<std::string>& ten
                       "conv2d layers without groups; found ",
                       node.op, "; give this layer a scheme of its own in the recipe");
       }
-      wanted.nodes[layer.tensor].push_back(i);
+      wanted[i] = layer.tensor;
     }
   }
   return wanted;
@@ -75,196 +55,368 @@ Wanted wanted_layers(const Program& program, const std::vector<std::string>& ten
 at::Tensor drawn_loss(const at::Tensor& logits, SplitMix64& random) {
   const at::Tensor rows = logits.reshape({-1, logits.size(-1)});
   const at::Tensor logs = at::log_softmax(rows, -1);
-  const at::Tensor sums =
-      logs.detach().cpu().to(at::kDouble).exp().cumsum(-1).contiguous();
+  const at::Tensor own = logs.detach().cpu().contiguous();
   const int64_t count = rows.size(0), size = rows.size(1);
   at::Tensor drawn = at::empty({count, 1}, at::kLong);
-  const double* sum = sums.data_ptr<double>();
+  std::vector<double> sums(static_cast<size_t>(size));  // of a row's probabilities
   for (int64_t t = 0; t < count; ++t) {
-    const double* row = sum + t * size;
-    const double u = random.uniform() * row[size - 1];
-    drawn.data_ptr<int64_t>()[t] =
-        std::min<int64_t>(std::upper_bound(row, row + size, u) - row, size - 1);
+    const float* log = own.const_data_ptr<float>() + t * size;
+    double sum = 0;
+    for (int64_t i = 0; i < size; ++i)
+      sums[static_cast<size_t>(i)] = sum += std::exp(static_cast<double>(log[i]));
+    const double u = random.uniform() * sum;
+    drawn.data_ptr<int64_t>()[t] = std::min<int64_t>(
+        std::upper_bound(sums.begin(), sums.end(), u) - sums.begin(), size - 1);
   }
   return -logs.gather(1, drawn.to(logs.device())).sum();
 }
 
-// E[g_o^2] of each wanted node's outputs, f64 [out], over rows.
-std::map<size_t, at::Tensor> output_moments(const Artifact& model, const Plan& plan,
-                                            const CalibrationData& data,
-                                            const Wanted& wanted,
-                                            const Progress& progress) {
-  const Program& program = model.program;
-  std::set<size_t> watched;
-  for (const auto& [tensor, nodes] : wanted.nodes)
-    watched.insert(nodes.begin(), nodes.end());
-  const at::Device device(data.device);
-  StreamValues parameters;
-  for (const Node& node : program.nodes) {
-    for (const auto& [role, name] : node.parameters) {
-      if (!parameters.count(name)) parameters[name] = parameter(model, name).to(device);
-    }
+// What a node's outputs say of the loss: sums of squared gradients, over rows.
+struct Squares {
+  at::Tensor sum;  // f64 [out]
+  int64_t rows = 0;
+
+  void add(const at::Tensor& squares, int64_t count) {
+    sum = sum.defined() ? sum + squares : squares;
+    rows += count;
   }
-  std::vector<StreamValues> samples = make_samples(model, plan, data);
-  const int64_t count =
-      std::min<int64_t>(kBackward, static_cast<int64_t>(samples.size()));
-  std::vector<std::map<size_t, at::Tensor>> squares(static_cast<size_t>(count));
-  std::vector<std::map<size_t, int64_t>> rows(static_cast<size_t>(count));
-  for (int64_t first = 0; first < count; first += kRound) {
-    throw_if_error(check_cancelled("mixed"));
-    const int64_t last = std::min(count, first + kRound);
-    in_parallel(last - first, [&](int64_t i) {
-      const auto at = static_cast<size_t>(first + i);
-      const at::AutoGradMode with_gradients(true);
-      StreamValues values = samples[at];
-      for (auto& [name, value] : values) value = value.to(device);
-      std::vector<at::Tensor> outputs;
-      for (size_t n = 0; n < program.nodes.size(); ++n) {
-        const Node& node = program.nodes[n];
-        at::Tensor y = run_node(node, values, parameters);
-        if (watched.count(n)) {
-          // A point of its own in the graph, at which the gradient is taken.
-          y = y.requires_grad() ? y : y.detach().requires_grad_(true);
-          outputs.push_back(y);
-        }
-        values[node.outputs.at(0)] = y;
-      }
-      SplitMix64 random(at + 1);
-      const at::Tensor loss = drawn_loss(values.at(program.outputs.at(0).name), random);
-      const auto gradients =
-          torch::autograd::grad({loss}, outputs, {}, false, false, true);
-      const at::NoGradGuard no_gradients;
-      size_t k = 0;
-      for (const size_t n : watched) {
-        at::Tensor g = gradients[k++];
-        if (!g.defined()) continue;
-        if (program.nodes[n].op == "conv2d") g = g.movedim(1, -1);
-        g = g.reshape({-1, g.size(-1)});
-        squares[at][n] = g.to(at::kDouble).square().sum(0).cpu();
-        rows[at][n] = g.size(0);
-      }
-    });
-    for (int64_t i = first; i < last; ++i) samples[static_cast<size_t>(i)].clear();
-    if (progress) progress("mixed", "gradients", last, count);
-  }
-  std::map<size_t, at::Tensor> moments;
-  for (const size_t n : watched) {
-    at::Tensor sum;
-    int64_t total = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto found = squares[static_cast<size_t>(i)].find(n);
-      if (found == squares[static_cast<size_t>(i)].end()) continue;
-      sum = sum.defined() ? sum + found->second : found->second;
-      total += rows[static_cast<size_t>(i)][n];
-    }
-    if (sum.defined())
-      moments[n] = sum / static_cast<double>(std::max<int64_t>(total, 1));
-  }
-  return moments;
+};
+
+void open_float_stream(const SensitivityProblem& problem, ShardedStreams& streams) {
+  const ModelWeights& weights = problem.weights;
+  streams.add([&weights](const std::string& name) { return weights.value(name); },
+              [&weights](const std::string& name, const at::Tensor& ids) {
+                return weights.rows(name, ids);
+              });
 }
 
+// E[g_o^2] of each wanted node's outputs, by going forward block by block and back again,
+// each block once more with what it needs for its gradients.
+class OutputMoments {
+ public:
+  OutputMoments(const SensitivityProblem& problem,
+                const std::map<size_t, std::string>& wanted)
+      : problem_(problem),
+        program_(problem.model.program),
+        wanted_(wanted),
+        few_(problem.plan),
+        ranks_(Ranks::instance()) {
+    const int64_t each =
+        problem.plan.calibration_sequences / sample_count(problem.model, problem.plan);
+    few_.calibration_sequences =
+        std::min(few_.calibration_sequences, kBackwardSamples * std::max<int64_t>(each, 1));
+    for (size_t i = 0; i < program_.nodes.size(); ++i) {
+      if (i == 0 || program_.nodes[i].block != program_.nodes[i - 1].block)
+        begins_.push_back(i);
+    }
+  }
+
+  std::map<size_t, at::Tensor> find() {
+    ShardedStreams streams(problem_.model, few_, problem_.data, problem_.options.spill,
+                           problem_.options.device);
+    open_float_stream(problem_, streams);
+    std::vector<std::unique_ptr<SampleStream>> before;  // by part
+    for (const size_t begin : begins_) {
+      streams.advance(begin);
+      before.push_back(streams.fork(0));
+      say(before.size());
+    }
+    gradients_.resize(static_cast<size_t>(sample_count(problem_.model, few_)));
+    std::vector<std::map<size_t, Squares>> squares(kShards);
+    for (size_t part = begins_.size(); part-- > 0;) {
+      load(part, streams.device());
+      for (const ShardedStreams::Shard& shard : streams.shards()) {
+        for (int64_t first = shard.first; first < shard.last; first += kRound) {
+          throw_if_error(check_cancelled("mixed"));
+          const int64_t last = std::min(shard.last, first + kRound);
+          std::vector<std::map<size_t, Squares>> made(static_cast<size_t>(last - first));
+          in_parallel(last - first, [&](int64_t i) {
+            made[static_cast<size_t>(i)] = back(part, *before[part], first + i);
+          });
+          for (const auto& of_sample : made) {
+            for (const auto& [node, square] : of_sample)
+              squares[static_cast<size_t>(shard.index)][node].add(square.sum, square.rows);
+          }
+        }
+      }
+      parameters_.clear();
+      before[part]->drop();
+      say(2 * begins_.size() - part);
+    }
+    return means(squares);
+  }
+
+ private:
+  void say(size_t done) const {
+    if (problem_.options.progress) {
+      problem_.options.progress("mixed", "gradients", static_cast<int64_t>(done),
+                                static_cast<int64_t>(2 * begins_.size()));
+    }
+  }
+
+  size_t end_of(size_t part) const {
+    return part + 1 < begins_.size() ? begins_[part + 1] : program_.nodes.size();
+  }
+
+  void load(size_t part, at::Device device) {
+    for (size_t n = begins_[part]; n < end_of(part); ++n) {
+      const Node& node = program_.nodes[n];
+      if (node.op == "embedding") continue;
+      for (const auto& [role, name] : node.parameters) {
+        if (!parameters_.count(name))
+          parameters_[name] = problem_.weights.value(name).to(device);
+      }
+    }
+  }
+
+  // One sample's way through a part, and back: gradients_ then is at what it read.
+  std::map<size_t, Squares> back(size_t part, const SampleStream& before, int64_t sample) {
+    const at::AutoGradMode with_gradients(true);
+    const size_t begin = begins_[part], end = end_of(part);
+    StreamValues& gradients = gradients_[static_cast<size_t>(sample)];
+    StreamValues values = before.values(sample);
+    std::vector<at::Tensor> points;  // where gradients are taken
+    std::vector<std::string> leaves;
+    for (auto& [name, value] : values) {
+      if (begin == 0 || !value.is_floating_point()) continue;
+      value = value.detach().requires_grad_(true);
+      points.push_back(value);
+      leaves.push_back(name);
+    }
+    std::vector<size_t> nodes;
+    for (size_t n = begin; n < end; ++n) {
+      const Node& node = program_.nodes[n];
+      at::Tensor y =
+          node.op == "embedding"
+              ? problem_.weights.rows(node.parameter("weight"),
+                                      values.at(node.inputs.at(0)).cpu())
+                    .to(values.at(node.inputs.at(0)).device())
+              : run_node(node, values, parameters_);
+      if (wanted_.count(n)) {
+        // A point of its own in the graph, at which the gradient is taken.
+        y = y.requires_grad() ? y : y.detach().requires_grad_(true);
+        points.push_back(y);
+        nodes.push_back(n);
+      }
+      values[node.outputs.at(0)] = y;
+    }
+    std::vector<at::Tensor> ends, of_ends;
+    if (part + 1 == begins_.size()) {
+      SplitMix64 random(static_cast<uint64_t>(sample) + 1);
+      ends.push_back(drawn_loss(values.at(program_.outputs.at(0).name), random));
+      of_ends.emplace_back();
+    } else {
+      for (auto& [name, gradient] : gradients) {
+        if (!values.at(name).requires_grad()) continue;
+        ends.push_back(values.at(name));
+        of_ends.push_back(gradient);
+      }
+    }
+    gradients.clear();
+    std::map<size_t, Squares> squares;
+    if (ends.empty() || points.empty()) return squares;
+    const auto found = torch::autograd::grad(ends, points, of_ends, false, false, true);
+    const at::NoGradGuard no_gradients;
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (found[i].defined()) gradients[leaves[i]] = found[i];
+    }
+    for (size_t i = 0; i < nodes.size(); ++i) {
+      at::Tensor g = found[leaves.size() + i];
+      if (!g.defined()) continue;
+      if (program_.nodes[nodes[i]].op == "conv2d") g = g.movedim(1, -1);
+      g = g.reshape({-1, g.size(-1)});
+      squares[nodes[i]].add(g.to(at::kDouble).square().sum(0).cpu(), g.size(0));
+    }
+    return squares;
+  }
+
+  // The shards' sums in their order, on every rank.
+  std::map<size_t, at::Tensor> means(std::vector<std::map<size_t, Squares>>& squares) {
+    std::map<size_t, at::Tensor> moments;
+    for (const auto& [node, tensor] : wanted_) {
+      std::vector<int64_t> rows;
+      for (auto& shard : squares) rows.push_back(shard[node].rows);
+      rows = ranks_.sum(std::move(rows));
+      const int64_t out = problem_.model.tensors.at(tensor).shape.at(
+          program_.nodes[node].op == "embedding" ? 1 : 0);
+      at::Tensor sum = at::zeros({out}, at::kDouble);
+      for (int shard = 0; shard < kShards; ++shard) {
+        if (rows[static_cast<size_t>(shard)] == 0) continue;
+        at::Tensor& part = squares[static_cast<size_t>(shard)][node].sum;
+        if (!part.defined()) part = at::zeros({out}, at::kDouble);
+        ranks_.broadcast(part, ranks_.owner(shard));
+        sum += part;
+      }
+      const int64_t total = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+      if (total > 0) moments[node] = sum / static_cast<double>(total);
+    }
+    return moments;
+  }
+
+  const SensitivityProblem& problem_;
+  const Program& program_;
+  const std::map<size_t, std::string>& wanted_;
+  Plan few_;  // of as many samples as gradients are taken of
+  Ranks& ranks_;
+  std::vector<size_t> begins_;  // of the parts: blocks, and what is before and behind
+  StreamValues parameters_;               // of the part
+  std::vector<StreamValues> gradients_;   // by sample: at what the part behind has read
+};
+
+// What the nodes of one value have read: E[x x^T], of an embedding how often each row.
+struct InputMoments {
+  std::optional<Hessian> products;
+  at::Tensor counts;       // f64 [rows of the table]
+  int64_t rows = 0;        // that were added up
+  double rows_a_token = 1;  // of an image a convolution has a row for every place
+};
+
+class InputMomentsFinder {
+ public:
+  explicit InputMomentsFinder(const SensitivityProblem& problem)
+      : problem_(problem),
+        ranks_(Ranks::instance()),
+        streams_(problem.model, problem.plan, problem.data, problem.options.spill,
+                 problem.options.device) {
+    open_float_stream(problem, streams_);
+  }
+
+  InputMoments at_node(size_t n, const std::string& tensor) {
+    const Node& node = problem_.model.program.nodes[n];
+    const Tensor& weight = problem_.model.tensors.at(tensor);
+    const std::string& value = node.inputs.at(0);
+    InputMoments moments;
+    if (node.op == "embedding") {
+      std::vector<int64_t> counts(static_cast<size_t>(weight.rows()), 0);
+      streams_.advance(
+          n,
+          [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
+            for (int64_t sample = first; sample < last; ++sample) {
+              const at::Tensor ids =
+                  streams_[0].value(sample, value).cpu().to(at::kLong).contiguous();
+              const int64_t* id = ids.const_data_ptr<int64_t>();
+              for (int64_t i = 0; i < ids.numel(); ++i)
+                ++counts[static_cast<size_t>(id[i])];
+            }
+          },
+          [](const ShardedStreams::Shard&) {});
+      counts = ranks_.sum(std::move(counts));
+      moments.counts = at::tensor(at::ArrayRef<int64_t>(counts)).to(at::kDouble);
+      moments.rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+      return moments;
+    }
+    ShardedHessian sum(ranks_, weight.cols(), streams_.device());
+    streams_.advance(
+        n,
+        [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
+          for (int64_t sample = first; sample < last; ++sample) {
+            const at::Tensor rows =
+                layer_rows(node, problem_.model, streams_[0].value(sample, value));
+            sum.shard().accumulate(rows.contiguous());
+          }
+        },
+        [&](const ShardedStreams::Shard&) { sum.end_shard(); });
+    moments.products.emplace(sum.finish());
+    moments.rows = moments.products->tokens();
+    const int64_t tokens = problem_.model.program.is_language_model()
+                               ? moments.rows
+                               : problem_.plan.calibration_sequences;
+    moments.rows_a_token = static_cast<double>(moments.rows) /
+                           static_cast<double>(std::max<int64_t>(tokens, 1));
+    return moments;
+  }
+
+ private:
+  const SensitivityProblem& problem_;
+  Ranks& ranks_;
+  ShardedStreams streams_;
+};
+
 // One layer's nats under each scheme, from what one of its nodes reads and gives.
-std::vector<double> losses_of(const at::Tensor& weight, const at::Tensor& inputs,
-                              const at::Tensor& outputs, double rows_a_token,
-                              const std::vector<QuantScheme>& schemes) {
-  const bool gathers = inputs.dim() == 1;  // an embedding: how often each row is read
+std::vector<double> losses_of(const at::Tensor& weight, const InputMoments& inputs,
+                              const at::Tensor& outputs,
+                              const std::vector<QuantScheme>& schemes, bool full_range) {
+  const auto total = static_cast<double>(std::max<int64_t>(inputs.rows, 1));
+  const bool gathers = inputs.counts.defined();
   std::vector<float> importance;
+  at::Tensor products;
   if (!gathers) {
-    const at::Tensor diagonal = inputs.diagonal().to(at::kFloat).contiguous();
+    products = inputs.products->matrix();
+    const at::Tensor diagonal =
+        (products.diagonal() / total).to(at::kFloat).contiguous();
     const float most = diagonal.max().item<float>();
     for (int64_t c = 0; c < diagonal.size(0); ++c)
-      importance.push_back(std::max(diagonal.data_ptr<float>()[c], 1e-6f * most));
+      importance.push_back(std::max(diagonal.const_data_ptr<float>()[c], 1e-6f * most));
     if (!(most > 0)) importance.clear();
   }
-  const ScaleRule rule{.kind = ScaleRule::Kind::mse, .mse_steps = 20};
+  ScaleRule rule{.kind = ScaleRule::Kind::mse, .mse_steps = 20};
+  rule.full_range = full_range;
   std::vector<double> losses(schemes.size());
   in_parallel(static_cast<int64_t>(schemes.size()), [&](int64_t i) {
-    const at::Tensor difference =
-        (round_trip(weight, schemes[static_cast<size_t>(i)], rule, importance) - weight)
-            .to(at::kDouble);
-    const at::Tensor each = gathers ? (difference.square() * inputs.unsqueeze(1)).sum(0)
-                                    : (at::mm(difference, inputs) * difference).sum(1);
-    losses[static_cast<size_t>(i)] =
-        0.5 * rows_a_token * (each * outputs).sum().item<double>();
+    const QuantScheme& scheme = schemes[static_cast<size_t>(i)];
+    double sum = 0;
+    over_rows(weight.size(0), scheme, [&](int64_t first, int64_t count) {
+      const at::Tensor rows = weight.narrow(0, first, count);
+      const at::Tensor difference =
+          (round_trip(rows, scheme, rule, importance) - rows).to(at::kDouble);
+      if (gathers) {
+        const at::Tensor each =
+            difference.square_().mul_(inputs.counts.narrow(0, first, count).unsqueeze(1));
+        sum += (each.sum(0) * outputs).sum().item<double>();
+      } else {
+        const at::Tensor each = (at::mm(difference, products) * difference).sum(1);
+        sum += (each * outputs.narrow(0, first, count)).sum().item<double>();
+      }
+    });
+    losses[static_cast<size_t>(i)] = 0.5 * inputs.rows_a_token * sum / total;
   });
   return losses;
 }
 
 }  // namespace
 
-std::map<std::string, std::vector<double>> predicted_losses(
-    const Artifact& model, const Plan& plan, const CalibrationData& data,
-    const std::vector<std::string>& tensors, const std::vector<QuantScheme>& schemes,
-    const Progress& progress) {
+MixedLosses predicted_losses(const SensitivityProblem& problem,
+                             const std::vector<std::string>& tensors,
+                             const std::vector<QuantScheme>& schemes) {
   const OneThread one_thread;
-  const Program& program = model.program;
-  const Wanted wanted = wanted_layers(program, tensors);
-  const std::map<size_t, at::Tensor> outputs =
-      output_moments(model, plan, data, wanted, progress);
-
-  std::map<size_t, std::string> at_node;
-  for (const auto& [tensor, nodes] : wanted.nodes) {
-    for (const size_t node : nodes) at_node[node] = tensor;
-  }
-  std::map<std::string, std::vector<double>> losses;
+  const Program& program = problem.model.program;
+  const std::map<size_t, std::string> wanted = wanted_nodes(program, tensors);
+  const std::map<size_t, at::Tensor> outputs = OutputMoments(problem, wanted).find();
+  MixedLosses losses;
   for (const std::string& tensor : tensors) losses[tensor].assign(schemes.size(), 0);
-
-  ValueStream stream(
-      program, make_samples(model, plan, data),
-      [&](const std::string& name) { return parameter(model, name); }, data.device);
-  size_t done = 0;
-  int64_t visited = 0;
-  std::map<std::string, at::Tensor> moments;  // of a value; shared by its readers
-  std::map<std::string, double> rows_a_token;
-  for (const auto& [n, tensor] : at_node) {
+  InputMomentsFinder finder(problem);
+  std::string last_value;
+  InputMoments moments;  // of that value; shared by its readers
+  const StreamOptions& options = problem.options;
+  BlockDone done{.step = "mixed",
+                 .blocks = program.block_count(),
+                 .total = static_cast<int64_t>(wanted.size())};
+  for (auto at = wanted.begin(); at != wanted.end(); ++at) {
+    const auto& [n, tensor] = *at;
     const Node& node = program.nodes[n];
-    const at::Tensor weight = to_matrix(model.tensors.at(tensor));
-    const bool gathers = node.op == "embedding";
     // Two convolutions of one value may unfold it differently.
-    const std::string key =
-        cat(node.inputs.at(0), node.op == "conv2d" ? " of " + node.name : "",
-            gathers ? " ids" : "");
-    if (!moments.count(key)) {
-      moments.clear();
-      rows_a_token.clear();
-      std::optional<Hessian> hessian;
-      at::Tensor counts = at::zeros({gathers ? weight.size(0) : 0}, at::kDouble);
-      int64_t rows = 0;
-      for (int64_t first = 0; first < stream.size(); first += kRound) {
-        throw_if_error(check_cancelled("mixed"));
-        const int64_t last = std::min(stream.size(), first + kRound);
-        stream.run(done, n, first, last);
-        for (int64_t sample = first; sample < last; ++sample) {
-          const at::Tensor& x = stream.value(sample, node.inputs.at(0));
-          if (gathers) {
-            counts += at::bincount(x.flatten(), {}, weight.size(0)).to(at::kDouble);
-            rows += x.numel();
-            continue;
-          }
-          const at::Tensor mine =
-              input_rows(node, model.tensors.at(tensor).shape, x).contiguous();
-          if (!hessian) hessian.emplace(mine.size(1), data.device);
-          hessian->accumulate(mine);
-          rows += mine.size(0);
-        }
-      }
-      done = n;
-      if (hessian) hessian->to_cpu();
-      const auto total = static_cast<double>(std::max<int64_t>(rows, 1));
-      moments[key] = (gathers ? counts : hessian->matrix()) / total;
-      // Of an image a convolution has a row for every place.
-      const int64_t images =
-          program.is_language_model() ? rows : plan.calibration_sequences;
-      rows_a_token[key] = total / static_cast<double>(std::max<int64_t>(images, 1));
+    const std::string value =
+        cat(node.op, " ", node.inputs.at(0), node.op == "conv2d" ? node.name : "");
+    if (value != last_value) {
+      moments = {};
+      moments = finder.at_node(n, tensor);
+      last_value = value;
     }
     const auto given = outputs.find(n);
     if (given != outputs.end()) {
-      const std::vector<double> mine = losses_of(weight, moments.at(key), given->second,
-                                                 rows_a_token.at(key), schemes);
+      const std::vector<double> mine =
+          losses_of(problem.weights.matrix(tensor), moments, given->second, schemes,
+                    problem.plan.find(tensor)->rule.full_range);
       for (size_t i = 0; i < schemes.size(); ++i) losses[tensor][i] += mine[i];
     }
-    if (progress)
-      progress("mixed", node.name, ++visited, static_cast<int64_t>(at_node.size()));
+    ++done.done;
+    ++done.layers;
+    done.block = node.block;
+    if (options.progress) options.progress("mixed", node.name, done.done, done.total);
+    const auto next = std::next(at);
+    if (next != wanted.end() && program.nodes[next->first].block == node.block) continue;
+    if (options.block_done) options.block_done(done);
+    done.layers = 0;
   }
   return losses;
 }

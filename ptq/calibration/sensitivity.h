@@ -13,22 +13,36 @@
 // forward pass; then every scheme's dW (round to nearest, scales weighted by the inputs)
 // costs a product.
 //
+// Streams as solving does: samples wait between blocks (on disk, with a spill folder), and
+// a block's weights are in memory while it runs, on its way back too.
+//
 // linear, embedding and conv2d of groups 1. Throws nibble::Error: unsupported for others
-// (names the layer). Deterministic at any thread count.
+// (names the layer). Deterministic at any number of threads and ranks.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
 #include "ptq/calibrate.h"
+#include "ptq/calibration/model_weights.h"
+#include "ptq/stream.h"
 
 namespace nibble {
 
+// Sequences (samples of images) that gradients are taken of: enough for a mean of squares.
+inline constexpr int64_t kBackwardSamples = 32;
+
+struct SensitivityProblem {
+  const Artifact& model;
+  const ModelWeights& weights;
+  const Plan& plan;
+  const CalibrationData& data;
+  const StreamOptions& options;
+};
+
 // Nats per token (per image) by tensor, one for each scheme.
-std::map<std::string, std::vector<double>> predicted_losses(
-    const Artifact& model, const Plan& plan, const CalibrationData& data,
-    const std::vector<std::string>& tensors, const std::vector<QuantScheme>& schemes,
-    const Progress& progress);
+MixedLosses predicted_losses(const SensitivityProblem& problem,
+                             const std::vector<std::string>& tensors,
+                             const std::vector<QuantScheme>& schemes);
 
 }  // namespace nibble

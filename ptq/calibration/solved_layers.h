@@ -4,6 +4,7 @@
 // Throws nibble::Error. put from one thread at a time; read from any.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "kernels/base/matrix_view.h"
@@ -19,9 +20,11 @@ class SolvedLayers {
   virtual ~SolvedLayers() = default;
   // Of an interrupted run as well.
   virtual bool has(const std::string& tensor) const = 0;
-  // layer.method: the one that was used, should it not be the plan's.
-  virtual void put(const LayerPlan& layer, CodedMatrix coded, LayerAccount account) = 0;
-  // Rows [first, first + x.rows), dequantized.
+  // layer.method: the one that was used, should it not be the plan's. factors: what
+  // stands beside the codes; of a layer with a rank.
+  virtual void put(const LayerPlan& layer, CodedMatrix coded, LayerAccount account,
+                   std::optional<LowRankFactors> factors) = 0;
+  // Rows [first, first + x.rows), dequantized, the factors' product added.
   virtual void read(const std::string& tensor, int64_t first,
                     MatrixView<float> x) const = 0;
   // What was put is kept, whatever comes.

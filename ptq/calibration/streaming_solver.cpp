@@ -10,9 +10,11 @@
 #include "kernels/program/layers.h"
 #include "ptq/calibration/block_tuner.h"
 #include "ptq/calibration/layer_account.h"
+#include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sharded_hessian.h"
 #include "ptq/error.h"
+#include "ptq/methods/low_rank.h"
 #include "ptq/methods/method.h"
 #include "ptq/module/dense_product.h"
 #include "ptq/module/mixture.h"
@@ -21,7 +23,6 @@
 namespace nibble {
 namespace {
 
-
 template <class... Parts>
 Error failure(StatusCode code, const Parts&... parts) {
   return Error(error(code, "[calibrate] ", parts...));
@@ -29,19 +30,6 @@ Error failure(StatusCode code, const Parts&... parts) {
 
 const Method* method_of(const LayerPlan& layer) {
   return layer.method == "float" ? nullptr : find_method(layer.method);
-}
-
-bool needs_inputs(const LayerPlan& layer) {
-  const Method* method = method_of(layer);
-  return method != nullptr && method->needs_inputs;
-}
-
-// Who needs data, for the message when there is none.
-std::string data_user(const Plan& plan) {
-  for (const LayerPlan& layer : plan.layers) {
-    if (needs_inputs(layer)) return cat(layer.node, ": method ", layer.method);
-  }
-  return "";
 }
 
 void check_finite(const Hessian& inputs, const LayerPlan& layer) {
@@ -83,6 +71,7 @@ std::vector<T> take_values(std::string_view& text) {
 // Everything that solving a layer leaves behind.
 struct StreamingSolver::Outcome {
   CodedMatrix coded;
+  std::optional<LowRankFactors> factors = {};
   LayerAccount account;
 
   std::string bytes() const {
@@ -98,11 +87,16 @@ struct StreamingSolver::Outcome {
                                          account.rtn_error, account.rtn_output_error,
                                          static_cast<double>(account.tokens)});
     put_values(text, std::vector<char>(account.note.begin(), account.note.end()));
+    for (const Tensor* factor : {factors ? &factors->a : nullptr,
+                                 factors ? &factors->b : nullptr}) {
+      if (factor != nullptr) put_bytes(text, factor->bytes.data(), factor->bytes.size());
+    }
     return text;
   }
 
-  static Outcome from(std::string_view text, const QuantScheme& scheme, int64_t rows,
+  static Outcome from(std::string_view text, const LayerPlan& layer, int64_t rows,
                       int64_t cols) {
+    const QuantScheme& scheme = layer.scheme.weight;
     Outcome outcome;
     CodedMatrix& coded = outcome.coded;
     coded.scheme = scheme;
@@ -130,6 +124,15 @@ struct StreamingSolver::Outcome {
     outcome.account.tokens = static_cast<int64_t>(figures.at(4));
     const std::vector<char> note = take_values<char>(text);
     outcome.account.note.assign(note.begin(), note.end());
+    if (text.empty()) return outcome;
+    const auto take_factor = [&text](std::vector<int64_t> shape) {
+      const std::vector<char> bytes = take_values<char>(text);
+      return Tensor{DType::bf16, std::move(shape),
+                    Bytes::copy_of(bytes.data(), bytes.size())};
+    };
+    outcome.factors.emplace();
+    outcome.factors->a = take_factor({layer.rank, cols});
+    outcome.factors->b = take_factor({rows, layer.rank});
     return outcome;
   }
 };
@@ -191,7 +194,6 @@ void StreamingSolver::solve_without_inputs() {
 void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
   const std::optional<size_t> last = last_station();
   if (!last) return;
-  check_calibration_data(model_, plan_, data, data_user(plan_));
   const Program& program = model_.program;
   const bool prefix = plan_.gptq.quantized_prefix;
   if (prefix) rounding_ = input_rounding(plan_, program);
@@ -295,7 +297,7 @@ void StreamingSolver::tune(ShardedStreams& streams, size_t begin, size_t end,
     const std::string& note = start.outcome.account.note;
     // Errors of outputs are those on the inputs that the start's codes gave.
     Outcome outcome =
-        solve_layer(*layer, start.inputs.get(),
+        solve_layer(*layer, start.inputs.get(), nullptr,
                     SolvedLayer{std::move(codes.at(layer->tensor)),
                                 cat(note, note.empty() ? "" : "; ", "block error ",
                                     tuned.loss_before, " -> ", tuned.loss_after)});
@@ -315,19 +317,53 @@ void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
   const Node& reader = model_.program.nodes[node];
   const std::string& value = reader.inputs.at(0);
   const InputRounding rounding = rounding_on(device_, rounding_);
+  const bool matches = plan_.follows_float();
   // What a layer reads is as wide as its weight.
   ShardedHessian sum(ranks_, weights_.stored(layers[0]->tensor).cols(), device_);
+  std::optional<RowSample> sample;
+  if (std::any_of(layers.begin(), layers.end(),
+                  [&](const LayerPlan* layer) { return minds_relu(*layer); })) {
+    sample.emplace(plan_.adaround.rows);
+  }
+  const auto all = static_cast<double>(sample_count(model_, plan_));
+  // What the layers multiply: rounded, where their activations are.
+  const auto accumulate = [&](at::Tensor x, const at::Tensor& float_x, int64_t samples) {
+    if (rounding) x = rounding(reader, 0, x);
+    const at::Tensor rows = layer_rows(reader, model_, x);
+    const at::Tensor float_rows =
+        matches ? layer_rows(reader, model_, float_x) : at::Tensor();
+    sum.shard().accumulate(rows, float_rows);
+    if (sample) sample->add(rows, float_rows, static_cast<double>(samples) / all);
+  };
   streams.advance(
       node,
       [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
-        at::Tensor rows = streams.gather(0, value, first, last);
-        if (rounding) rows = rounding(reader, 0, rows);
-        sum.shard().accumulate(rows, plan_.follows_float()
-                                         ? streams.gather(1, value, first, last)
-                                         : at::Tensor());
+        if (reader.op != "conv2d") {
+          accumulate(streams.gather(0, value, first, last),
+                     matches ? streams.gather(1, value, first, last) : at::Tensor(),
+                     last - first);
+          return;
+        }
+        // Unfolded, an image is kh * kw times as large: one sample at a time.
+        for (int64_t s = first; s < last; ++s) {
+          accumulate(streams[0].value(s, value),
+                     matches ? streams[1].value(s, value) : at::Tensor(), 1);
+        }
       },
       [&](const ShardedStreams::Shard&) { sum.end_shard(); });
-  solve(layers, std::make_shared<Hessian>(sum.finish()));
+  if (sample) sample->shuffle();
+  solve(layers, std::make_shared<Hessian>(sum.finish()), sample ? &*sample : nullptr);
+}
+
+// Does the method look at what a ReLU, which alone reads the layer, lets through?
+bool StreamingSolver::minds_relu(const LayerPlan& layer) const {
+  if (!method_of(layer)->wants_rows) return false;
+  const std::string& value = owner_of(model_.program, layer.node)->outputs.at(0);
+  const std::vector<const Node*> readers = model_.program.consumers(value);
+  const std::vector<ProgramValue>& outputs = model_.program.outputs;
+  return readers.size() == 1 && readers[0]->op == "relu" &&
+         std::none_of(outputs.begin(), outputs.end(),
+                      [&](const ProgramValue& output) { return output.name == value; });
 }
 
 // The layers from a node on that read what it reads, if the node is a layer to be solved.
@@ -346,7 +382,8 @@ std::vector<const LayerPlan*> StreamingSolver::unsolved_readers(size_t node) con
   for (const Node* reader : program.consumers(value)) {
     const LayerPlan* layer = unsolved(*reader);
     const bool again = std::find(layers.begin(), layers.end(), layer) != layers.end();
-    if (layer != nullptr && !again) layers.push_back(layer);
+    if (layer != nullptr && !again && same_rows(program.nodes[node], *reader, model_))
+      layers.push_back(layer);
   }
   return layers;
 }
@@ -505,7 +542,7 @@ at::Tensor StreamingSolver::parameter(const std::string& name, bool quantized) c
 }
 
 StreamingSolver::Outcome StreamingSolver::solve_layer(
-    const LayerPlan& layer, const Hessian* inputs,
+    const LayerPlan& layer, const Hessian* inputs, const RowSample* rows,
     std::optional<SolvedLayer> tuned) const {
   const auto tensor = model_.tensors.find(layer.tensor);
   if (tensor == model_.tensors.end()) {
@@ -525,21 +562,35 @@ StreamingSolver::Outcome StreamingSolver::solve_layer(
       .gptq = plan_.gptq,
       .autoround = plan_.autoround,
       .inputs = inputs,
-      .adaround = plan_.adaround};
+      .adaround = plan_.adaround,
+      .rows = rows};
+  if (rows != nullptr) {
+    const std::string& bias = owner_of(model_.program, layer.node)->parameter("bias");
+    if (!bias.empty()) problem.bias = weights_.value(bias);
+  }
   SolvedLayer solved = tuned ? std::move(*tuned) : method_of(layer)->solve(problem);
-  LayerAccount account = layer_account(problem, layer.method, solved);
-  const auto note = notes_.find(layer.tensor);
+  // Factors make up for the final codes, which autoround's are after their block.
   const bool is_start = keeps_starts_ && layer.method == "autoround";
+  std::optional<LowRankFactors> factors;
+  if (layer.rank > 0 && !is_start) {
+    LayerProblem missing = problem;
+    if (!plan_.low_rank_on_outputs) missing.inputs = nullptr;
+    factors = low_rank_factors(missing, solved.coded, layer.rank);
+  }
+  LayerAccount account =
+      layer_account(problem, layer.method, solved, factors ? &*factors : nullptr);
+  const auto note = notes_.find(layer.tensor);
   if (note != notes_.end() && !is_start)
     account.note =
         account.note.empty() ? note->second : cat(note->second, "; ", account.note);
-  return {std::move(solved.coded), std::move(account)};
+  return {std::move(solved.coded), std::move(factors), std::move(account)};
 }
 
 // Layer i by rank i, i + count ...; a method that works on rows in parallel has the machine
 // for one layer after another (and memory for one alone), others run side by side.
 void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
-                            const std::shared_ptr<Hessian>& inputs) {
+                            const std::shared_ptr<Hessian>& inputs,
+                            const RowSample* rows) {
   throw_if_error(check_cancelled("calibrate"));
   if (inputs != nullptr) {
     check_finite(*inputs, *layers[0]);
@@ -557,16 +608,21 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
   };
   const bool one_by_one = std::all_of(
       layers.begin(), layers.end(),
-      [](const LayerPlan* layer) { return method_of(*layer)->rows_in_parallel; });
+      [](const LayerPlan* layer) {
+        return method_of(*layer)->rows_in_parallel && layer->rank == 0;
+      });
+  const auto solved = [&](const LayerPlan& layer) {
+    return solve_layer(layer, inputs.get(), minds_relu(layer) ? rows : nullptr);
+  };
   std::vector<Outcome> outcomes(layers.size());
   if (!one_by_one) {
     in_parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
-      if (owner(i) == ranks_.rank()) outcomes[i] = solve_layer(*layers[i], inputs.get());
+      if (owner(i) == ranks_.rank()) outcomes[i] = solved(*layers[i]);
     });
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     const bool mine = owner(i) == ranks_.rank();
-    if (one_by_one && mine) outcomes[i] = solve_layer(*layers[i], inputs.get());
+    if (one_by_one && mine) outcomes[i] = solved(*layers[i]);
     if (one_by_one && ranks_.count() == 1) take(*layers[i], std::move(outcomes[i]));
   }
   if (inputs != nullptr) {  // a tuned block's stay until its end
@@ -581,8 +637,7 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
       const std::string text =
           ranks_.broadcast(mine ? outcomes[i].bytes() : std::string(), owner(i));
       if (!mine)
-        outcomes[i] = Outcome::from(text, layers[i]->scheme.weight, weight.rows(),
-                                    weight.cols());
+        outcomes[i] = Outcome::from(text, *layers[i], weight.rows(), weight.cols());
     }
     take(*layers[i], std::move(outcomes[i]));
   }
@@ -591,7 +646,8 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
 void StreamingSolver::keep(const LayerPlan& layer, Outcome outcome) {
   ++block_layers_;
   block_error_ += std::max(outcome.account.output_error, 0.0);
-  solved_.put(layer, std::move(outcome.coded), std::move(outcome.account));
+  solved_.put(layer, std::move(outcome.coded), std::move(outcome.account),
+              std::move(outcome.factors));
   ++done_;
   if (options_.progress) options_.progress("quantize", layer.node, done_, total_);
 }

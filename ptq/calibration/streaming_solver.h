@@ -1,4 +1,5 @@
-// Solves the layers of a plan block by block: what calibrate_into (ptq/stream.h) runs.
+// Solves the layers of a plan block by block: what calibration (ptq/stream.h) runs, of
+// language models and other nets alike.
 //
 // Layers whose method looks at the weight alone come first, in program order; then the
 // samples move through the program node by node, and the layers that read one value are
@@ -48,12 +49,16 @@ class StreamingSolver {
   void tune(ShardedStreams& streams, size_t begin, size_t end,
             std::unique_ptr<SampleStream> before);
   void round_to_nearest(const std::vector<const LayerPlan*>& layers, int64_t tokens);
+  // rows: of the inputs, for those layers that mind the ReLU behind them.
   void solve(const std::vector<const LayerPlan*>& layers,
-             const std::shared_ptr<Hessian>& inputs);
+             const std::shared_ptr<Hessian>& inputs, const RowSample* rows = nullptr);
   void keep(const LayerPlan& layer, Outcome outcome);
   void end_block(int block);
 
+  bool needs_inputs(const LayerPlan& layer) const { return plan_.needs_inputs(layer); }
+  bool minds_relu(const LayerPlan& layer) const;
   Outcome solve_layer(const LayerPlan& layer, const Hessian* inputs,
+                      const RowSample* rows = nullptr,
                       std::optional<SolvedLayer> tuned = {}) const;
   at::Tensor parameter(const std::string& name, bool quantized) const;
 

@@ -97,14 +97,15 @@ LowRankFactors low_rank_factors(const LayerProblem& problem, const CodedMatrix& 
   return {.a = bf16_tensor(at::mm(b.t(), e)), .b = bf16_tensor(b)};
 }
 
-void add_factors(const LowRankFactors& factors, MatrixView<float> weight) {
+void add_factors(const LowRankFactors& factors, MatrixView<float> weight,
+                 int64_t first) {
   const int64_t rank = factors.a.rows();
   const std::vector<float> a = value_or_throw(to_float(factors.a)),
                            b = value_or_throw(to_float(factors.b));
   parallel_for(weight.rows, [&](int64_t r) {
     float* row = weight.row(r);
     for (int64_t k = 0; k < rank; ++k) {
-      const float factor = b[static_cast<size_t>(r * rank + k)];
+      const float factor = b[static_cast<size_t>((first + r) * rank + k)];
       const float* from = a.data() + k * weight.cols;
       for (int64_t c = 0; c < weight.cols; ++c) row[c] += factor * from[c];
     }

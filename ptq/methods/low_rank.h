@@ -26,7 +26,8 @@ namespace nibble {
 LowRankFactors low_rank_factors(const LayerProblem& problem, const CodedMatrix& coded,
                                 int64_t rank);
 
-// weight [out, in] += B A, in float32.
-void add_factors(const LowRankFactors& factors, MatrixView<float> weight);
+// Rows [first, first + weight.rows) of a weight [out, in] += theirs of B A, in float32.
+void add_factors(const LowRankFactors& factors, MatrixView<float> weight,
+                 int64_t first = 0);
 
 }  // namespace nibble

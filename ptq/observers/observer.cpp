@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace nibble {
 
-void ValueStatistics::grow(float magnitude) {
+void ValueStatistics::grow(double magnitude) {
   if (range_ == 0) {
     positive_.assign(kBins, 0);
     negative_.assign(kBins, 0);
@@ -40,6 +41,58 @@ void ValueStatistics::add(std::span<const float> values) {
     if (!std::isfinite(x) || x == 0) continue;
     (x > 0 ? positive_ : negative_)[static_cast<int>(std::fabs(x) * bins_per_unit)] += 1;
   }
+}
+
+void ValueStatistics::add(const ValueStatistics& other) {
+  count_ += other.count_;
+  finite_ = finite_ && other.finite_;
+  smallest_ = std::min(smallest_, other.smallest_);
+  largest_ = std::max(largest_, other.largest_);
+  if (other.range_ == 0) return;
+  // Just below a power of two, so that ranges become equal.
+  ValueStatistics wide = other;
+  if (range_ < other.range_) grow(std::nextafter(other.range_, 0.0));
+  if (wide.range_ < range_) wide.grow(std::nextafter(range_, 0.0));
+  for (size_t i = 0; i < kBins; ++i) {
+    positive_[i] += wide.positive_[i];
+    negative_[i] += wide.negative_[i];
+  }
+}
+
+std::string ValueStatistics::bytes() const {
+  std::string text;
+  const auto put = [&text](const auto* data, size_t count) {
+    text.append(reinterpret_cast<const char*>(data), count * sizeof(*data));
+  };
+  put(&count_, 1);
+  put(&finite_, 1);
+  put(&smallest_, 1);
+  put(&largest_, 1);
+  put(&range_, 1);
+  put(positive_.data(), positive_.size());
+  put(negative_.data(), negative_.size());
+  return text;
+}
+
+ValueStatistics ValueStatistics::from(const std::string& bytes) {
+  ValueStatistics seen;
+  size_t at = 0;
+  const auto take = [&](auto* data, size_t count) {
+    std::memcpy(data, bytes.data() + at, count * sizeof(*data));
+    at += count * sizeof(*data);
+  };
+  take(&seen.count_, 1);
+  take(&seen.finite_, 1);
+  take(&seen.smallest_, 1);
+  take(&seen.largest_, 1);
+  take(&seen.range_, 1);
+  if (seen.range_ > 0) {
+    for (std::vector<int64_t>* bins : {&seen.positive_, &seen.negative_}) {
+      bins->resize(kBins);
+      take(bins->data(), kBins);
+    }
+  }
+  return seen;
 }
 
 const std::vector<Observer>& all_observers() {

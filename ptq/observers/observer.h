@@ -27,6 +27,11 @@ class ValueStatistics {
   static constexpr int kBins = 4096;
 
   void add(std::span<const float> values);
+  // What others saw: the same as seeing it here.
+  void add(const ValueStatistics& other);
+  // For other processes, and back.
+  std::string bytes() const;
+  static ValueStatistics from(const std::string& bytes);
 
   int64_t count() const { return count_; }
   bool finite() const { return finite_; }       // false once a NaN or infinity was seen
@@ -38,7 +43,7 @@ class ValueStatistics {
   const std::vector<int64_t>& negative() const { return negative_; }
 
  private:
-  void grow(float magnitude);
+  void grow(double magnitude);
 
   int64_t count_ = 0;
   bool finite_ = true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -43,6 +44,12 @@ constexpr int64_t kSolved = 17, kRounded = 14;
 constexpr int64_t kTuned = 14;  // while its block is: gradients, one a shard, not counted
 constexpr int64_t kRotated = 16;       // bytes a weight while it is rotated
 constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
+// While factors are found: bytes a weight, and of the square of its smaller side.
+constexpr int64_t kMissing = 28, kVectors = 40;
+constexpr int64_t kBackward = 32;  // samples that gradients are taken of (sensitivity.h)
+// A value that gradients pass: itself, its gradient, and what its node keeps.
+constexpr int64_t kWithGradient = 3;
+constexpr int64_t kTriedScheme = 32;  // bytes a weight of the rows that are tried
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
 int64_t total(const std::vector<MemoryPart>& parts) {
@@ -68,7 +75,7 @@ class CalibrationPeak {
         spills_(spills) {
     const Program& program = model.program;
     // Layers that are solved from a stream have their samples in shards.
-    if (program.is_language_model() && plan.mixed.schemes.empty()) {
+    if (program.is_language_model()) {
       round_ = std::clamp<int64_t>((plan.calibration_sequences + kShards - 1) / kShards,
                                    1, kRound);
     }
@@ -102,7 +109,22 @@ class CalibrationPeak {
       };
     });
     if (!model_.program.is_language_model()) return most;
-    const int64_t streams = std::exchange(streams_, 1);  // transforms see the float model
+    const int64_t streams = std::exchange(streams_, 1);  // what is before sees the float model
+    const bool tunes = std::exchange(tunes_, false);
+    if (!plan_.mixed.schemes.empty()) {
+      most = larger(std::move(most), at_gradients());
+      pass([&](const Node& node) -> Station {
+        std::vector<const LayerPlan*> layers;
+        for (const Layer& mine : layers_of(node)) {
+          const LayerPlan* layer = plan_.find(mine.tensor);
+          if (layer != nullptr && is_quantized(*layer)) layers.push_back(layer);
+        }
+        if (layers.empty()) return {};
+        return [this, layers, &node, &most](int64_t parameters) {
+          most = larger(std::move(most), at_choice(parameters, *layers[0], node));
+        };
+      });
+    }
     for (const std::string& transform : plan_.transforms) {
       const auto groups =
           groups_to_scale(transform, plan_, model_.program, model_.tensors);
@@ -122,7 +144,15 @@ class CalibrationPeak {
         return {};
       });
     }
+    if (reads_codes()) {
+      pass([&](const Node&) -> Station {
+        return [this, &most](int64_t parameters) {
+          most = larger(std::move(most), on_the_way(parameters, 0));
+        };
+      });
+    }
     streams_ = streams;
+    tunes_ = tunes;
     return most;
   }
 
@@ -148,14 +178,33 @@ class CalibrationPeak {
 
   // A layer whose method looks at its weight alone.
   std::vector<MemoryPart> rounding() const {
-    int64_t largest = 0;
+    int64_t largest = 0, factors = 0;
     for (const LayerPlan& layer : plan_.layers) {
       const auto tensor = model_.tensors.find(layer.tensor);
-      if (tensor != model_.tensors.end() && is_quantized(layer))
-        largest = std::max(largest, tensor->second.numel());
+      if (tensor == model_.tensors.end() || !is_quantized(layer)) continue;
+      largest = std::max(largest, tensor->second.numel());
+      if (!plan_.needs_inputs(layer))
+        factors = std::max(factors, threads_ * factors_bytes(layer));
     }
     return {{"the program with LibTorch", kProgram},
-            {"the layer that is rounded", kRounded * largest}};
+            {"the layer that is rounded", kRounded * largest},
+            {"its factors", factors}};
+  }
+
+  // What ptq/methods/low_rank.cpp makes of one weight.
+  int64_t factors_bytes(const LayerPlan& layer) const {
+    if (layer.rank == 0) return 0;
+    const Tensor& weight = model_.tensors.at(layer.tensor);
+    const int64_t side = std::min(weight.rows(), weight.cols());
+    return kMissing * weight.numel() + kVectors * side * side;
+  }
+
+  // Are there layers whose inputs' scales are found?
+  bool reads_codes() const {
+    return std::any_of(plan_.layers.begin(), plan_.layers.end(),
+                       [](const LayerPlan& layer) {
+                         return layer.scheme.input && !layer.scheme.input->dynamic;
+                       });
   }
 
   std::vector<const LayerPlan*> unsolved(const Node& node) const {
@@ -231,7 +280,19 @@ class CalibrationPeak {
     const int64_t factors =
         factored ? std::max(3 * half, (1 + streams_) * half + refined) : 0;
     solving.push_back({"Hessians of the widest layer", sums + factors});
-    solving.push_back({"the layer that is solved", kSolved * largest});
+    // Layers with factors are solved side by side.
+    std::vector<int64_t> with_factors;
+    for (const LayerPlan* layer : layers) {
+      if (layer->rank == 0) continue;
+      with_factors.push_back(factors_bytes(*layer) +
+                             kSolved * model_.tensors.at(layer->tensor).numel());
+    }
+    std::sort(with_factors.rbegin(), with_factors.rend());
+    if (with_factors.size() > static_cast<size_t>(threads_))
+      with_factors.resize(static_cast<size_t>(threads_));
+    const int64_t beside =
+        std::accumulate(with_factors.begin(), with_factors.end(), int64_t{0});
+    solving.push_back({"the layer that is solved", std::max(kSolved * largest, beside)});
     std::vector<MemoryPart> most = larger(std::move(passing), std::move(solving));
     if (!tunes_ || node.block < 0 || node.block == kLastBlock) return most;
     const auto [weights, values, squares] = of_block(node.block);
@@ -253,6 +314,59 @@ class CalibrationPeak {
          (kTuned + 4 * (kShards + std::min<int64_t>(threads_, kShards))) * weights});
     parts.push_back({"activations on their way", 3 * threads_ * each_ * values});
     return parts;
+  }
+
+  // Where the gradients of one block pass (ptq/calibration/sensitivity.cpp): what samples
+  // hold at every block's start, and the gradient at one; the values of a sample a thread.
+  std::vector<MemoryPart> at_gradients() {
+    const Program& program = model_.program;
+    const int64_t samples = std::min(kBackward, plan_.calibration_sequences);
+    const int64_t tokens = std::min(all_, samples * each_);
+    int64_t starts = 0, widest = 0, values = 0, weights = 0, parameters = 0, most = 0;
+    pass([&](const Node& node) -> Station {
+      if (&node == program.nodes.data() || node.block == (&node - 1)->block) return {};
+      return [&](int64_t) {
+        starts += now_;
+        widest = std::max(widest, now_);
+      };
+    });
+    std::set<std::string> loaded;
+    for (size_t i = 0; i < program.nodes.size(); ++i) {
+      const Node& node = program.nodes[i];
+      if (i > 0 && node.block != program.nodes[i - 1].block) values = parameters = 0;
+      const auto shape = values_.find(node.outputs.at(0));
+      if (shape != values_.end()) values += value_bytes(shape->second);
+      for (const auto& [role, name] : node.parameters) {
+        const auto tensor = model_.tensors.find(name);
+        if (node.op != "embedding" && tensor != model_.tensors.end())
+          parameters += 4 * tensor->second.numel();
+      }
+      most = std::max(most, values);
+      weights = std::max(weights, parameters);
+    }
+    return {{"the program with LibTorch", kProgram + kProducts},
+            {"tensors kept for reuse", kPool},
+            {"calibration activations",
+             (spills_ ? 0 : starts * tokens) + widest * tokens},
+            {"activations on their way", kWithGradient * threads_ * each_ * most},
+            {"a stretch of weights in float32", weights}};
+  }
+
+  // Where schemes are tried on a weight, after what its layer reads has passed.
+  std::vector<MemoryPart> at_choice(int64_t parameters, const LayerPlan& layer,
+                                    const Node& node) const {
+    const Tensor& weight = model_.tensors.at(layer.tensor);
+    const int64_t columns = weight.cols();
+    const int64_t square = node.op == "embedding" ? 0 : columns * columns * 8;
+    std::vector<MemoryPart> passing = on_the_way(parameters, columns),
+                            trying = waiting(columns);
+    passing.push_back({"Hessians of the widest layer", 2 * square});
+    trying.push_back({"Hessians of the widest layer", square});
+    trying.push_back(
+        {"the weight that is tried",
+         4 * weight.numel() +
+             threads_ * kTriedScheme * std::min(kTriedRows, weight.rows()) * columns});
+    return larger(std::move(passing), std::move(trying));
   }
 
   // Where a transform looks at a group's inputs, and then tries factors on its weights.

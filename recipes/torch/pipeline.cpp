@@ -68,12 +68,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
     return error(StatusCode::unsupported,
                  "[quantize] --memory and mpirun: a language model whose layers are "
-                 "solved by rtn, "
-                 "gptq, awq, autoround, imatrix or hqq, without low_rank or static "
-                 "activations, is required; "
-                 "found ",
-                 recipe.name, plan.has_low_rank() ? " with low_rank" : "",
-                 "; leave them out");
+                 "solved by rtn, gptq, awq, autoround, imatrix or hqq is required; found ",
+                 planned->program.is_language_model() ? "" : "another net and ",
+                 recipe.name, "; leave them out");
   }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));

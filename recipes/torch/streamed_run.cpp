@@ -7,7 +7,6 @@
 #include "kernels/base/file.h"
 #include "kernels/base/memory.h"
 #include "kernels/program/program.h"
-#include "ptq/calibration/artifact_sink.h"
 #include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 #include "recipes/report/text_table.h"
@@ -61,7 +60,8 @@ StreamedRun::~StreamedRun() {
 }
 
 // Of everything that decides a byte of the weights.
-std::string StreamedRun::fingerprint(const Provenance& provenance) const {
+std::string StreamedRun::fingerprint(const Provenance& provenance,
+                                     const Plan& plan) const {
   Sha256 hash;
   const auto add = [&hash](const std::string& text) {
     hash.update(text.data(), text.size() + 1);  // the 0 parts one from the next
@@ -70,10 +70,10 @@ std::string StreamedRun::fingerprint(const Provenance& provenance) const {
   add(print_program(model_->program));
   add(provenance.recipe);
   for (const auto& [file, sum] : provenance.sources) add(cat(file, " ", sum));
-  for (const LayerPlan& layer : plan_.layers)
+  for (const LayerPlan& layer : plan.layers)
     add(cat(layer.tensor, " ", layer.method, " ", to_string(layer.scheme.weight)));
-  add(cat(plan_.calibration_sequences, " ", plan_.calibration_length));
-  for (const std::string& transform : plan_.transforms) add(transform);
+  add(cat(plan.calibration_sequences, " ", plan.calibration_length));
+  for (const std::string& transform : plan.transforms) add(transform);
   add(at::Device(request_.device).is_cpu() ? ""
                                            : request_.device);  // sums in another order
   for (const std::vector<int32_t>& ids : data_.sequences) {
@@ -85,10 +85,11 @@ std::string StreamedRun::fingerprint(const Provenance& provenance) const {
 }
 
 // What the first rank has from before a kill, for the others.
-void StreamedRun::share_resumed(SolvedLayers& solved) {
+void StreamedRun::share_resumed(SolvedLayers& solved, const Plan& plan,
+                                const ArtifactSink* sink) {
   Ranks& ranks = Ranks::instance();
   if (ranks.count() == 1) return;
-  for (const LayerPlan& layer : plan_.layers) {
+  for (const LayerPlan& layer : plan.layers) {
     if (layer.method == "float") continue;
     const bool mine = ranks.is_first() && solved.has(layer.tensor);
     if (ranks.broadcast(mine ? "1" : "", 0).empty()) continue;
@@ -116,7 +117,19 @@ void StreamedRun::share_resumed(SolvedLayers& solved) {
         std::copy(shift.begin(), shift.end(), reinterpret_cast<char*>(&level.shift));
       }
     }
-    if (!ranks.is_first()) solved.put(layer, value_or_throw(unpack(packed)), {});
+    std::optional<LowRankFactors> factors;
+    if (layer.rank > 0) {
+      if (sink != nullptr) {
+        factors = sink->factors(layer.tensor);
+      } else {
+        factors = {.a = {DType::bf16, {layer.rank, packed.cols}, {}},
+                   .b = {DType::bf16, {packed.rows, layer.rank}, {}}};
+      }
+      share(factors->a.bytes);
+      share(factors->b.bytes);
+    }
+    if (!ranks.is_first())
+      solved.put(layer, value_or_throw(unpack(packed)), {}, std::move(factors));
   }
 }
 
@@ -153,35 +166,28 @@ void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t firs
 
 Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   Ranks& ranks = Ranks::instance();
-  std::unique_ptr<SolvedLayers> solved;
   if (ranks.is_first()) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        ArtifactWriter writer,
-        ArtifactWriter::resume(work_, fingerprint(provenance),
-                               outline_of(plan_, *model_)));
-    writer_.emplace(std::move(writer));
-    owns_work_ = true;
-    if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
-    solved = std::make_unique<ArtifactSink>(*model_, *writer_);
-    if (!plan_.transforms.empty()) {
-      found_ = FoundScales(work_ / "scales", fingerprint(provenance));
-      if (found_.resumed() > 0 && request_.note)
-        request_.note(
-            cat("factors of ", found_.resumed(), " groups of layers are there"));
+    // The folder of the artifact says that a run is not done (remove_finished_work).
+    std::error_code failed;
+    fs::create_directories(work_ / "artifact", failed);
+    if (failed) {
+      return error(StatusCode::io_error, "[quantize] ", work_.string(),
+                   ": the directory could not be made: ", failed.message());
     }
-  } else {
-    solved = std::make_unique<RankLayers>(*model_);
+    found_ = FoundScales(work_ / "scales", fingerprint(provenance, plan_));
+    owns_work_ = true;
+    if (found_.resumed() > 0 && request_.note) {
+      request_.note(cat("resumes an interrupted run: ", found_.resumed(),
+                        " figures from before layers are solved are there"));
+    }
   }
-  share_resumed(*solved);
-  int64_t before = 0;
-  for (const LayerPlan& layer : plan_.layers)
-    before += layer.method != "float" && solved->has(layer.tensor);
-  const Clock::time_point start = Clock::now();
   StreamOptions options;
   options.progress = request_.progress;
   options.device = request_.device;
   options.found = &found_;
+  const Clock::time_point start = Clock::now();
   step_start_ = last_done_ = start;
+  int64_t before = 0;
   options.block_done = [&](const BlockDone& done) {
     // Of a step that others went before, the time since the last of them.
     if (done.step != step_) step_start_ = std::exchange(last_done_, Clock::now());
@@ -192,7 +198,27 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   // Ranks may be on machines without the output's folder.
   if (memory_.spills)
     options.spill = ranks.is_first() ? work_ : fs::temp_directory_path();
-  calibrated_ = calibrate_into(*solved, model_, plan_, data_, options);
+  StreamedCalibration calibration(model_, plan_, data_, options);
+  const Plan& plan = calibration.plan();
+  std::unique_ptr<SolvedLayers> solved;
+  const ArtifactSink* sink = nullptr;
+  if (ranks.is_first()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        ArtifactWriter writer,
+        ArtifactWriter::resume(work_, fingerprint(provenance, plan),
+                               outline_of(plan, *model_)));
+    writer_.emplace(std::move(writer));
+    if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
+    auto own = std::make_unique<ArtifactSink>(*model_, *writer_);
+    sink = own.get();
+    solved = std::move(own);
+  } else {
+    solved = std::make_unique<RankLayers>(*model_);
+  }
+  share_resumed(*solved, plan, sink);
+  for (const LayerPlan& layer : plan.layers)
+    before += layer.method != "float" && solved->has(layer.tensor);
+  calibrated_ = calibration.solve(*solved);
   report.calibration_seconds = seconds_since(start);
   return ok_status();
 }

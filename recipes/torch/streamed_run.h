@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "kernels/artifact/artifact_writer.h"
+#include "ptq/calibration/artifact_sink.h"
 #include "ptq/stream.h"
 #include "recipes/recipe/predict.h"
 #include "recipes/torch/run_parts.h"
@@ -43,8 +44,8 @@ class StreamedRun {
   Status finish(const Artifact& artifact, RunReport& report);
 
  private:
-  std::string fingerprint(const Provenance& provenance) const;
-  void share_resumed(SolvedLayers& solved);
+  std::string fingerprint(const Provenance& provenance, const Plan& plan) const;
+  void share_resumed(SolvedLayers& solved, const Plan& plan, const ArtifactSink* sink);
   void block_done(const BlockDone& done, double seconds, int64_t first_done);
 
   const PipelineRequest& request_;

@@ -124,7 +124,10 @@ TEST(PredictedLosses, AreWhatRoundingThatLayerCosts) {
   for (const LayerPlan& layer : plan.layers) tensors.push_back(layer.tensor);
   const std::vector<QuantScheme> schemes = {parse_scheme("int3/g8@f16").value(),
                                             parse_scheme("int5/g8@f16").value()};
-  const auto losses = predicted_losses(model, plan, data, tensors, schemes, {});
+  const ModelWeights weights(model);
+  const StreamOptions options;
+  const auto losses =
+      predicted_losses({model, weights, plan, data, options}, tensors, schemes);
   ASSERT_EQ(losses.size(), 15u);
   double log_error = 0;
   std::vector<std::pair<double, double>> pairs;

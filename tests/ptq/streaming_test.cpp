@@ -55,6 +55,12 @@ CalibrationData sequences(int64_t count, int64_t length) {
   return data;
 }
 
+Calibrated calibrate_into(SolvedLayers& solved, std::shared_ptr<const Artifact> model,
+                          const Plan& plan, const CalibrationData& data,
+                          const StreamOptions& options) {
+  return StreamedCalibration(std::move(model), plan, data, options).solve(solved);
+}
+
 TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
   const Artifact model = testing::small_llama(1);
   Plan plan = gptq_plan(model.program);
@@ -62,12 +68,13 @@ TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
   plan.activations["model.norm"] = {};
   EXPECT_FALSE(can_stream(plan, model.program));
   plan.activations.clear();
-  plan.layers[1].scheme.input = ActivationScheme{.scheme = {}, .dynamic = true};
+  plan.layers[1].scheme.input = ActivationScheme{.scheme = {}, .dynamic = false};
   EXPECT_TRUE(can_stream(plan, model.program));
-  plan.layers[1].scheme.input->dynamic =
-      false;  // its scale is found by running the model
-  EXPECT_FALSE(can_stream(plan, model.program));
   plan.layers[1].scheme.input = std::nullopt;
+  plan.layers[1].rank = 2;
+  EXPECT_TRUE(can_stream(plan, model.program));
+  plan.mixed.schemes = {plan.layers[1].scheme.weight};
+  EXPECT_TRUE(can_stream(plan, model.program));
   plan.transforms = {"smoothquant", "awq"};
   EXPECT_TRUE(can_stream(plan, model.program));
   plan.transforms = {"equalize"};
@@ -79,6 +86,54 @@ TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
   }
   plan.layers[1].method = "adaround";
   EXPECT_FALSE(can_stream(plan, model.program));
+}
+
+// Plans that find something before layers are solved, or keep more than codes.
+std::vector<std::pair<std::string, Plan>> other_plans(const Artifact& model) {
+  std::vector<std::pair<std::string, Plan>> plans;
+  Plan plan = gptq_plan(model.program, "int8n/r@f32");
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "gptq" && layer.node != "lm_head") layer.rank = 2;
+  }
+  plans.emplace_back("gptq with factors on outputs", plan);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "gptq") layer.method = "rtn";
+  }
+  plan.low_rank_on_outputs = false;
+  plans.emplace_back("rtn with factors of weights", plan);
+  plan = gptq_plan(model.program);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "gptq") layer.method = "autoround";
+    if (layer.node.ends_with("q_proj")) layer.rank = 3;
+  }
+  plan.autoround.iterations = 6;
+  plans.emplace_back("autoround with factors", plan);
+  plan = gptq_plan(model.program);
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.method == "float") continue;
+    layer.scheme.weight = parse_scheme("int8n/r@f32").value();
+    layer.scheme.input = ActivationScheme{.scheme = parse_scheme("int8/t@f32").value()};
+  }
+  plan.observer = "mse";
+  plans.emplace_back("gptq on static inputs", plan);
+  plan.transforms = {"smoothquant"};
+  plans.emplace_back("smoothquant, then gptq on static inputs", plan);
+  plan = gptq_plan(model.program, "int4/g8@f16");
+  for (const char* text : {"int3/g8@f16", "int4/g8@f16", "int6/g8@f16"})
+    plan.mixed.schemes.push_back(parse_scheme(text).value());
+  for (const LayerPlan& layer : plan.layers) {
+    const Tensor& values = model.tensors.at(layer.tensor);
+    for (const QuantScheme& scheme : plan.mixed.schemes)
+      plan.mixed.costs[layer.tensor].push_back(
+          bits_per_value(scheme, values.rows(), values.cols()) *
+          static_cast<double>(values.numel()));
+    plan.mixed.budget += plan.mixed.costs[layer.tensor][1];
+  }
+  plan.mixed.unit = "bits";
+  plans.emplace_back("mixed gptq", plan);
+  plan.transforms = {"awq"};
+  plans.emplace_back("awq, then mixed gptq", plan);
+  return plans;
 }
 
 // Plans whose transforms change the model that is solved, and whose solves see more than
@@ -214,6 +269,67 @@ TEST(Streaming, TunedBlocksResumeToTheSameArtifact) {
   }
 }
 
+// On disk and with activations there, killed anywhere and gone on with.
+TEST(Streaming, OtherPlansGiveTheArtifactFromMemoryAndResume) {
+  const auto model = std::make_shared<Artifact>(testing::small_llama(4));
+  const CalibrationData data = sequences(32, 20);
+  for (const auto& [what, plan] : other_plans(*model)) {
+    const Artifact whole = freeze(calibrate(model, plan, data, {}), {});
+    EXPECT_TRUE(check_artifact(whole).ok()) << what;
+    for (const bool spills : {false, true}) {
+      TemporaryDirectory directory;
+      const auto work = directory.path() / "work";
+      std::filesystem::create_directories(work);
+      bool done = false;
+      size_t found = 0;
+      // Each life is longer than the one before, and knows what that has found.
+      for (int dies_after = 5; !done; dies_after += 5) {
+        FoundScales scales(work / "scales", "f");
+        EXPECT_GE(scales.resumed(), found) << what;
+        found = scales.resumed();
+        int steps = 0;
+        StreamOptions options;
+        options.found = &scales;
+        if (spills) options.spill = directory.path();
+        options.progress = [&](const std::string&, const std::string&, int64_t, int64_t) {
+          if (++steps == dies_after) throw Error(error(StatusCode::cancelled, "killed"));
+        };
+        try {
+          StreamedCalibration calibration(model, plan, data, options);
+          ArtifactWriter writer =
+              ArtifactWriter::resume(work, "f", outline_of(calibration.plan(), *model))
+                  .value();
+          ArtifactSink sink(*model, writer);
+          const Artifact frozen = freeze(calibration.solve(sink), {}, writer);
+          expect_same(frozen, whole, what);
+          EXPECT_EQ(print_program(frozen.program), print_program(whole.program)) << what;
+          EXPECT_EQ(frozen.layers, whole.layers) << what;
+          EXPECT_TRUE(check_artifact(frozen).ok()) << what;
+          done = true;
+          EXPECT_EQ(found > 0, !plan.mixed.schemes.empty() || !plan.transforms.empty() ||
+                                   what == "gptq on static inputs")
+              << what;
+        } catch (const Error& killed) {
+          ASSERT_EQ(killed.status().code(), StatusCode::cancelled)
+              << what << " " << killed.what();
+        }
+      }
+    }
+  }
+}
+
+TEST(FoundScales, OneProcessAtATime) {
+  TemporaryDirectory directory;
+  const FoundScales mine(directory.path() / "scales", "f");
+  try {
+    const FoundScales other(directory.path() / "scales", "g");
+    FAIL() << "two have the file";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status().code(), StatusCode::failed_precondition);
+    EXPECT_THAT(error.what(), HasSubstr("one process at a time may write there"));
+  }
+}
+
 TEST(FoundScales, WhatAKillHasTornCountsAsNotWritten) {
   TemporaryDirectory directory;
   const auto path = directory.path() / "scales";
@@ -241,10 +357,12 @@ TEST(FoundScales, WhatAKillHasTornCountsAsNotWritten) {
   }
   for (size_t cut = text.size() - 1; cut > text.size() - 60; cut -= 7) {
     std::ofstream(path) << text.substr(0, cut);
-    FoundScales found(path, "f");
-    EXPECT_EQ(found.resumed(), 1u);
-    found.put("awq", "b", two);
-    found.end_block();
+    {
+      FoundScales found(path, "f");
+      EXPECT_EQ(found.resumed(), 1u);
+      found.put("awq", "b", two);
+      found.end_block();
+    }
     EXPECT_EQ(FoundScales(path, "f").resumed(), 2u);
   }
   EXPECT_EQ(FoundScales(path, "another").resumed(), 0u);

@@ -49,10 +49,17 @@ TEST_F(CliLowRank, GivesBackWhatTwoBitsTook) {
         "symmetric=false", "--calibration", path("text.txt"), "--overwrite"};
     auto with = bits;
     with.insert(with.end(), {"--set", "low_rank.rank=8"});
-    const Json plain = parsed(quantize(recipe, "plain", bits));
-    const Json kept = parsed(quantize(recipe, "kept", with));
-    EXPECT_LT(kept["after"]["kl"].get<double>(), 0.8 * plain["after"]["kl"].get<double>())
-        << recipe;
+    // Of this model on its own stories gptq's loss is mostly chance: of two texts.
+    double sum_plain = 0, sum_kept = 0;
+    Json plain, kept;
+    for (const uint64_t seed : {5, 2}) {
+      std::ofstream(path("text.txt")) << story_text(seed, 60);
+      plain = parsed(quantize(recipe, "plain", bits));
+      kept = parsed(quantize(recipe, "kept", with));
+      sum_plain += plain["after"]["kl"].get<double>();
+      sum_kept += kept["after"]["kl"].get<double>();
+    }
+    EXPECT_LT(sum_kept, 0.8 * sum_plain) << recipe;
     // 16 bits a value of A and B over the weights that they stand beside.
     const Result<Artifact> read = read_artifact(files_.path() / "kept");
     ASSERT_TRUE(read.ok()) << read.status().message();
@@ -104,6 +111,39 @@ TEST_F(CliLowRank, OfWeightsNeedsNoCalibrationAndRulesDecideForTheirLayers) {
   EXPECT_EQ(read->tensors.count(block + "mlp.up_proj.lora_A.weight"), 0u);
 }
 
+// To the artifact layer by layer, below a cap, and over processes.
+TEST_F(CliLowRank, StreamsToTheSameBytes) {
+  const std::vector<std::string> asked = {
+      "--set", "bits=2",          "--set",         "group=32",
+      "--set", "low_rank.rank=4", "--calibration", path("text.txt")};
+  const auto also = [&asked](std::vector<std::string> more) {
+    more.insert(more.begin(), asked.begin(), asked.end());
+    return more;
+  };
+  const Json free = parsed(quantize("w4a16-gptq", "free", asked));
+  const int64_t foretold = parsed(quantize("w4a16-gptq", "x", also({"--dry-run"})))
+                               ["memory_bytes"].get<int64_t>();
+  EXPECT_GT(foretold, 0);
+  const Json capped = parsed(quantize("w4a16-gptq", "capped",
+                                      also({"--memory", std::to_string(foretold - 1)})));
+  EXPECT_LE(capped["memory"]["peak_bytes"].get<int64_t>(), foretold);
+  std::vector<std::string> arguments = {"quantize",  stories(), "--recipe", "w4a16-gptq",
+                                        "--output",  path("ranks"), "--set",
+                                        "data.per_line=true", "--set",
+                                        "calibration.sequences=40", "--set",
+                                        "calibration.length=64", "--evaluation",
+                                        path("heldout.txt")};
+  arguments.insert(arguments.end(), asked.begin(), asked.end());
+  const Outcome ranks = nibble_on_ranks(2, arguments, files_.path());
+  const auto whole = files_of(path("free"));
+  for (const char* other : {"capped", "ranks"}) {
+    if (other == std::string("ranks") && ranks.code == -1) GTEST_SKIP() << ranks.out;
+    const auto files = files_of(path(other));
+    for (const char* name : {"model.safetensors", "manifest.json"})
+      EXPECT_EQ(files.at(name), whole.at(name)) << other << " " << name;
+  }
+}
+
 TEST_F(CliLowRank, IsRefusedBeforeAnyWork) {
   const auto refused = [&](const char* recipe, std::vector<std::string> more) {
     more.insert(more.end(), {"--set", "low_rank.rank=4"});
@@ -114,10 +154,6 @@ TEST_F(CliLowRank, IsRefusedBeforeAnyWork) {
     return outcome.error;
   };
   EXPECT_THAT(refused("w4a16-rtn", {}), HasSubstr("calibration data is required"));
-  EXPECT_THAT(
-      refused("w4a16-rtn", {"--calibration", path("text.txt"), "--memory", "1GiB"}),
-      HasSubstr("without low_rank or static activations, is required; found w4a16-rtn "
-                "with low_rank"));
   EXPECT_THAT(refused("w8a8-static", {"--calibration", path("text.txt")}),
               HasSubstr("low_rank stands beside layers that read floats; found "
                         "activations.static"));

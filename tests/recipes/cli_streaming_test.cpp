@@ -70,8 +70,7 @@ void Streaming::kill_again_and_again(const std::string& recipe, int times) {
   SplitMix64 random(7);
   int kills = 0, resumed = 0, finished = 0;
   const auto look = [&](const Outcome& outcome) {
-    resumed += outcome.error.find("resumes an interrupted run") != std::string::npos ||
-               outcome.error.find("groups of layers are there") != std::string::npos;
+    resumed += outcome.error.find("resumes an interrupted run") != std::string::npos;
   };
   // On, a while, where none came between a finished block and the end.
   while (kills < times || (resumed == 0 && kills < 4 * times)) {
@@ -131,6 +130,10 @@ TEST_F(Streaming, KilledTuningGoesOnToTheSameBytes) {
   kill_again_and_again("w4a16-autoround", 8);
 }
 
+TEST_F(Streaming, KilledMixedPrecisionGoesOnToTheSameBytes) {
+  kill_again_and_again("mixed-gptq", 8);
+}
+
 TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
   Command command(quantize("q"), scratch_.path());
   for (int i = 0; i < 3000 && !fs::exists(mine("q.run") + "/journal"); ++i)
@@ -146,7 +149,8 @@ TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
 
 TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
   for (const char* recipe :
-       {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant", "w4a16-autoround"}) {
+       {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant", "w4a16-autoround",
+        "mixed-gptq"}) {
     const std::string free_run = cat("free-", recipe),
                       capped_run = cat("capped-", recipe);
     ASSERT_EQ(nibble(quantize(free_run, {}, recipe), scratch_.path()).code, 0) << recipe;
@@ -189,7 +193,7 @@ TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
 
 TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
   for (const std::string recipe : {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant",
-                                   "w4a4-rotated", "w4a16-autoround"}) {
+                                   "w4a4-rotated", "w4a16-autoround", "mixed-gptq"}) {
     ASSERT_EQ(nibble(quantize("one-" + recipe, {}, recipe), scratch_.path()).code, 0);
     const auto one = files_of(mine("one-" + recipe));
     for (const int ranks : {2, 4}) {

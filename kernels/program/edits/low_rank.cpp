@@ -59,6 +59,9 @@ Status without_adapters(const Program& program) {
 
 }  // namespace
 
+std::string low_rank_a(const std::string& node) { return node + kA + ".weight"; }
+std::string low_rank_b(const std::string& node) { return node + kB + ".weight"; }
+
 bool has_low_rank(const Program& program) {
   return std::any_of(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
     return node.op == "linear" && node.name.ends_with(kA);

@@ -58,6 +58,9 @@ Result<std::vector<std::string>> insert_low_rank(
 Status merge_low_rank(Program& program, std::map<std::string, Tensor>& tensors);
 
 bool has_low_rank(const Program& program);
+// What the tensors beside a node are called.
+std::string low_rank_a(const std::string& node);
+std::string low_rank_b(const std::string& node);
 // The names of all A and B.
 std::set<std::string> low_rank_tensors(const Program& program);
 // Can factors stand beside it: a linear layer of a block?
