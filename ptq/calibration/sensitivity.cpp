@@ -332,10 +332,12 @@ class InputMomentsFinder {
   ShardedStreams streams_;
 };
 
-// One layer's nats under each scheme, from what one of its nodes reads and gives.
-std::vector<double> losses_of(const at::Tensor& weight, const InputMoments& inputs,
-                              const at::Tensor& outputs,
-                              const std::vector<QuantScheme>& schemes, bool full_range) {
+// One layer's nats under each scheme, from what one of its nodes reads and gives; from
+// rows evenly apart where `judged` says so and there are many.
+std::vector<double> losses_of(const at::Tensor& whole, const InputMoments& inputs,
+                              const at::Tensor& all_outputs,
+                              const std::vector<QuantScheme>& schemes, bool full_range,
+                              bool judged) {
   const auto total = static_cast<double>(std::max<int64_t>(inputs.rows, 1));
   const bool gathers = inputs.counts.defined();
   std::vector<float> importance;
@@ -354,9 +356,15 @@ std::vector<double> losses_of(const at::Tensor& weight, const InputMoments& inpu
   std::vector<double> losses(schemes.size());
   in_parallel(static_cast<int64_t>(schemes.size()), [&](int64_t i) {
     const QuantScheme& scheme = schemes[static_cast<size_t>(i)];
+    const at::Tensor weight = judged ? judged_rows(whole, scheme) : whole;
+    const int64_t stride = (whole.size(0) + weight.size(0) - 1) / weight.size(0);
+    const at::Tensor outputs = gathers ? all_outputs
+                                       : all_outputs.slice(0, 0, whole.size(0), stride);
+    const double share =
+        static_cast<double>(whole.size(0)) / static_cast<double>(weight.size(0));
     double sum = 0;
     over_rows(weight.size(0), scheme, [&](int64_t first, int64_t count) {
-      const at::Tensor rows = weight.narrow(0, first, count);
+      const at::Tensor rows = weight.narrow(0, first, count).contiguous();
       const at::Tensor difference =
           (round_trip(rows, scheme, rule, importance) - rows).to(at::kDouble);
       if (gathers) {
@@ -368,7 +376,7 @@ std::vector<double> losses_of(const at::Tensor& weight, const InputMoments& inpu
         sum += (each * outputs.narrow(0, first, count)).sum().item<double>();
       }
     });
-    losses[static_cast<size_t>(i)] = 0.5 * inputs.rows_a_token * sum / total;
+    losses[static_cast<size_t>(i)] = 0.5 * inputs.rows_a_token * share * sum / total;
   });
   return losses;
 }
@@ -406,7 +414,8 @@ MixedLosses predicted_losses(const SensitivityProblem& problem,
     if (given != outputs.end()) {
       const std::vector<double> mine =
           losses_of(problem.weights.matrix(tensor), moments, given->second, schemes,
-                    problem.plan.find(tensor)->rule.full_range);
+                    problem.plan.find(tensor)->rule.full_range,
+                    node.op == "linear" && node.block >= 0 && node.block != kLastBlock);
       for (size_t i = 0; i < schemes.size(); ++i) losses[tensor][i] += mine[i];
     }
     ++done.done;

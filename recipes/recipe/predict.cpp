@@ -47,8 +47,7 @@ constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 // While factors are found: bytes a weight, and of the square of its smaller side.
 constexpr int64_t kMissing = 28, kVectors = 40;
 constexpr int64_t kBackward = 32;  // samples that gradients are taken of (sensitivity.h)
-// A value that gradients pass: itself, its gradient, and what its node keeps.
-constexpr int64_t kWithGradient = 3;
+constexpr int64_t kWithGradient = 2;  // a value that gradients pass
 constexpr int64_t kTriedScheme = 32;  // bytes a weight of the rows that are tried
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
@@ -186,7 +185,7 @@ class CalibrationPeak {
       if (!plan_.needs_inputs(layer))
         factors = std::max(factors, threads_ * factors_bytes(layer));
     }
-    return {{"the program with LibTorch", kProgram},
+    return {{"the program with LibTorch", kProgram + (factors > 0 ? kProducts : 0)},
             {"the layer that is rounded", kRounded * largest},
             {"its factors", factors}};
   }
@@ -567,11 +566,13 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
                     [&plan](const LayerPlan& layer) { return plan.needs_inputs(layer); });
     // The noise floor's reference has kernels of its own.
     int64_t floats = 0;
-    for (const auto& [name, tensor] : model.tensors) floats += 4 * tensor.numel();
+    for (const auto& [name, tensor] : model.tensors)
+      floats += (request.compares ? 8 : 4) * tensor.numel();
     const std::vector<MemoryPart> evaluation = {
-        {"the program with LibTorch", kProgram + (products ? kProducts : 0)},
+        {"the program with LibTorch",
+         kProgram + (products || plan.has_low_rank() ? kProducts : 0)},
         {"the artifact and its kernels' copy", 2 * artifact},
-        {"the float model and its kernels' copies", model.weight_bytes() + 2 * floats},
+        {"the float model and its kernels' copies", model.weight_bytes() + floats},
         {"tensors kept for reuse", products ? kPool : 0},
         {"logits of both", 2 * logits}};
     result.evaluates = fits(evaluation);

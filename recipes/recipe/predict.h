@@ -38,6 +38,7 @@ struct MemoryRequest {
   // Of the calibration sequences, when they are known: all their tokens, and the longest's.
   int64_t tokens = 0, longest = 0;
   bool evaluates = true;  // both models are run at the end
+  bool compares = true;   // on data, and the float one against itself
 };
 // How a run keeps below its cap, and its peak by parts in the order of size.
 struct MemoryPlan {

@@ -117,7 +117,8 @@ Result<RunReport> quantize(const PipelineRequest& request) {
 
   MemoryRequest needs = {.cap = request.memory,
                          .threads = thread_count(),
-                         .evaluates = Ranks::instance().is_first()};
+                         .evaluates = Ranks::instance().is_first(),
+                         .compares = held.count() > 0};
   for (const std::vector<int32_t>& ids : calibration.sequences) {
     needs.tokens += static_cast<int64_t>(ids.size());
     needs.longest = std::max(needs.longest, static_cast<int64_t>(ids.size()));
