@@ -242,10 +242,10 @@ ArtifactWriter::Outline outline_of(const Plan& plan, const Artifact& model) {
   for (const LayerPlan& layer : plan.layers) {
     const auto weight = model.tensors.find(layer.tensor);
     if (layer.rank == 0 || weight == model.tensors.end()) continue;
-    outline.floats[low_rank_a(layer.node)] = {
-        DType::bf16, {layer.rank, weight->second.cols()}};
-    outline.floats[low_rank_b(layer.node)] = {
-        DType::bf16, {weight->second.rows(), layer.rank}};
+    outline.floats[low_rank_a(layer.node)] = {DType::bf16,
+                                              {layer.rank, weight->second.cols()}};
+    outline.floats[low_rank_b(layer.node)] = {DType::bf16,
+                                              {weight->second.rows(), layer.rank}};
   }
   return outline;
 }

@@ -139,7 +139,8 @@ void StreamedCalibration::take_scaled(
 
 void StreamedCalibration::solve_layers(SolvedLayers& solved) {
   const OneThread one_thread;
-  StreamingSolver solver(*result_.model, *weights_, result_.plan, solved, notes_, options_);
+  StreamingSolver solver(*result_.model, *weights_, result_.plan, solved, notes_,
+                         options_);
   solver.solve_without_inputs();
   solver.solve_with_inputs(data_);
   const auto is_float = [this](const std::string& name) {

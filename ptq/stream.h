@@ -4,8 +4,8 @@
 // First what data decides before any layer is solved: factors of transforms, the schemes
 // of mixed precision, the scales of static activations; a pass of the samples each. Then
 // the layers (ptq/calibration/streaming_solver.h). Each node runs once a sample (twice
-// where the float model is followed, and once for each pass before), and a block's weights
-// are in memory only while it runs.
+// where the float model is followed, and once for each pass before), and a block's
+// weights are in memory only while it runs.
 //
 // calibrate() is this with everything in memory. can_stream: may layers go to disk one by
 // one, and samples over processes? Of language models, after transforms that scale
@@ -43,7 +43,8 @@ struct StreamOptions {
 
 class StreamedCalibration {
  public:
-  // Everything that comes before layers are solved. data and what options name outlive it.
+  // Everything that comes before layers are solved. data and what options name outlive
+  // it.
   StreamedCalibration(std::shared_ptr<const Artifact> model, const Plan& plan,
                       const CalibrationData& data, const StreamOptions& options);
 

@@ -56,7 +56,8 @@ class ArtifactWriter {
 
   // beside: floats of the outline that belong to the layer and are on disk with it.
   Status add(const LayerScheme& scheme, const LedgerEntry& entry,
-             const PackedTensor& packed, const std::map<std::string, Tensor>& beside = {});
+             const PackedTensor& packed,
+             const std::map<std::string, Tensor>& beside = {});
   Status add_float(const std::string& name, const Tensor& tensor);
   // Everything of an artifact whose bytes stay in memory until finish, several layers at a time.
   Status add_all(const Artifact& artifact);
@@ -68,7 +69,8 @@ class ArtifactWriter {
   Result<PackedTensor> packed(const std::string& weight) const;
   bool has_float(const std::string& name) const;
   Result<Tensor> stored_float(const std::string& name) const;  // a view of the file
-  // Views of everything: tensors, packed, layers. failed_precondition: something is missing.
+  // Views of everything: tensors, packed, layers. failed_precondition: something is
+  // missing.
   Status open(Artifact& artifact) const;
 
   // artifact: what open() has filled and the rest, as write_artifact takes it.

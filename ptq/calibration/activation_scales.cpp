@@ -83,8 +83,7 @@ void calibrate_activations(Plan& plan, const Program& program,
                            FoundScales& found, const Progress& progress) {
   Scales scales(plan, program, open, found, progress);
   for (auto& [value, scheme] : plan.activations) scheme = scales.scaled(value, scheme);
-  if (plan.byte_images)
-    plan.activations.at(program.inputs.at(0).name).scale = 1.0f / 255;
+  if (plan.byte_images) plan.activations.at(program.inputs.at(0).name).scale = 1.0f / 255;
   // These move codes and do not compute: what comes out has the scale of what went in.
   for (const Node& node : program.nodes) {
     if (!moves_codes(node)) continue;

@@ -90,8 +90,7 @@ std::optional<GroupScale> known_everywhere(const FoundScales& found,
                                            const std::string& value) {
   Ranks& ranks = Ranks::instance();
   const GroupScale* known = found.find(step, value);
-  if (ranks.count() == 1)
-    return known != nullptr ? std::optional(*known) : std::nullopt;
+  if (ranks.count() == 1) return known != nullptr ? std::optional(*known) : std::nullopt;
   const bool mine = ranks.is_first() && known != nullptr;
   const std::string text =
       ranks.broadcast(mine ? print_group_scale(step, value, *known) : "", 0);

@@ -1,8 +1,8 @@
 // Mixed precision: every quantized layer's scheme anew, as the plan's budget allows.
 //
-// Losses come from plan.mixed.losses where a run before has found them, from `found` after
-// an interruption, else from predicted_losses (sensitivity.h). notes: what the ledger
-// should say, by tensor. Throws nibble::Error.
+// Losses come from plan.mixed.losses where a run before has found them, from `found`
+// after an interruption, else from predicted_losses (sensitivity.h). notes: what the
+// ledger should say, by tensor. Throws nibble::Error.
 #pragma once
 
 #include <map>

@@ -1,7 +1,8 @@
 // What values of the float model are on the calibration data: one pass of all samples,
 // which stops behind the node that makes each value.
 //
-// The same on every rank, whatever their number: counts are integers. Throws nibble::Error.
+// The same on every rank, whatever their number: counts are integers. Throws
+// nibble::Error.
 #pragma once
 
 #include <map>

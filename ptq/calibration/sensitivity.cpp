@@ -103,8 +103,8 @@ class OutputMoments {
         ranks_(Ranks::instance()) {
     const int64_t each =
         problem.plan.calibration_sequences / sample_count(problem.model, problem.plan);
-    few_.calibration_sequences =
-        std::min(few_.calibration_sequences, kBackwardSamples * std::max<int64_t>(each, 1));
+    few_.calibration_sequences = std::min(few_.calibration_sequences,
+                                          kBackwardSamples * std::max<int64_t>(each, 1));
     for (size_t i = 0; i < program_.nodes.size(); ++i) {
       if (i == 0 || program_.nodes[i].block != program_.nodes[i - 1].block)
         begins_.push_back(i);
@@ -135,7 +135,8 @@ class OutputMoments {
           });
           for (const auto& of_sample : made) {
             for (const auto& [node, square] : of_sample)
-              squares[static_cast<size_t>(shard.index)][node].add(square.sum, square.rows);
+              squares[static_cast<size_t>(shard.index)][node].add(square.sum,
+                                                                  square.rows);
           }
         }
       }
@@ -170,7 +171,8 @@ class OutputMoments {
   }
 
   // One sample's way through a part, and back: gradients_ then is at what it read.
-  std::map<size_t, Squares> back(size_t part, const SampleStream& before, int64_t sample) {
+  std::map<size_t, Squares> back(size_t part, const SampleStream& before,
+                                 int64_t sample) {
     const at::AutoGradMode with_gradients(true);
     const size_t begin = begins_[part], end = end_of(part);
     StreamValues& gradients = gradients_[static_cast<size_t>(sample)];
@@ -188,8 +190,8 @@ class OutputMoments {
       const Node& node = program_.nodes[n];
       at::Tensor y =
           node.op == "embedding"
-              ? problem_.weights.rows(node.parameter("weight"),
-                                      values.at(node.inputs.at(0)).cpu())
+              ? problem_.weights
+                    .rows(node.parameter("weight"), values.at(node.inputs.at(0)).cpu())
                     .to(values.at(node.inputs.at(0)).device())
               : run_node(node, values, parameters_);
       if (wanted_.count(n)) {
@@ -259,15 +261,15 @@ class OutputMoments {
   Plan few_;  // of as many samples as gradients are taken of
   Ranks& ranks_;
   std::vector<size_t> begins_;  // of the parts: blocks, and what is before and behind
-  StreamValues parameters_;               // of the part
-  std::vector<StreamValues> gradients_;   // by sample: at what the part behind has read
+  StreamValues parameters_;     // of the part
+  std::vector<StreamValues> gradients_;  // by sample: at what the part behind has read
 };
 
 // What the nodes of one value have read: E[x x^T], of an embedding how often each row.
 struct InputMoments {
   std::optional<Hessian> products;
-  at::Tensor counts;       // f64 [rows of the table]
-  int64_t rows = 0;        // that were added up
+  at::Tensor counts;        // f64 [rows of the table]
+  int64_t rows = 0;         // that were added up
   double rows_a_token = 1;  // of an image a convolution has a row for every place
 };
 
@@ -344,8 +346,7 @@ std::vector<double> losses_of(const at::Tensor& whole, const InputMoments& input
   at::Tensor products;
   if (!gathers) {
     products = inputs.products->matrix();
-    const at::Tensor diagonal =
-        (products.diagonal() / total).to(at::kFloat).contiguous();
+    const at::Tensor diagonal = (products.diagonal() / total).to(at::kFloat).contiguous();
     const float most = diagonal.max().item<float>();
     for (int64_t c = 0; c < diagonal.size(0); ++c)
       importance.push_back(std::max(diagonal.const_data_ptr<float>()[c], 1e-6f * most));
@@ -358,8 +359,8 @@ std::vector<double> losses_of(const at::Tensor& whole, const InputMoments& input
     const QuantScheme& scheme = schemes[static_cast<size_t>(i)];
     const at::Tensor weight = judged ? judged_rows(whole, scheme) : whole;
     const int64_t stride = (whole.size(0) + weight.size(0) - 1) / weight.size(0);
-    const at::Tensor outputs = gathers ? all_outputs
-                                       : all_outputs.slice(0, 0, whole.size(0), stride);
+    const at::Tensor outputs =
+        gathers ? all_outputs : all_outputs.slice(0, 0, whole.size(0), stride);
     const double share =
         static_cast<double>(whole.size(0)) / static_cast<double>(weight.size(0));
     double sum = 0;

@@ -14,8 +14,8 @@
 // costs a product. Of a block's linear layers at most some 1,024 rows, evenly apart, are
 // rounded; lm_head's and an embedding's rows differ too much in weight for that.
 //
-// Streams as solving does: samples wait between blocks (on disk, with a spill folder), and
-// a block's weights are in memory while it runs, on its way back too.
+// Streams as solving does: samples wait between blocks (on disk, with a spill folder),
+// and a block's weights are in memory while it runs, on its way back too.
 //
 // linear, embedding and conv2d of groups 1. Throws nibble::Error: unsupported for others
 // (names the layer). Deterministic at any number of threads and ranks.
@@ -30,7 +30,8 @@
 
 namespace nibble {
 
-// Sequences (samples of images) that gradients are taken of: enough for a mean of squares.
+// Sequences (samples of images) that gradients are taken of: enough for a mean of
+// squares.
 inline constexpr int64_t kBackwardSamples = 32;
 
 struct SensitivityProblem {

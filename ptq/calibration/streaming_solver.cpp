@@ -87,8 +87,8 @@ struct StreamingSolver::Outcome {
                                          account.rtn_error, account.rtn_output_error,
                                          static_cast<double>(account.tokens)});
     put_values(text, std::vector<char>(account.note.begin(), account.note.end()));
-    for (const Tensor* factor : {factors ? &factors->a : nullptr,
-                                 factors ? &factors->b : nullptr}) {
+    for (const Tensor* factor :
+         {factors ? &factors->a : nullptr, factors ? &factors->b : nullptr}) {
       if (factor != nullptr) put_bytes(text, factor->bytes.data(), factor->bytes.size());
     }
     return text;
@@ -606,9 +606,8 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
       keep(layer, std::move(outcome));
     }
   };
-  const bool one_by_one = std::all_of(
-      layers.begin(), layers.end(),
-      [](const LayerPlan* layer) {
+  const bool one_by_one =
+      std::all_of(layers.begin(), layers.end(), [](const LayerPlan* layer) {
         return method_of(*layer)->rows_in_parallel && layer->rank == 0;
       });
   const auto solved = [&](const LayerPlan& layer) {

@@ -4,7 +4,8 @@
 // Layers whose method looks at the weight alone come first, in program order; then the
 // samples move through the program node by node, and the layers that read one value are
 // solved as soon as it is there. A layer that `solved` has already (of a run that was
-// interrupted) is not solved again: the samples only pass through it. Throws nibble::Error.
+// interrupted) is not solved again: the samples only pass through it. Throws
+// nibble::Error.
 #pragma once
 
 #include <map>

@@ -97,8 +97,7 @@ LowRankFactors low_rank_factors(const LayerProblem& problem, const CodedMatrix& 
   return {.a = bf16_tensor(at::mm(b.t(), e)), .b = bf16_tensor(b)};
 }
 
-void add_factors(const LowRankFactors& factors, MatrixView<float> weight,
-                 int64_t first) {
+void add_factors(const LowRankFactors& factors, MatrixView<float> weight, int64_t first) {
   const int64_t rank = factors.a.rows();
   const std::vector<float> a = value_or_throw(to_float(factors.a)),
                            b = value_or_throw(to_float(factors.b));

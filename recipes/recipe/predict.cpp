@@ -47,8 +47,8 @@ constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 // While factors are found: bytes a weight, and of the square of its smaller side.
 constexpr int64_t kMissing = 28, kVectors = 40;
 constexpr int64_t kBackward = 32;  // samples that gradients are taken of (sensitivity.h)
-constexpr int64_t kWithGradient = 2;  // a value that gradients pass
-constexpr int64_t kTriedScheme = 32;  // bytes a weight of the rows that are tried
+constexpr int64_t kWithGradient = 2;   // a value that gradients pass
+constexpr int64_t kTriedScheme = 32;   // bytes a weight of the rows that are tried
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
 
 int64_t total(const std::vector<MemoryPart>& parts) {
@@ -108,7 +108,8 @@ class CalibrationPeak {
       };
     });
     if (!model_.program.is_language_model()) return most;
-    const int64_t streams = std::exchange(streams_, 1);  // what is before sees the float model
+    const int64_t streams =
+        std::exchange(streams_, 1);  // what is before sees the float model
     const bool tunes = std::exchange(tunes_, false);
     if (!plan_.mixed.schemes.empty()) {
       most = larger(std::move(most), at_gradients());
@@ -316,7 +317,8 @@ class CalibrationPeak {
   }
 
   // Where the gradients of one block pass (ptq/calibration/sensitivity.cpp): what samples
-  // hold at every block's start, and the gradient at one; the values of a sample a thread.
+  // hold at every block's start, and the gradient at one; the values of a sample a
+  // thread.
   std::vector<MemoryPart> at_gradients() {
     const Program& program = model_.program;
     const int64_t samples = std::min(kBackward, plan_.calibration_sequences);
@@ -343,12 +345,12 @@ class CalibrationPeak {
       most = std::max(most, values);
       weights = std::max(weights, parameters);
     }
-    return {{"the program with LibTorch", kProgram + kProducts},
-            {"tensors kept for reuse", kPool},
-            {"calibration activations",
-             (spills_ ? 0 : starts * tokens) + widest * tokens},
-            {"activations on their way", kWithGradient * threads_ * each_ * most},
-            {"a stretch of weights in float32", weights}};
+    return {
+        {"the program with LibTorch", kProgram + kProducts},
+        {"tensors kept for reuse", kPool},
+        {"calibration activations", (spills_ ? 0 : starts * tokens) + widest * tokens},
+        {"activations on their way", kWithGradient * threads_ * each_ * most},
+        {"a stretch of weights in float32", weights}};
   }
 
   // Where schemes are tried on a weight, after what its layer reads has passed.

@@ -66,11 +66,12 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   plan.mixed.losses = request.mixed_losses;
   const bool streams = can_stream(plan, planned->program);
   if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
-    return error(StatusCode::unsupported,
-                 "[quantize] --memory and mpirun: a language model whose layers are "
-                 "solved by rtn, gptq, awq, autoround, imatrix or hqq is required; found ",
-                 planned->program.is_language_model() ? "" : "another net and ",
-                 recipe.name, "; leave them out");
+    return error(
+        StatusCode::unsupported,
+        "[quantize] --memory and mpirun: a language model whose layers are "
+        "solved by rtn, gptq, awq, autoround, imatrix or hqq is required; found ",
+        planned->program.is_language_model() ? "" : "another net and ", recipe.name,
+        "; leave them out");
   }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));

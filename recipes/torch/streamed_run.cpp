@@ -203,10 +203,9 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   std::unique_ptr<SolvedLayers> solved;
   const ArtifactSink* sink = nullptr;
   if (ranks.is_first()) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        ArtifactWriter writer,
-        ArtifactWriter::resume(work_, fingerprint(provenance, plan),
-                               outline_of(plan, *model_)));
+    NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer,
+                            ArtifactWriter::resume(work_, fingerprint(provenance, plan),
+                                                   outline_of(plan, *model_)));
     writer_.emplace(std::move(writer));
     if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
     auto own = std::make_unique<ArtifactSink>(*model_, *writer_);

@@ -59,6 +59,25 @@ const Conv2dShape kShapes[] = {
      .pad_w = 3},
     {.channels = 1, .height = 3, .width = 3, .outputs = 1, .kernel_h = 3, .kernel_w = 3},
     {.channels = 172, .height = 1, .width = 1, .outputs = 31},  // a linear layer
+    {.channels = 37,  // every width of a tile of outputs, and some behind the last
+     .height = 12,
+     .width = 10,
+     .outputs = 107,
+     .kernel_h = 3,
+     .kernel_w = 3,
+     .pad_h = 1,
+     .pad_w = 1},
+    {.channels = 64,
+     .height = 9,
+     .width = 11,
+     .outputs = 96,
+     .kernel_h = 3,
+     .kernel_w = 2,
+     .stride_h = 2,
+     .stride_w = 2,
+     .pad_h = 1,
+     .pad_w = 1,
+     .groups = 2},
 };
 
 std::string text(const Conv2dShape& s) {

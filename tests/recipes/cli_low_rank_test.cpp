@@ -121,18 +121,20 @@ TEST_F(CliLowRank, StreamsToTheSameBytes) {
     return more;
   };
   const Json free = parsed(quantize("w4a16-gptq", "free", asked));
-  const int64_t foretold = parsed(quantize("w4a16-gptq", "x", also({"--dry-run"})))
-                               ["memory_bytes"].get<int64_t>();
+  const int64_t foretold =
+      parsed(quantize("w4a16-gptq", "x", also({"--dry-run"})))["memory_bytes"]
+          .get<int64_t>();
   EXPECT_GT(foretold, 0);
-  const Json capped = parsed(quantize("w4a16-gptq", "capped",
-                                      also({"--memory", std::to_string(foretold - 1)})));
+  const Json capped = parsed(
+      quantize("w4a16-gptq", "capped", also({"--memory", std::to_string(foretold - 1)})));
   EXPECT_LE(capped["memory"]["peak_bytes"].get<int64_t>(), foretold);
-  std::vector<std::string> arguments = {"quantize",  stories(), "--recipe", "w4a16-gptq",
-                                        "--output",  path("ranks"), "--set",
-                                        "data.per_line=true", "--set",
-                                        "calibration.sequences=40", "--set",
-                                        "calibration.length=64", "--evaluation",
-                                        path("heldout.txt")};
+  std::vector<std::string> arguments = {"quantize",     stories(),
+                                        "--recipe",     "w4a16-gptq",
+                                        "--output",     path("ranks"),
+                                        "--set",        "data.per_line=true",
+                                        "--set",        "calibration.sequences=40",
+                                        "--set",        "calibration.length=64",
+                                        "--evaluation", path("heldout.txt")};
   arguments.insert(arguments.end(), asked.begin(), asked.end());
   const Outcome ranks = nibble_on_ranks(2, arguments, files_.path());
   const auto whole = files_of(path("free"));

@@ -149,8 +149,7 @@ TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
 
 TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
   for (const char* recipe :
-       {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant", "w4a16-autoround",
-        "mixed-gptq"}) {
+       {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant", "w4a16-autoround", "mixed-gptq"}) {
     const std::string free_run = cat("free-", recipe),
                       capped_run = cat("capped-", recipe);
     ASSERT_EQ(nibble(quantize(free_run, {}, recipe), scratch_.path()).code, 0) << recipe;

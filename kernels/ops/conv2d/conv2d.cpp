@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/base/parallel.h"
+#include "kernels/ops/conv2d/lanes.h"
 #include "kernels/ops/panel/panel.h"
 #include "kernels/ops/requantize.h"
 #include "kernels/ops/scratch.h"
@@ -19,6 +20,9 @@ constexpr int64_t kWidest = 32;  // pixels a block: two vectors of at most 16
 constexpr int kTallest = 12;     // rows of the largest tile
 // Dwords of an image that one thread puts in order before two would have begun.
 constexpr int64_t kShortImage = 1 << 15;
+// Pixels of a task whose vectors hold outputs, and the most outputs of one.
+constexpr int64_t kPixels = 48;
+constexpr int64_t kOutputs = 64;
 
 Status check_shape(const Conv2dShape& s, int64_t rows, int64_t cols) {
   const bool positive = s.channels > 0 && s.height > 0 && s.width > 0 && s.outputs > 0 &&
@@ -114,6 +118,47 @@ void for_tiles(const PanelIsa& isa, int64_t outputs, const Function& f) {
     f(mr, first, std::min<int64_t>(mr, outputs - first));
     first += mr;
   }
+}
+
+// Do vectors of outputs leave fewer lanes idle than vectors of pixels? They copy no
+// patches, but one vector alone waits for its pixels' steps.
+bool fits_lanes(const Conv2dShape& s, const ConvLanes& isa, const PanelIsa& panel) {
+  const auto filled = [](int64_t n, int64_t vector) {
+    return static_cast<double>(n) /
+           static_cast<double>((n + vector - 1) / vector * vector);
+  };
+  const int64_t outputs = s.outputs / s.groups;
+  return filled(outputs, isa.lanes) >=
+         (outputs > isa.lanes ? 0.75 : 1.1) *
+             filled(s.out_height() * s.out_width(), 2 * panel.lanes);
+}
+
+// Tiles of one group's outputs: f(vectors of the tile, its first vector).
+template <class Function>
+void for_lane_tiles(const ConvLanes& isa, int64_t outputs, const Function& f) {
+  const int64_t vectors = (outputs + isa.lanes - 1) / isa.lanes;
+  for (int64_t first = 0; first < vectors;) {
+    const int64_t left = vectors - first;
+    const int taken = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    f(taken, first);
+    first += taken;
+  }
+}
+
+// rows [outputs, 4 * steps] of codes as panels, each of its tile's outputs side by side.
+void pack_lanes(const ConvLanes& isa, const int8_t* rows, int64_t outputs, int64_t steps,
+                int32_t* packed) {
+  for_lane_tiles(isa, outputs, [&](int vectors, int64_t first) {
+    int32_t* to = packed + first * isa.lanes * steps;
+    const int64_t width = vectors * isa.lanes;
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t j = 0; j < width; ++j, ++to) {
+        const int64_t o = first * isa.lanes + j;
+        *to = 0;
+        if (o < outputs) std::memcpy(to, rows + (o * steps + step) * 4, 4);
+      }
+    }
+  });
 }
 
 // Channels of a group as the s8 rows store them: whole steps of 4 codes.
@@ -213,8 +258,19 @@ Result<PreparedConv2dS8> prepare_conv2d_s8(const Conv2dShape& shape,
     }
   }
   const int64_t outputs = shape.outputs / shape.groups;
-  const int64_t padded = isa.padded_rows(outputs);
   const int64_t steps = row / 4;
+  const ConvLanes* lanes = conv.kernel->lanes;
+  conv.by_lanes = lanes != nullptr && fits_lanes(shape, *lanes, isa);
+  if (conv.by_lanes) {
+    const int64_t wide = (outputs + lanes->lanes - 1) / lanes->lanes * lanes->lanes;
+    conv.packed.resize(static_cast<size_t>(shape.groups * wide * steps));
+    for (int64_t g = 0; g < shape.groups; ++g) {
+      pack_lanes(*lanes, turned.data() + g * outputs * row, outputs, steps,
+                 conv.packed.data() + g * wide * steps);
+    }
+    return conv;
+  }
+  const int64_t padded = isa.padded_rows(outputs);
   conv.packed.resize(static_cast<size_t>(shape.groups * padded * steps * isa.dwords));
   for (int64_t g = 0; g < shape.groups; ++g) {
     for_tiles(isa, outputs, [&](int mr, int64_t first, int64_t count) {
@@ -295,6 +351,135 @@ void run_conv2d(const PreparedConv2d& conv, const float* x, const float* bias, f
 }
 
 namespace {
+
+// [groups, high, wide, stored] bytes, shifted to unsigned, the border holding code 0.
+void turn_image(const PreparedConv2dS8& conv, const uint8_t* codes, uint8_t* image) {
+  const Conv2dShape& s = conv.shape;
+  const ConvLanes& isa = *conv.kernel->lanes;
+  const int64_t channels = s.channels / s.groups, stored = padded_channels(s);
+  const int64_t high = s.height + 2 * s.pad_h, wide = s.width + 2 * s.pad_w;
+  const int64_t pixels = s.height * s.width, whole = channels / 16 * 16;
+  const uint8_t flip = conv.unsigned_input ? 0 : kShift;
+  const auto place = [&](int64_t pixel) {
+    const int64_t row = pixel / s.width + s.pad_h, column = pixel % s.width + s.pad_w;
+    return (row * wide + column) * stored;
+  };
+  std::memset(image, flip, static_cast<size_t>(s.groups * high * wide * stored));
+  // Runs of 16 pixels, the last one again over what the one before has done.
+  const int64_t runs = pixels < 16 ? 0 : (pixels + 15) / 16;
+  parallel_for(s.groups * runs, [&](int64_t task) {
+    const int64_t g = task / runs, first = std::min(task % runs * 16, pixels - 16);
+    uint8_t* out[16];
+    uint8_t* at = image + g * high * wide * stored + place(first);
+    int64_t left = s.width - first % s.width;  // of the row
+    for (uint8_t*& to : out) {
+      to = at;
+      at += stored;
+      if (--left > 0) continue;
+      at += 2 * s.pad_w * stored;
+      left = s.width;
+    }
+    for (int64_t c = 0; c < whole; c += 16) {
+      isa.turn(codes + (g * channels + c) * pixels + first, pixels, flip, out);
+      for (uint8_t*& to : out) to += 16;
+    }
+  });
+  for (int64_t g = 0; g < s.groups; ++g) {
+    uint8_t* own = image + g * high * wide * stored;
+    for (int64_t c = runs > 0 ? whole : 0; c < channels; ++c) {
+      const uint8_t* in = codes + (g * channels + c) * pixels;
+      for (int64_t row = 0; row < s.height; ++row) {
+        uint8_t* to = own + place(row * s.width) + c;
+        for (int64_t j = 0; j < s.width; ++j) to[j * stored] = *in++ ^ flip;
+      }
+    }
+  }
+}
+
+// store(o, outputs, vectors, first, count, sums): `count` pixels from `first` on of
+// `outputs` outputs from o on; sums is [kPixels, vectors * lanes], what is behind `count`
+// or `outputs` undefined. bias: null, or [outputs].
+template <class Store>
+void run_lanes_s8(const PreparedConv2dS8& conv, const uint8_t* codes, const int32_t* bias,
+                  const Store& store) {
+  const Conv2dShape& s = conv.shape;
+  const ConvLanes& isa = *conv.kernel->lanes;
+  const int64_t stored = padded_channels(s);
+  const int64_t high = s.height + 2 * s.pad_h, wide = s.width + 2 * s.pad_w;
+  const int64_t outputs = s.outputs / s.groups;
+  const int64_t lanes = (outputs + isa.lanes - 1) / isa.lanes * isa.lanes;
+  const int64_t out_width = s.out_width(), pixels = s.out_height() * out_width;
+  const int64_t run = s.kernel_w * stored / 4, steps = run * s.kernel_h;
+  const int64_t next_column = s.stride_w * stored;
+  const int64_t next_row = s.stride_h * wide * stored - out_width * next_column;
+  const int32_t zero = conv.unsigned_input ? 0 : kShift;
+  static thread_local Scratch<uint8_t> image_scratch;
+  uint8_t* image =
+      image_scratch.get(static_cast<size_t>(s.groups * high * wide * stored));
+  turn_image(conv, codes, image);
+  struct Part {
+    int vectors;
+    int64_t first;
+  };
+  constexpr int64_t kParts = 3;  // narrower than 4 vectors, at the end
+  Part last[kParts];
+  int64_t wide_tiles = 0, tiles = 0;
+  for_lane_tiles(isa, outputs, [&](int vectors, int64_t first) {
+    if (vectors == 4) {
+      ++wide_tiles;
+    } else {
+      last[tiles - wide_tiles] = {vectors, first};
+    }
+    ++tiles;
+  });
+  const int64_t blocks = (pixels + kPixels - 1) / kPixels;
+  // One panel after another, so that it stays near while all pixels pass.
+  parallel_for(s.groups * tiles * blocks, [&](int64_t task) {
+    const int64_t g = task / (tiles * blocks), tile = task / blocks % tiles;
+    const int64_t first = task % blocks * kPixels;
+    const int64_t count = std::min(kPixels, pixels - first);
+    const Part part = tile < wide_tiles ? Part{4, 4 * tile} : last[tile - wide_tiles];
+    const int64_t o = part.first * isa.lanes, width = part.vectors * isa.lanes;
+    alignas(64) int32_t start[kOutputs];
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t at = g * outputs + o + j;
+      // Sums may pass 2^31 on their way and come back: unsigned, and vectors, wrap.
+      const auto sum = o + j < outputs ? static_cast<uint32_t>(conv.sums[at]) : 0u;
+      const auto own =
+          bias != nullptr && o + j < outputs ? static_cast<uint32_t>(bias[at]) : 0u;
+      start[j] = static_cast<int32_t>(own - static_cast<uint32_t>(zero) * sum);
+    }
+    const uint8_t* from[kPixels];
+    const int64_t row = first / out_width;
+    int64_t column = first % out_width;
+    const uint8_t* at =
+        image + ((g * high + row * s.stride_h) * wide + column * s.stride_w) * stored;
+    for (int64_t p = 0; p < count; ++p) {
+      from[p] = at;
+      at += next_column;
+      if (++column < out_width) continue;
+      column = 0;
+      at += next_row;
+    }
+    alignas(64) int32_t sums[kPixels * kOutputs];
+    const int64_t most = isa.most_pixels(part.vectors);
+    const int64_t parts = (count + most - 1) / most;  // as even as can be
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t begin = count * i / parts, end = count * (i + 1) / parts;
+      isa.product({.from = from + begin,
+                   .pixels = static_cast<int>(end - begin),
+                   .vectors = part.vectors,
+                   .row_bytes = wide * stored,
+                   .rows = s.kernel_h,
+                   .run = run,
+                   .panel = conv.packed.data() + (g * lanes + o) * steps,
+                   .start = start},
+                  sums + begin * width);
+    }
+    store(g * outputs + o, std::min(outputs - o, width), part.vectors, first, count,
+          sums);
+  });
+}
 
 // store(o, first, count, sums): `count` pixels of output o from the `first` on; sums has
 // room for a whole block.
@@ -385,6 +570,18 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
     return conv2d_s8_reference(s, codes, conv.unsigned_input, conv.weight.data(), acc);
   }
   const int64_t pixels = s.out_height() * s.out_width();
+  if (conv.by_lanes) {
+    const int64_t lanes = conv.kernel->lanes->lanes;
+    return run_lanes_s8(conv, codes, nullptr,
+                        [&](int64_t o, int64_t outputs, int vectors, int64_t first,
+                            int64_t count, const int32_t* sums) {
+                          for (int64_t j = 0; j < outputs; ++j) {
+                            int32_t* to = acc + (o + j) * pixels + first;
+                            for (int64_t p = 0; p < count; ++p)
+                              to[p] = sums[p * vectors * lanes + j];
+                          }
+                        });
+  }
   run_tiles_s8(conv, codes,
                [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
                  std::memcpy(acc + o * pixels + first, sums,
@@ -409,6 +606,32 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
       }
     }
     return;
+  }
+  if (conv.by_lanes) {
+    const ConvLanes& isa = *conv.kernel->lanes;
+    const int64_t lanes = isa.lanes;
+    return run_lanes_s8(
+        conv, codes, target.bias,
+        [&](int64_t o, int64_t outputs, int vectors, int64_t first, int64_t count,
+            const int32_t* sums) {
+          for (int64_t v = 0; v * lanes < outputs; ++v) {
+            const int64_t at = o + v * lanes;
+            const int64_t here = std::min(lanes, outputs - v * lanes);
+            alignas(64) float multiplier[16] = {};
+            std::copy_n(target.multiplier + at, here, multiplier);
+            for (int64_t p = 0; p < count; p += 16) {
+              isa.round(sums + (p * vectors + v) * lanes, vectors * lanes,
+                        {.multiplier = multiplier,
+                         .scale = target.scale,
+                         .low = static_cast<float>(target.lowest),
+                         .high = static_cast<float>(target.highest),
+                         .outputs = static_cast<int>(here),
+                         .pixels = static_cast<int>(std::min<int64_t>(16, count - p)),
+                         .out = y + at * pixels + first + p,
+                         .stride = pixels});
+            }
+          }
+        });
   }
   const auto requantize = conv.kernel->panel->requantize;
   const int64_t width = 2 * conv.kernel->panel->lanes;

@@ -51,12 +51,15 @@ void conv2d_s8_reference(const Conv2dShape& shape, const uint8_t* codes,
                          bool unsigned_input, const int8_t* weight, int32_t* acc);
 
 // One row of kernels.inc.
-struct PanelIsa;  // ops/panel/panel.h
+struct PanelIsa;   // ops/panel/panel.h
+struct ConvLanes;  // ops/conv2d/lanes.h
 struct Conv2dKernel {
   const char* name;  // conv2d_<activation>_<weight>__<isa>
   uint32_t flags;    // the CPU flags it needs
   LinearActivation activation;
   const PanelIsa* panel;  // null in the reference rows
+  // s8, where the CPU's vectors can hold outputs: for shapes that have enough of them.
+  const ConvLanes* lanes = nullptr;
 };
 const std::vector<Conv2dKernel>& conv2d_kernels();  // the best first
 // Never fails: the reference rows need nothing of the CPU.
@@ -81,7 +84,10 @@ struct PreparedConv2dS8 {
   Conv2dShape shape;
   bool unsigned_input = false;
   std::vector<int8_t> weight;   // reference: [outputs, patch]
-  std::vector<int32_t> packed;  // else tiles [steps, mr, dwords], channels innermost
+  bool by_lanes = false;        // vectors of outputs (lanes.h), else of pixels
+  // else tiles [steps, mr, dwords], channels innermost; by lanes [steps, 1, 2 or 4
+  // vectors]
+  std::vector<int32_t> packed;
   std::vector<int32_t> sums;    // [outputs], of each output's codes
 };
 // As above; unsupported: patch > 2^16.
