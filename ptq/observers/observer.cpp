@@ -49,10 +49,10 @@ void ValueStatistics::add(const ValueStatistics& other) {
   smallest_ = std::min(smallest_, other.smallest_);
   largest_ = std::max(largest_, other.largest_);
   if (other.range_ == 0) return;
-  // Just below a power of two, so that ranges become equal.
+  // A range is the first power of two above a magnitude: half of it gives the same one.
   ValueStatistics wide = other;
-  if (range_ < other.range_) grow(std::nextafter(other.range_, 0.0));
-  if (wide.range_ < range_) wide.grow(std::nextafter(range_, 0.0));
+  if (range_ < other.range_) grow(other.range_ / 2);
+  if (wide.range_ < range_) wide.grow(range_ / 2);
   for (size_t i = 0; i < kBins; ++i) {
     positive_[i] += wide.positive_[i];
     negative_[i] += wide.negative_[i];

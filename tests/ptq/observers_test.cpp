@@ -108,6 +108,40 @@ TEST(Observers, TheOrderOfTheDataChangesNothing) {
   EXPECT_EQ(up.count(), 1000);
 }
 
+// Seen in parts, by others too, in any order: as if it had been seen at once.
+TEST(Observers, PartsAddUpToTheWhole) {
+  std::mt19937 random(5);
+  std::vector<float> values;
+  for (int i = 0; i < 6000; ++i) {
+    const int exponent = static_cast<int>(random() % 24) - 12;
+    values.push_back(std::ldexp(static_cast<float>(random() % 2001) / 1000 - 1, exponent));
+  }
+  values[3] = 8;  // a range's own end
+  ValueStatistics whole;
+  whole.add(values);
+  for (const size_t step : {1u, 7u, 500u, 6000u}) {
+    ValueStatistics forward, backward;
+    std::vector<ValueStatistics> parts;
+    for (size_t first = 0; first < values.size(); first += step) {
+      ValueStatistics part;
+      part.add({values.data() + first, std::min(step, values.size() - first)});
+      parts.push_back(ValueStatistics::from(part.bytes()));
+    }
+    for (const ValueStatistics& part : parts) forward.add(part);
+    for (size_t i = parts.size(); i-- > 0;) backward.add(parts[i]);
+    for (const ValueStatistics* sum : {&forward, &backward}) {
+      EXPECT_EQ(sum->bytes(), whole.bytes()) << step;
+      EXPECT_EQ(sum->bin_width(), whole.bin_width()) << step;
+    }
+  }
+  ValueStatistics zeros;
+  zeros.add(std::vector<float>(5, 0.0f));
+  ValueStatistics sum = whole;
+  sum.add(zeros);
+  EXPECT_EQ(sum.count(), whole.count() + 5);
+  EXPECT_EQ(sum.positive(), whole.positive());
+}
+
 TEST(Observers, SaysWhenSomethingWasNotFinite) {
   ValueStatistics statistics;
   statistics.add(std::vector<float>{1.0f, std::nanf(""), 2.0f});
