@@ -51,6 +51,9 @@ struct AdaRoundOptions {
 // share it.
 using MixedLosses = std::map<std::string, std::vector<double>>;
 struct MixedOptions {
+  // Sequences (samples of 16 images) that gradients are taken of: enough for a mean of
+  // squares.
+  static constexpr int64_t kGradientSamples = 32;
   std::vector<QuantScheme> schemes;                  // none: every layer as it is planned
   std::map<std::string, std::vector<double>> costs;  // by tensor, one a scheme
   double budget = 0;                                 // in the unit of the costs

@@ -15,7 +15,8 @@ using Progress = std::function<void(const std::string& stage, const std::string&
 struct BlockDone {
   std::string step;  // "awq"; "" for solving
   int block = 0, blocks = 0;
-  int64_t layers = 0;       // solved in this block; of a transform: groups of layers
+  int64_t layers = 0;       // done in this block; of a transform: groups of layers
+  bool kept = true;         // for a run after this one, should this one be killed
   double output_error = 0;  // their mean
   int64_t done = 0, total = 0;
 };

@@ -78,9 +78,10 @@ StreamedCalibration::StreamedCalibration(std::shared_ptr<const Artifact> model,
   transform();
   const Program& program = result_.model->program;
   if (!plan.mixed.schemes.empty()) {
-    choose_schemes(result_.plan,
-                   {*result_.model, *weights_, result_.plan, data_, options_},
-                   *options_.found, notes_);
+    choose_schemes(
+        result_.plan,
+        {*result_.model, *weights_, result_.plan, data_, options_, *options_.found},
+        notes_);
   }
   if (has_static_activations(plan)) {
     const auto open = [this] {

@@ -48,13 +48,18 @@ FoundScales::FoundScales(const std::filesystem::path& path,
       const std::string line =
           text.substr(bytes_ + kDigits + 1, end - bytes_ - kDigits - 1);
       if (sha256_hex(line) != text.substr(bytes_, kDigits)) break;
-      std::string transform, value;
-      GroupScale found = parse_group_scale(line, &transform, &value);
-      found_[{transform, value}] = std::move(found);
+      try {
+        std::string transform, value;
+        GroupScale found = parse_group_scale(line, &transform, &value);
+        found_[{transform, value}] = std::move(found);
+      } catch (const nlohmann::json::exception&) {
+        break;
+      }
       bytes_ = end + 1;
     }
     resumed_ = found_.size();
   } else {
+    replaced_ = !text.empty();
     throw_if_error(file_.resize(0));
     throw_if_error(file_.write(head, 0));
     bytes_ = head.size();

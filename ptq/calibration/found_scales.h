@@ -42,6 +42,7 @@ class FoundScales {
   void put(const std::string& transform, const std::string& value, GroupScale found);
   void end_block();  // what was put is on disk
   size_t resumed() const { return resumed_; }
+  bool replaced() const { return replaced_; }  // a file of another fingerprint
 
  private:
   std::map<std::pair<std::string, std::string>, GroupScale> found_;
@@ -49,6 +50,7 @@ class FoundScales {
   bool has_file_ = false;
   uint64_t bytes_ = 0;  // of the file that are sound
   size_t resumed_ = 0;
+  bool replaced_ = false;
   std::string pending_;
 };
 

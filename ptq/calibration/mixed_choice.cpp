@@ -1,48 +1,63 @@
 #include "ptq/calibration/mixed_choice.h"
 
 #include "ptq/allocate.h"
+#include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 
 namespace nibble {
 namespace {
 
-constexpr const char* kStep = "mixed";
+constexpr const char* kStep = "scheme";
 
-// Of every tensor, or none.
-std::optional<MixedLosses> known_losses(const FoundScales& found,
-                                        const std::vector<std::string>& tensors) {
-  MixedLosses losses;
-  for (const std::string& tensor : tensors) {
-    const auto known = known_everywhere(found, kStep, tensor);
-    if (!known) return std::nullopt;
-    losses[tensor] = known->scale;
-  }
+MixedLosses losses_of(const MixedOptions& mixed, const SensitivityProblem& problem,
+                      const std::vector<std::string>& tensors) {
+  if (mixed.losses != nullptr && !mixed.losses->empty()) return *mixed.losses;
+  MixedLosses losses = predicted_losses(problem, tensors, mixed.schemes);
+  if (mixed.losses != nullptr) *mixed.losses = losses;
   return losses;
 }
 
-MixedLosses losses_of(const MixedOptions& mixed, const SensitivityProblem& problem,
-                      const std::vector<std::string>& tensors, FoundScales& found) {
-  if (mixed.losses != nullptr && !mixed.losses->empty()) return *mixed.losses;
-  std::optional<MixedLosses> losses = known_losses(found, tensors);
-  if (!losses) {
-    losses = predicted_losses(problem, tensors, mixed.schemes);
-    for (const auto& [tensor, loss] : *losses) found.put(kStep, tensor, {loss, {}});
+// The first rank's choice, on every rank: costs that are times differ from one to the
+// next. Kept, because they differ from run to run as well.
+std::vector<size_t> chosen_everywhere(const MixedOptions& mixed,
+                                      const std::vector<std::string>& tensors,
+                                      const std::vector<std::vector<LayerChoice>>& layers,
+                                      FoundScales& found) {
+  std::vector<size_t> chosen;
+  for (const std::string& tensor : tensors) {
+    const auto known = known_everywhere(found, kStep, tensor);
+    if (!known) break;
+    chosen.push_back(static_cast<size_t>(known->scale.at(0)));
+  }
+  if (chosen.size() == tensors.size()) return chosen;
+  Ranks& ranks = Ranks::instance();
+  if (ranks.is_first()) {
+    Result<std::vector<size_t>> best = allocate(layers, mixed.budget);
+    if (!best.ok()) {
+      throw Error(
+          error(best.status().code(), best.status().message(), " (in ", mixed.unit, ")"));
+    }
+    for (size_t l = 0; l < tensors.size(); ++l)
+      found.put(kStep, tensors[l], {{static_cast<double>((*best)[l])}, {}});
     found.end_block();
   }
-  if (mixed.losses != nullptr) *mixed.losses = *losses;
-  return std::move(*losses);
+  chosen.clear();
+  for (const std::string& tensor : tensors)
+    chosen.push_back(
+        static_cast<size_t>(known_everywhere(found, kStep, tensor)->scale.at(0)));
+  return chosen;
 }
 
 }  // namespace
 
-void choose_schemes(Plan& plan, const SensitivityProblem& problem, FoundScales& found,
+void choose_schemes(Plan& plan, const SensitivityProblem& problem,
                     std::map<std::string, std::string>& notes) {
   const MixedOptions& mixed = plan.mixed;
   std::vector<std::string> tensors;
   for (const LayerPlan& layer : plan.layers) {
     if (layer.method != "float") tensors.push_back(layer.tensor);
   }
-  const MixedLosses losses = losses_of(mixed, problem, tensors, found);
+  const MixedLosses losses = losses_of(mixed, problem, tensors);
   std::vector<std::vector<LayerChoice>> layers;
   for (const std::string& tensor : tensors) {
     const std::vector<double>& loss = losses.at(tensor);
@@ -56,18 +71,15 @@ void choose_schemes(Plan& plan, const SensitivityProblem& problem, FoundScales& 
     for (size_t i = 0; i < loss.size(); ++i)
       layers.back().push_back({costs->second[i], loss[i]});
   }
-  Result<std::vector<size_t>> chosen = allocate(layers, mixed.budget);
-  if (!chosen.ok()) {
-    throw Error(error(chosen.status().code(), chosen.status().message(), " (in ",
-                      mixed.unit, ")"));
-  }
+  const std::vector<size_t> chosen =
+      chosen_everywhere(mixed, tensors, layers, problem.found);
   for (size_t l = 0; l < tensors.size(); ++l) {
     for (LayerPlan& layer : plan.layers) {
-      if (layer.tensor == tensors[l]) layer.scheme.weight = mixed.schemes[(*chosen)[l]];
+      if (layer.tensor == tensors[l]) layer.scheme.weight = mixed.schemes[chosen[l]];
     }
     std::string& note = notes[tensors[l]];
-    note += cat(note.empty() ? "" : "; ", "mixed: KL foretold ",
-                layers[l][(*chosen)[l]].loss);
+    note +=
+        cat(note.empty() ? "" : "; ", "mixed: KL foretold ", layers[l][chosen[l]].loss);
   }
   throw_if_error(check_plan(plan, problem.model.program));
 }

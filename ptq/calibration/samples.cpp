@@ -135,14 +135,4 @@ std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
   return samples;
 }
 
-at::Tensor gather_rows(const ValueStream& stream, const std::string& value, int64_t first,
-                       int64_t last) {
-  std::vector<at::Tensor> rows;
-  for (int64_t sample = first; sample < last; ++sample) {
-    const at::Tensor& x = stream.value(sample, value);
-    rows.push_back(x.reshape({-1, x.size(-1)}));
-  }
-  return at::cat(rows);
-}
-
 }  // namespace nibble

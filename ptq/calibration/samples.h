@@ -23,10 +23,6 @@ std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
                                        const CalibrationData& data, int64_t first,
                                        int64_t last);
 
-// The rows [tokens, features] of a value over samples [first, last).
-at::Tensor gather_rows(const ValueStream& stream, const std::string& value, int64_t first,
-                       int64_t last);
-
 // At least as many sequences (images) as the plan says, each of a length and of ids that
 // the model takes. needed_by: who asks, for the message when there is no data at all.
 // Throws nibble::Error.

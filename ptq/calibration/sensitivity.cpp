@@ -103,8 +103,9 @@ class OutputMoments {
         ranks_(Ranks::instance()) {
     const int64_t each =
         problem.plan.calibration_sequences / sample_count(problem.model, problem.plan);
-    few_.calibration_sequences = std::min(few_.calibration_sequences,
-                                          kBackwardSamples * std::max<int64_t>(each, 1));
+    few_.calibration_sequences =
+        std::min(few_.calibration_sequences,
+                 MixedOptions::kGradientSamples * std::max<int64_t>(each, 1));
     for (size_t i = 0; i < program_.nodes.size(); ++i) {
       if (i == 0 || program_.nodes[i].block != program_.nodes[i - 1].block)
         begins_.push_back(i);
@@ -143,6 +144,20 @@ class OutputMoments {
       parameters_.clear();
       before[part]->drop();
       say(2 * begins_.size() - part);
+      if (problem_.options.block_done) {
+        problem_.options.block_done(
+            {.step = "gradients",
+             .block = program_.nodes[begins_[part]].block,
+             .blocks = program_.block_count(),
+             .layers = std::count_if(wanted_.begin(), wanted_.end(),
+                                     [&](const auto& entry) {
+                                       return entry.first >= begins_[part] &&
+                                              entry.first < end_of(part);
+                                     }),
+             .kept = false,
+             .done = static_cast<int64_t>(begins_.size() - part),
+             .total = static_cast<int64_t>(begins_.size())});
+      }
     }
     return means(squares);
   }
@@ -382,6 +397,37 @@ std::vector<double> losses_of(const at::Tensor& whole, const InputMoments& input
   return losses;
 }
 
+constexpr const char* kGradients = "gradients";
+constexpr const char* kLosses = "mixed";
+
+// As output_moments, by node; of an interrupted run where that had all of them.
+std::map<size_t, at::Tensor> known_or_found(const SensitivityProblem& problem,
+                                            const std::map<size_t, std::string>& wanted) {
+  const Program& program = problem.model.program;
+  std::map<size_t, at::Tensor> moments;
+  for (const auto& [node, tensor] : wanted) {
+    const auto known =
+        known_everywhere(problem.found, kGradients, program.nodes[node].name);
+    if (!known) break;
+    moments[node] = at::tensor(at::ArrayRef<double>(known->scale), at::kDouble);
+  }
+  if (moments.size() == wanted.size()) return moments;
+  moments = OutputMoments(problem, wanted).find();
+  for (const auto& [node, moment] : moments) {
+    if (!at::isfinite(moment).all().item<bool>()) {
+      throw failure(
+          StatusCode::out_of_range, program.nodes[node].name,
+          ": gradients of its outputs must be finite on the calibration data; "
+          "found NaN or infinity; check the weights, or calibrate on other data");
+    }
+    const double* values = moment.const_data_ptr<double>();
+    problem.found.put(kGradients, program.nodes[node].name,
+                      {{values, values + moment.numel()}, {}});
+  }
+  problem.found.end_block();
+  return moments;
+}
+
 }  // namespace
 
 MixedLosses predicted_losses(const SensitivityProblem& problem,
@@ -389,15 +435,27 @@ MixedLosses predicted_losses(const SensitivityProblem& problem,
                              const std::vector<QuantScheme>& schemes) {
   const OneThread one_thread;
   const Program& program = problem.model.program;
-  const std::map<size_t, std::string> wanted = wanted_nodes(program, tensors);
-  const std::map<size_t, at::Tensor> outputs = OutputMoments(problem, wanted).find();
   MixedLosses losses;
-  for (const std::string& tensor : tensors) losses[tensor].assign(schemes.size(), 0);
+  std::vector<std::string> unknown;
+  for (const std::string& tensor : tensors) {
+    if (const auto known = known_everywhere(problem.found, kLosses, tensor)) {
+      losses[tensor] = known->scale;
+    } else {
+      losses[tensor].assign(schemes.size(), 0);
+      unknown.push_back(tensor);
+    }
+  }
+  const std::map<size_t, std::string> wanted = wanted_nodes(program, unknown);
+  if (wanted.empty()) return losses;
+  const std::map<size_t, at::Tensor> outputs =
+      known_or_found(problem, wanted_nodes(program, tensors));
+  std::map<std::string, size_t> last_node;  // of a tensor that several nodes read
+  for (const auto& [n, tensor] : wanted) last_node[tensor] = n;
   InputMomentsFinder finder(problem);
   std::string last_value;
   InputMoments moments;  // of that value; shared by its readers
   const StreamOptions& options = problem.options;
-  BlockDone done{.step = "mixed",
+  BlockDone done{.step = kLosses,
                  .blocks = program.block_count(),
                  .total = static_cast<int64_t>(wanted.size())};
   for (auto at = wanted.begin(); at != wanted.end(); ++at) {
@@ -417,14 +475,23 @@ MixedLosses predicted_losses(const SensitivityProblem& problem,
           losses_of(problem.weights.matrix(tensor), moments, given->second, schemes,
                     problem.plan.find(tensor)->rule.full_range,
                     node.op == "linear" && node.block >= 0 && node.block != kLastBlock);
-      for (size_t i = 0; i < schemes.size(); ++i) losses[tensor][i] += mine[i];
+      for (size_t i = 0; i < schemes.size(); ++i) {
+        losses[tensor][i] += mine[i];
+        if (std::isfinite(losses[tensor][i])) continue;
+        throw failure(StatusCode::out_of_range, node.name,
+                      ": its inputs must be finite on the calibration data; found NaN or "
+                      "infinity; check the weights, or calibrate on other data");
+      }
     }
+    if (last_node.at(tensor) == n)
+      problem.found.put(kLosses, tensor, {losses[tensor], {}});
     ++done.done;
     ++done.layers;
     done.block = node.block;
     if (options.progress) options.progress("mixed", node.name, done.done, done.total);
     const auto next = std::next(at);
     if (next != wanted.end() && program.nodes[next->first].block == node.block) continue;
+    problem.found.end_block();
     if (options.block_done) options.block_done(done);
     done.layers = 0;
   }

@@ -18,7 +18,8 @@
 // and a block's weights are in memory while it runs, on its way back too.
 //
 // linear, embedding and conv2d of groups 1. Throws nibble::Error: unsupported for others
-// (names the layer). Deterministic at any number of threads and ranks.
+// (names the layer); out_of_range: a loss that is not finite. Deterministic at any number
+// of threads and ranks.
 #pragma once
 
 #include <string>
@@ -30,16 +31,13 @@
 
 namespace nibble {
 
-// Sequences (samples of images) that gradients are taken of: enough for a mean of
-// squares.
-inline constexpr int64_t kBackwardSamples = 32;
-
 struct SensitivityProblem {
   const Artifact& model;
   const ModelWeights& weights;
   const Plan& plan;
   const CalibrationData& data;
   const StreamOptions& options;
+  FoundScales& found;  // what an interrupted run knows is not found again
 };
 
 // Nats per token (per image) by tensor, one for each scheme.

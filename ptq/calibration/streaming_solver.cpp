@@ -210,9 +210,8 @@ void StreamingSolver::solve_with_inputs(const CalibrationData& data) {
         },
         std::move(rounding));
   };
-  const bool tunes =
-      std::any_of(plan_.layers.begin(), plan_.layers.end(),
-                  [](const LayerPlan& layer) { return layer.method == "autoround"; });
+  bool tunes = false;
+  for (size_t i = 0; i < program.nodes.size(); ++i) tunes = tunes || is_tuned(i);
   follow(prefix, rounding_);
   if (plan_.follows_float() || tunes) follow(false, {});
 
@@ -267,7 +266,7 @@ void StreamingSolver::tune(ShardedStreams& streams, size_t begin, size_t end,
       .plan = plan_,
       .begin = begin,
       .end = end,
-      .samples = plan_.calibration_sequences,
+      .samples = sample_count(model_, plan_),
       .input = [&](int64_t sample) { return before->values(sample); },
       .target =
           [&](int64_t sample) {
@@ -296,11 +295,20 @@ void StreamingSolver::tune(ShardedStreams& streams, size_t begin, size_t end,
     const Start& start = starts_.at(layer->tensor);
     const std::string& note = start.outcome.account.note;
     // Errors of outputs are those on the inputs that the start's codes gave.
-    Outcome outcome =
-        solve_layer(*layer, start.inputs.get(), nullptr,
-                    SolvedLayer{std::move(codes.at(layer->tensor)),
-                                cat(note, note.empty() ? "" : "; ", "block error ",
-                                    tuned.loss_before, " -> ", tuned.loss_after)});
+    Outcome outcome;
+    if (ranks_.is_first())
+      outcome =
+          solve_layer(*layer, start.inputs.get(), nullptr,
+                      SolvedLayer{std::move(codes.at(layer->tensor)),
+                                  cat(note, note.empty() ? "" : "; ", "block error ",
+                                      tuned.loss_before, " -> ", tuned.loss_after)});
+    if (ranks_.count() > 1) {
+      const Tensor& weight = weights_.stored(layer->tensor);
+      const std::string text =
+          ranks_.broadcast(ranks_.is_first() ? outcome.bytes() : std::string(), 0);
+      if (!ranks_.is_first())
+        outcome = Outcome::from(text, *layer, weight.rows(), weight.cols());
+    }
     outcome.account.tokens = start.outcome.account.tokens;
     if (start.inputs == nullptr) {
       outcome.account.output_error = start.outcome.account.output_error;
@@ -626,7 +634,11 @@ void StreamingSolver::solve(const std::vector<const LayerPlan*>& layers,
   }
   if (inputs != nullptr) {  // a tuned block's stay until its end
     inputs->forget_derived();
-    inputs->forget_drift();
+    const bool wanted =
+        std::any_of(layers.begin(), layers.end(), [this](const LayerPlan* layer) {
+          return starts_.count(layer->tensor) > 0 && layer->rank > 0;
+        });
+    if (!wanted) inputs->forget_drift();
   }
   if (one_by_one && ranks_.count() == 1) return;
   for (size_t i = 0; i < layers.size(); ++i) {

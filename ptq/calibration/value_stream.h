@@ -46,12 +46,6 @@ class ValueStream {
   // Runs nodes [begin, end) of the program on samples [first, last).
   void run(size_t begin, size_t end, int64_t first, int64_t last);
   const at::Tensor& value(int64_t sample, const std::string& name) const;
-  // Every sample's live values, and back to them: parameters are loaded anew.
-  const std::vector<Values>& samples() const { return samples_; }
-  void restore(std::vector<Values> samples) {
-    samples_ = std::move(samples);
-    parameters_.clear();
-  }
   void drop(int64_t sample) { samples_[static_cast<size_t>(sample)].clear(); }
 
  private:

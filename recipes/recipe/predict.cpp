@@ -46,7 +46,6 @@ constexpr int64_t kRotated = 16;       // bytes a weight while it is rotated
 constexpr int64_t kFactorBytes = 2;    // of ptq/methods/low_rank.h: bf16
 // While factors are found: bytes a weight, and of the square of its smaller side.
 constexpr int64_t kMissing = 28, kVectors = 40;
-constexpr int64_t kBackward = 32;  // samples that gradients are taken of (sensitivity.h)
 constexpr int64_t kWithGradient = 2;   // a value that gradients pass
 constexpr int64_t kTriedScheme = 32;   // bytes a weight of the rows that are tried
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
@@ -73,7 +72,7 @@ class CalibrationPeak {
         threads_(request.threads),
         spills_(spills) {
     const Program& program = model.program;
-    // Layers that are solved from a stream have their samples in shards.
+    // Samples are in shards, an image net's mostly of whole rounds.
     if (program.is_language_model()) {
       round_ = std::clamp<int64_t>((plan.calibration_sequences + kShards - 1) / kShards,
                                    1, kRound);
@@ -107,7 +106,6 @@ class CalibrationPeak {
         most = larger(std::move(most), at_station(parameters, layers, node));
       };
     });
-    if (!model_.program.is_language_model()) return most;
     const int64_t streams =
         std::exchange(streams_, 1);  // what is before sees the float model
     const bool tunes = std::exchange(tunes_, false);
@@ -144,7 +142,7 @@ class CalibrationPeak {
         return {};
       });
     }
-    if (reads_codes()) {
+    if (reads_codes() || !plan_.activations.empty()) {
       pass([&](const Node&) -> Station {
         return [this, &most](int64_t parameters) {
           most = larger(std::move(most), on_the_way(parameters, 0));
@@ -321,7 +319,8 @@ class CalibrationPeak {
   // thread.
   std::vector<MemoryPart> at_gradients() {
     const Program& program = model_.program;
-    const int64_t samples = std::min(kBackward, plan_.calibration_sequences);
+    const int64_t samples =
+        std::min(MixedOptions::kGradientSamples, plan_.calibration_sequences);
     const int64_t tokens = std::min(all_, samples * each_);
     int64_t starts = 0, widest = 0, values = 0, weights = 0, parameters = 0, most = 0;
     pass([&](const Node& node) -> Station {
@@ -337,6 +336,9 @@ class CalibrationPeak {
       if (i > 0 && node.block != program.nodes[i - 1].block) values = parameters = 0;
       const auto shape = values_.find(node.outputs.at(0));
       if (shape != values_.end()) values += value_bytes(shape->second);
+      // Beside logits, and their gradient, the same of their logarithms.
+      if (shape != values_.end() && node.outputs.at(0) == program.outputs.at(0).name)
+        values += value_bytes(shape->second);
       for (const auto& [role, name] : node.parameters) {
         const auto tensor = model_.tensors.find(name);
         if (node.op != "embedding" && tensor != model_.tensors.end())
@@ -538,16 +540,6 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
   };
   MemoryPlan result;
   result.parts = CalibrationPeak(plan, model, values, request, false).find();
-  if (!plan.activations.empty()) {
-    // Scales of activations: every value of a round is kept until it is seen.
-    int64_t seen = 0;
-    for (const auto& [value, shape] : values) seen += value_bytes(shape);
-    result.parts = larger(std::move(result.parts),
-                          {{"the program with LibTorch", kProgram + kProducts},
-                           {"tensors kept for reuse", kPool},
-                           {"calibration activations",
-                            seen * kRound * kImagesPerSample}});
-  }
   // As rotate (kernels/program/edits) makes them: read, turned in f64, rounded.
   const std::vector<MemoryPart> made = {
       {"the program with LibTorch", kProgram},

@@ -28,6 +28,9 @@ std::string duration_text(double seconds) {
   return cat(whole / 3600, " h ", whole % 3600 / 60, " min");
 }
 
+constexpr const char* kAnother =
+    "an interrupted run of another request was there: begins anew";
+
 // OUTPUT.run, whatever way OUTPUT is written ("dir/" too).
 fs::path work_folder(const fs::path& output) {
   fs::path path = output.lexically_normal();
@@ -133,6 +136,11 @@ void StreamedRun::share_resumed(SolvedLayers& solved, const Plan& plan,
   }
 }
 
+// Of a transform it counts groups.
+bool counts_layers(const BlockDone& done) {
+  return done.step.empty() || done.step == "mixed" || done.step == "gradients";
+}
+
 std::string block_text(const BlockDone& done, double seconds, int64_t first_done) {
   const std::string which = done.blocks == 0 ? "all layers"
                             : done.block < 0 ? "the first layers"
@@ -146,7 +154,7 @@ std::string block_text(const BlockDone& done, double seconds, int64_t first_done
                             : std::string();
   return cat(
       done.step, done.step.empty() ? "" : ", ", which, ": ", done.layers,
-      done.step.empty() ? " layers" : " groups of layers", error, ", peak ",
+      counts_layers(done) ? " layers" : " groups of layers", error, ", peak ",
       bytes_text(process_memory().peak), ", ", duration_text(seconds),
       done.done < done.total ? cat(", ", duration_text(left), " left") : std::string());
 }
@@ -155,13 +163,16 @@ void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t firs
   const int64_t peak = process_memory().peak;
   if (request_.note) request_.note(block_text(done, seconds, first_done));
   if (request_.memory == 0 || peak <= request_.memory) return;
-  keeps_work_ = true;
+  keeps_work_ = done.kept;
   throw Error(error(StatusCode::resource_exhausted, "[quantize] --memory: at most ",
                     bytes_text(request_.memory), " were allowed; found a peak of ",
                     bytes_text(peak), " after ", done.done, " of ", done.total,
-                    done.step.empty() ? " layers" : cat(" groups of ", done.step),
-                    ", which are kept: the same command with more --memory goes on ",
-                    "from there"));
+                    done.step.empty() ? " layers"
+                    : done.kept       ? cat(" steps of ", done.step)
+                                      : cat(" blocks of ", done.step),
+                    done.kept ? ", which are kept: the same command with more --memory "
+                                "goes on from there"
+                              : "; allow more"));
 }
 
 Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
@@ -180,6 +191,7 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
       request_.note(cat("resumes an interrupted run: ", found_.resumed(),
                         " figures from before layers are solved are there"));
     }
+    if (found_.replaced() && request_.note) request_.note(kAnother);
   }
   StreamOptions options;
   options.progress = request_.progress;
@@ -207,7 +219,8 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
                             ArtifactWriter::resume(work_, fingerprint(provenance, plan),
                                                    outline_of(plan, *model_)));
     writer_.emplace(std::move(writer));
-    if (!writer_->note().empty() && request_.note) request_.note(writer_->note());
+    if (!writer_->note().empty() && !found_.replaced() && request_.note)
+      request_.note(writer_->note());
     auto own = std::make_unique<ArtifactSink>(*model_, *writer_);
     sink = own.get();
     solved = std::move(own);

@@ -126,8 +126,9 @@ TEST(PredictedLosses, AreWhatRoundingThatLayerCosts) {
                                             parse_scheme("int5/g8@f16").value()};
   const ModelWeights weights(model);
   const StreamOptions options;
+  FoundScales found;
   const auto losses =
-      predicted_losses({model, weights, plan, data, options}, tensors, schemes);
+      predicted_losses({model, weights, plan, data, options, found}, tensors, schemes);
   ASSERT_EQ(losses.size(), 15u);
   double log_error = 0;
   std::vector<std::pair<double, double>> pairs;

@@ -365,10 +365,9 @@ void turn_image(const PreparedConv2dS8& conv, const uint8_t* codes, uint8_t* ima
     return (row * wide + column) * stored;
   };
   std::memset(image, flip, static_cast<size_t>(s.groups * high * wide * stored));
-  // Runs of 16 pixels, the last one again over what the one before has done.
-  const int64_t runs = pixels < 16 ? 0 : (pixels + 15) / 16;
-  parallel_for(s.groups * runs, [&](int64_t task) {
-    const int64_t g = task / runs, first = std::min(task % runs * 16, pixels - 16);
+  // Runs of 16 pixels; behind the last, the last 16 again.
+  const int64_t runs = pixels / 16;
+  const auto turn_run = [&](int64_t g, int64_t first) {
     uint8_t* out[16];
     uint8_t* at = image + g * high * wide * stored + place(first);
     int64_t left = s.width - first % s.width;  // of the row
@@ -383,6 +382,11 @@ void turn_image(const PreparedConv2dS8& conv, const uint8_t* codes, uint8_t* ima
       isa.turn(codes + (g * channels + c) * pixels + first, pixels, flip, out);
       for (uint8_t*& to : out) to += 16;
     }
+  };
+  parallel_for(s.groups * runs, [&](int64_t task) {
+    const int64_t g = task / runs, run = task % runs;
+    turn_run(g, run * 16);
+    if (run == runs - 1 && pixels % 16 != 0) turn_run(g, pixels - 16);
   });
   for (int64_t g = 0; g < s.groups; ++g) {
     uint8_t* own = image + g * high * wide * stored;
