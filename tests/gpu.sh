@@ -63,6 +63,7 @@ for tool in memcheck racecheck; do
   part "$tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/cuda_device_test" small || true
 done
 part bench 120 "$build/cuda_kernels_bench" || true
+part bench_decode 120 "$build/cuda_decode_bench" || true
 if [[ -n $torch_prefix ]]; then
   part bench_torch 120 python3 tests/cuda/torch_bench.py || true
 fi

@@ -3,6 +3,17 @@
 
 namespace nibble::cuda {
 
+Status use_device(int index) {
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  if (counted != cudaSuccess || index < 0 || index >= count) {
+    return error(StatusCode::unsupported, "[cuda] device ", index, " is needed; found ",
+                 counted == cudaSuccess ? count : 0, " (", cudaGetErrorName(counted),
+                 ")");
+  }
+  return cuda_status("cuda", cudaSetDevice(index));
+}
+
 Result<DeviceInfo> device_info() {
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
@@ -51,5 +62,68 @@ Status DeviceBuffer::download(void* to) const {
 }
 
 Status synchronize() { return cuda_status("cuda", cudaDeviceSynchronize()); }
+
+namespace {
+
+cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
+
+Status copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind,
+            void* stream) {
+  NIBBLE_RETURN_IF_ERROR(cuda_status(
+      "cuda",
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream_of(stream))));
+  return cuda_status("cuda", cudaStreamSynchronize(stream_of(stream)));
+}
+
+}  // namespace
+
+Status copy_in(void* device, const void* host, int64_t bytes, void* stream) {
+  return copy(device, host, bytes, cudaMemcpyHostToDevice, stream);
+}
+Status copy_out(void* host, const void* device, int64_t bytes, void* stream) {
+  return copy(host, device, bytes, cudaMemcpyDeviceToHost, stream);
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) cudaStreamDestroy(stream_of(handle_));
+}
+Result<Stream> Stream::create() {
+  Stream stream;
+  cudaStream_t handle = nullptr;
+  NIBBLE_RETURN_IF_ERROR(
+      cuda_status("cuda", cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)));
+  stream.handle_ = handle;
+  return std::move(stream);  // nvcc moves a local only when told to
+}
+Status Stream::synchronize() const {
+  return cuda_status("cuda", cudaStreamSynchronize(stream_of(handle_)));
+}
+
+Graph::~Graph() {
+  if (executable_ != nullptr)
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(executable_));
+}
+Result<Graph> Graph::capture(void* stream, const std::function<Status()>& start) {
+  NIBBLE_RETURN_IF_ERROR(cuda_status(
+      "cuda",
+      cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal)));
+  const Status started = start();
+  cudaGraph_t graph = nullptr;  // the capture ends, whatever it held
+  const Status ended =
+      cuda_status("cuda", cudaStreamEndCapture(stream_of(stream), &graph));
+  NIBBLE_RETURN_IF_ERROR(started);
+  NIBBLE_RETURN_IF_ERROR(ended);
+  cudaGraphExec_t executable = nullptr;
+  const Status made = cuda_status("cuda", cudaGraphInstantiate(&executable, graph, 0));
+  cudaGraphDestroy(graph);
+  NIBBLE_RETURN_IF_ERROR(made);
+  Graph captured;
+  captured.executable_ = executable;
+  return std::move(captured);  // nvcc moves a local only when told to
+}
+Status Graph::launch(void* stream) const {
+  return cuda_status("cuda", cudaGraphLaunch(static_cast<cudaGraphExec_t>(executable_),
+                                             stream_of(stream)));
+}
 
 }  // namespace nibble::cuda

@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "kernels/base/json.h"
+#include "kernels/cuda/memory.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
@@ -13,6 +14,17 @@ namespace nibble {
 namespace {
 
 using Json = nlohmann::json;
+
+// What this machine's GPU says to w4a4; "" where there is none.
+std::string gpu_note() {
+  const Result<cuda::DeviceInfo> device = cuda::device_info();
+  if (!device.ok()) return "";
+  return cat("; ", device->name, " (compute capability ", device->major, ".",
+             device->minor, ") ",
+             cuda::has_int4_products(*device)
+                 ? "multiplies 4-bit numbers"
+                 : "has no 4-bit products either: its tensor cores take int8 and FP8");
+}
 
 // Tokens a second of a step.
 double decode_rate(const Advice& advice, const AdviseOptions& options) {
@@ -97,11 +109,13 @@ void print(const AdviceReport& report, const std::vector<Line>& lines,
          : advice.verdict.empty() ? "pays"
                                   : advice.verdict});
   }
-  std::cout << table_text(rows) << "on  " << report.cpu << ", reading "
-            << number_text(report.read_bandwidth / 1e9, 3) << " GB/s; batch "
-            << options.batch << ", " << options.context
-            << " positions in the cache, a prompt of " << options.prefill << " tokens\n"
-            << "not tried  w4a4: 4-bit products are emulated on every CPU, slower than int8\n";
+  std::cout
+      << table_text(rows) << "on  " << report.cpu << ", reading "
+      << number_text(report.read_bandwidth / 1e9, 3) << " GB/s; batch " << options.batch
+      << ", " << options.context << " positions in the cache, a prompt of "
+      << options.prefill << " tokens\n"
+      << "not tried  w4a4: 4-bit products are emulated on every CPU, slower than int8"
+      << gpu_note() << "\n";
   const auto best = std::find_if(lines.begin(), lines.end(), [](const Line& line) {
     return line.fits && line.advice->verdict.empty();
   });

@@ -152,6 +152,52 @@ Status run_kernels(const CommandLine& line) {
   return ok_status();
 }
 
+// MODEL alone, decode and prefill.
+Status run_on_gpu(const CommandLine& line, const std::shared_ptr<cuda::Runner>& gpu) {
+  for (const char* option : {"reference", "layers", "report", "text"}) {
+    if (!line.has(option)) continue;
+    return error(StatusCode::unsupported, "[bench] --", option,
+                 ": --device cpu is required with it; found ", line.text("device"),
+                 "; leave one of them out");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const Artifact artifact,
+                          load_model(line.path("MODEL"), line.load_options()));
+  const SpeedOptions options{.repeats = line.integer("repeats"),
+                             .decode_tokens = line.integer("tokens"),
+                             .prefill_tokens = line.integer("prefill")};
+  const int64_t capacity =
+      std::min(artifact.program.context_length,
+               std::max(options.prefill_tokens, options.decode_tokens + 16));
+  NIBBLE_ASSIGN_OR_RETURN(
+      cuda::Decoder decoder,
+      cuda::Decoder::create(artifact, {.capacity = capacity, .kv = line.text("kv")},
+                            gpu));
+  NIBBLE_ASSIGN_OR_RETURN(const Speed speed,
+                          measure_gpu_speed(decoder, gpu->name(), options));
+  const Measurement size =
+      measure_size(artifact, line.path("MODEL").lexically_normal().filename().string());
+  const double bytes = static_cast<double>(decoder.weight_bytes());
+  if (line.wants_json()) {
+    Json json = to_json(line.text("MODEL"), size, speed);
+    json["device"] = json["cpu"];
+    json.erase("cpu");
+    json["weight_bytes_per_token"] = decoder.weight_bytes();
+    std::cout << json.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
+    return ok_status();
+  }
+  std::string kernels;
+  for (const auto& [name, layers] : speed.kernels)
+    kernels += cat(kernels.empty() ? "" : ", ", name, " x ", layers);
+  std::cout << table_text({{"model", "size", "bits", "decode tokens/s",
+                            "weights read, GB/s", "prefill tokens/s", "kernels"},
+                           {size.name, bytes_text(size.bytes),
+                            number_text(size.bits_per_weight, 4), rate_text(speed.decode),
+                            number_text(bytes * speed.decode.median / 1e9, 4),
+                            rate_text(speed.prefill), kernels}})
+            << "on  " << speed.cpu << "\n";
+  return ok_status();
+}
+
 }  // namespace
 
 Status run_bench_verb(const std::vector<std::string>& arguments) {
@@ -184,6 +230,7 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.kv_option();
+  line.device_option();
   line.model_options();
   line.json();
   line.example(
@@ -208,6 +255,9 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
+  NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<cuda::Runner> gpu,
+                          device_option(line, "bench"));
+  if (gpu != nullptr) return run_on_gpu(line, gpu);
 
   std::vector<std::string> paths = {line.text("MODEL")};
   if (line.has("reference")) paths.push_back(line.text("reference"));

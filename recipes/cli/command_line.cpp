@@ -70,6 +70,10 @@ void CommandLine::kv_option() {
        "scale for all: int8/t@f32=0.05) or "
        "KEYS,VALUES (default: what the artifact says, else f32)");
 }
+void CommandLine::device_option() {
+  text("device", "cpu|cuda[:N]",
+       "where MODEL runs: a GPU needs a build of the preset `cuda` (default: cpu)");
+}
 void CommandLine::carry_option() {
   list("carry", "OUTPUT=INPUT", "an output that is an input of the next step");
 }
@@ -257,6 +261,19 @@ Result<std::string> kv_option(const CommandLine& line) {
   if (text.empty()) return text;
   NIBBLE_RETURN_IF_ERROR(parse_kv_scheme(text, 1, 64).status());
   return text;
+}
+
+Result<std::shared_ptr<cuda::Runner>> device_option(const CommandLine& line,
+                                                    const char* verb) {
+  const std::string device = line.text("device");
+  if (!is_gpu(device)) return std::shared_ptr<cuda::Runner>();
+  if (line.has("compute")) {
+    return error(StatusCode::invalid_argument, "[", verb,
+                 "] --compute: --device cpu is "
+                 "required with it; found ",
+                 device, ", where values are bf16; leave one of them out");
+  }
+  return open_gpu(device);
 }
 
 Result<std::vector<Carry>> carry_option(const CommandLine& line, const char* verb) {

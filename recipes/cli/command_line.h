@@ -15,6 +15,7 @@
 #include "kernels/base/status.h"
 #include "kernels/runtime/executor.h"
 #include "recipes/data/signals.h"
+#include "recipes/eval/text_model.h"
 #include "recipes/models/load_model.h"
 
 namespace nibble {
@@ -55,6 +56,7 @@ class CommandLine {
   void positional(const char* name, bool required = true);
   void json();           // --json
   void kv_option();      // --kv
+  void device_option();  // --device
   void carry_option();   // --carry
   void model_options();  // --tokenizer, --architecture, --size
   // command: all of it, "nibble quantize ..."; a test parses each.
@@ -95,6 +97,10 @@ Result<VerbDescription> describe_verb(const Verb& verb,
 
 // --kv: checked as far as it can be without a model; "" when absent.
 Result<std::string> kv_option(const CommandLine& line);
+
+// --device: null for the CPU. A GPU computes in bf16: no --compute beside it.
+Result<std::shared_ptr<cuda::Runner>> device_option(const CommandLine& line,
+                                                    const char* verb);
 
 // --carry, of `verb`.
 Result<std::vector<Carry>> carry_option(const CommandLine& line, const char* verb);

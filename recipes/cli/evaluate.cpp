@@ -26,6 +26,7 @@ struct Models {
   std::optional<Executor> model, reference;
   // The model with an f32 cache, where its own is quantized: the weights' share.
   std::optional<Executor> float_cache;
+  std::shared_ptr<cuda::Runner> gpu;  // where the model is measured, or null
   Executor* reference_or_null() { return reference ? &*reference : nullptr; }
 };
 
@@ -116,13 +117,23 @@ Status evaluate_on_text(const CommandLine& line, Models& models, Json& json,
   options.append_eos = line.has("append-eos");
   NIBBLE_ASSIGN_OR_RETURN(const TextData data,
                           load_text_for(artifact, line.path("text"), options));
+  const std::unique_ptr<TextModel> model =
+      models.gpu == nullptr
+          ? text_model(*models.model)
+          : text_model(models.model->shared_artifact(), line.text("kv"), models.gpu);
+  const std::unique_ptr<TextModel> reference =
+      models.reference ? text_model(*models.reference) : nullptr;
   NIBBLE_ASSIGN_OR_RETURN(
       const TextQuality quality,
-      evaluate_text(*models.model, models.reference_or_null(), data.sequences,
+      evaluate_text(*model, reference.get(), data.sequences,
                     make_counter("evaluate", "sequences"), data.counted_from));
   add_quality(quality, json);
+  if (models.gpu != nullptr) {
+    json["device"] = line.text("device");
+    json["kernels"] = model->kernels();
+  }
   std::vector<Measurement> parts;
-  measurement.cache = measure_cache(*models.model);
+  if (models.gpu == nullptr) measurement.cache = measure_cache(*models.model);
   if (measurement.cache) json["kv_cache"] = cache_json(*measurement.cache);
   if (models.float_cache) {
     Measurement weights = measure_size(artifact, "same, f32 cache");
@@ -347,6 +358,7 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
             "the same the other way round: the float model with one layer quantized");
   line.text("report", "FILE", "text: write the figures with their plots as a web page");
   line.kv_option();
+  line.device_option();
   line.flag("attest",
             "write the figures into proof.json beside a quantized model, for nibble validate "
             "--attestation");
@@ -393,8 +405,17 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
 
   Models models;
+  NIBBLE_ASSIGN_OR_RETURN(models.gpu, device_option(line, "evaluate"));
+  if (models.gpu != nullptr && (!line.has("text") || attribute || line.has("attest"))) {
+    return error(
+        StatusCode::unsupported,
+        "[evaluate] --device: --text is required with a GPU, without --attribute "
+        "and --attest; found ",
+        line.text("device"), "; leave --device out");
+  }
   NIBBLE_ASSIGN_OR_RETURN(models.model,
-                          open(line.path("MODEL"), line.load_options(), compute, kv));
+                          open(line.path("MODEL"), line.load_options(), compute,
+                               models.gpu == nullptr ? kv : std::string()));
   if (line.has("reference")) {
     LoadOptions options;
     options.architecture = line.text("architecture");
@@ -431,7 +452,8 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   if (line.has("text") && encodes) {
     return evaluate_on_sentences(line, models, json, measurement);
   }
-  if (line.has("text") && models.reference && has_quantized_cache(*models.model)) {
+  if (line.has("text") && models.reference && models.gpu == nullptr &&
+      has_quantized_cache(*models.model)) {
     NIBBLE_ASSIGN_OR_RETURN(
         models.float_cache,
         Executor::create(models.model->shared_artifact(),

@@ -8,13 +8,13 @@
 #include "kernels/base/cancel.h"
 #include "kernels/base/file.h"
 #include "kernels/base/json.h"
-#include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
 #include "kernels/tokenizer/stream_decoder.h"
 #include "recipes/cli/command_line.h"
 #include "recipes/cli/console.h"
 #include "recipes/cli/verb.h"
 #include "recipes/eval/model_data.h"
+#include "recipes/eval/text_model.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {
@@ -88,16 +88,15 @@ struct Generated {
   std::string stopped;
 };
 
-Result<Generated> generate(Executor& model, const std::vector<int32_t>& ends,
+Result<Generated> generate(TextModel& model, const std::vector<int32_t>& ends,
                            std::vector<int32_t> ids, int64_t tokens, Sampler sampler,
                            Stream& stream) {
   const Program& program = model.artifact().program;
   Generated result;
   result.prompt = ids.size();
   const int64_t room = program.context_length - static_cast<int64_t>(ids.size());
-  NIBBLE_ASSIGN_OR_RETURN(
-      std::unique_ptr<KvCache> cache,
-      model.make_cache(static_cast<int64_t>(ids.size()) + std::min(tokens, room)));
+  NIBBLE_RETURN_IF_ERROR(
+      model.open(static_cast<int64_t>(ids.size()) + std::min(tokens, room)));
   std::vector<float> logits(static_cast<size_t>(program.vocabulary));
   stream.add(ids);
 
@@ -108,8 +107,8 @@ Result<Generated> generate(Executor& model, const std::vector<int32_t>& ends,
   for (int64_t made = 0; made < tokens; ++made) {
     NIBBLE_RETURN_IF_ERROR(check_cancelled("generate"));
     const std::span<const int32_t> fresh = std::span<const int32_t>(ids).subspan(done);
-    NIBBLE_RETURN_IF_ERROR(model.forward(
-        fresh, *cache, MatrixView<float>(logits.data(), 1, program.vocabulary)));
+    NIBBLE_RETURN_IF_ERROR(
+        model.forward(fresh, MatrixView<float>(logits.data(), 1, program.vocabulary)));
     done = ids.size();
     if (made == 0) start = Clock::now();
     const int32_t next = sampler.next(logits);
@@ -152,6 +151,7 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   line.text("compute", kComputeNames,
             "activations of weight-only layers (default: float)");
   line.kv_option();
+  line.device_option();
   line.model_options();
   line.json();
   line.example(
@@ -172,6 +172,8 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const Compute compute, compute_option(line));
   NIBBLE_ASSIGN_OR_RETURN(const std::string kv, kv_option(line));
+  NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<cuda::Runner> gpu,
+                          device_option(line, "generate"));
 
   NIBBLE_ASSIGN_OR_RETURN(Artifact loaded,
                           load_model(line.path("MODEL"), line.load_options()));
@@ -197,16 +199,23 @@ Status run_generate_verb(const std::vector<std::string>& arguments) {
                  " tokens are required; found ", ids.size(), "; make it ",
                  ids.empty() ? "longer" : "shorter");
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      Executor model,
-      Executor::create(std::make_shared<const Artifact>(std::move(loaded)),
-                       ExecutorOptions{.compute = compute, .kv = kv}));
+  const auto artifact = std::make_shared<const Artifact>(std::move(loaded));
+  std::optional<Executor> executor;
+  std::unique_ptr<TextModel> model;
+  if (gpu != nullptr) {
+    model = text_model(artifact, kv, gpu);
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(
+        executor,
+        Executor::create(artifact, ExecutorOptions{.compute = compute, .kv = kv}));
+    model = text_model(*executor);
+  }
   Stream stream(tokenizer.get(), !line.wants_json());
   Sampler sampler(static_cast<uint64_t>(line.integer("seed")),
                   static_cast<float>(temperature), static_cast<float>(top_p));
   NIBBLE_ASSIGN_OR_RETURN(
       const Generated result,
-      generate(model, tokenizer ? tokenizer->eos() : std::vector<int32_t>(),
+      generate(*model, tokenizer ? tokenizer->eos() : std::vector<int32_t>(),
                std::move(ids), line.integer("tokens"), sampler, stream));
 
   const size_t made = result.ids.size() - result.prompt;

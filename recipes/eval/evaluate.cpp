@@ -6,7 +6,6 @@
 
 #include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
-#include "kernels/runtime/kv_cache.h"
 #include "recipes/data/images.h"
 
 namespace nibble {
@@ -45,29 +44,27 @@ double log_sum_exp(const float* logits, int64_t count, float maximum) {
 // count) fills `logits` [count, vocabulary] for positions begin ...
 class SequenceRunner {
  public:
-  static Result<SequenceRunner> create(Executor& model, int64_t longest) {
+  static Result<SequenceRunner> create(TextModel& model, int64_t longest) {
     SequenceRunner runner(model);
-    NIBBLE_ASSIGN_OR_RETURN(runner.cache_, model.make_cache(longest));
+    NIBBLE_RETURN_IF_ERROR(model.open(longest));
     const int64_t vocabulary = model.artifact().program.vocabulary;
     runner.logits_.resize(
         static_cast<size_t>(std::min(logit_rows(vocabulary), longest) * vocabulary));
     return runner;
   }
-  void begin() { cache_->truncate(0); }
+  void begin() { model_->begin(); }
   Status forward(std::span<const int32_t> tokens) {
     const int64_t vocabulary = model_->artifact().program.vocabulary;
     return model_->forward(
-        tokens, *cache_,
-        {logits_.data(), static_cast<int64_t>(tokens.size()), vocabulary});
+        tokens, {logits_.data(), static_cast<int64_t>(tokens.size()), vocabulary});
   }
   const float* row(int64_t r) const {
     return logits_.data() + r * model_->artifact().program.vocabulary;
   }
 
  private:
-  explicit SequenceRunner(Executor& model) : model_(&model) {}
-  Executor* model_;
-  std::unique_ptr<KvCache> cache_;
+  explicit SequenceRunner(TextModel& model) : model_(&model) {}
+  TextModel* model_;
   std::vector<float> logits_;
 };
 
@@ -158,6 +155,16 @@ Prediction score_prediction(const float* logits, const float* reference,
 }
 
 Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
+                                  const std::vector<std::vector<int32_t>>& sequences,
+                                  const EvaluationProgress& progress,
+                                  const std::vector<int64_t>& counted_from) {
+  const std::unique_ptr<TextModel> other =
+      reference == nullptr ? nullptr : text_model(*reference);
+  return evaluate_text(*text_model(model), other.get(), sequences, progress,
+                       counted_from);
+}
+
+Result<TextQuality> evaluate_text(TextModel& model, TextModel* reference,
                                   const std::vector<std::vector<int32_t>>& sequences,
                                   const EvaluationProgress& progress,
                                   const std::vector<int64_t>& counted_from) {

@@ -26,6 +26,7 @@
 
 #include "kernels/runtime/executor.h"
 #include "recipes/eval/bootstrap.h"
+#include "recipes/eval/text_model.h"
 
 namespace nibble {
 
@@ -59,6 +60,10 @@ struct TextQuality {
 // Each sequence alone; predictions 1 .. length-1. reference may be null. counted_from:
 // empty, or for each sequence the first token whose prediction counts (the ones before it
 // are context that an earlier window has predicted).
+Result<TextQuality> evaluate_text(TextModel& model, TextModel* reference,
+                                  const std::vector<std::vector<int32_t>>& sequences,
+                                  const EvaluationProgress& progress,
+                                  const std::vector<int64_t>& counted_from = {});
 Result<TextQuality> evaluate_text(Executor& model, Executor* reference,
                                   const std::vector<std::vector<int32_t>>& sequences,
                                   const EvaluationProgress& progress,

@@ -222,4 +222,40 @@ Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,
   return speeds;
 }
 
+Result<Speed> measure_gpu_speed(cuda::Decoder& decoder, const std::string& device,
+                                const SpeedOptions& options) {
+  const int64_t prefill = std::min(options.prefill_tokens, decoder.capacity());
+  const int64_t prompt = std::min(kPrompt, decoder.capacity() / 2);
+  const int64_t decode = std::min(options.decode_tokens, decoder.capacity() - prompt);
+  const std::vector<int32_t> ids =
+      random_ids(std::max(prefill, prompt), decoder.vocabulary());
+  const std::span<const int32_t> all(ids);
+  std::vector<int32_t> chosen(static_cast<size_t>(decode));
+  std::vector<float> logits(static_cast<size_t>(decoder.vocabulary()));
+  const MatrixView<float> last(logits.data(), 1, decoder.vocabulary());
+  std::vector<double> prefills, decodes;
+  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
+    NIBBLE_RETURN_IF_ERROR(check_cancelled("speed"));
+    decoder.truncate(0);
+    Clock::time_point start = Clock::now();
+    NIBBLE_RETURN_IF_ERROR(
+        decoder.forward(all.first(static_cast<size_t>(prefill)), last));
+    const double prefill_seconds = seconds_since(start);
+    decoder.truncate(0);
+    NIBBLE_RETURN_IF_ERROR(decoder.forward(all.first(static_cast<size_t>(prompt)), last));
+    start = Clock::now();
+    NIBBLE_RETURN_IF_ERROR(decoder.continue_greedily(ids[0], chosen));
+    const double decode_seconds = seconds_since(start);
+    if (repeat == 0) continue;
+    prefills.push_back(static_cast<double>(prefill) / prefill_seconds);
+    decodes.push_back(static_cast<double>(decode) / decode_seconds);
+  }
+  Speed speed;
+  speed.prefill = rate_of(prefills);
+  speed.decode = rate_of(decodes);
+  speed.cpu = device;
+  for (const auto& [layer, kernel] : decoder.kernels()) ++speed.kernels[kernel];
+  return speed;
+}
+
 }  // namespace nibble

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/base/rate.h"
+#include "kernels/runtime/cuda_decoder.h"
 #include "kernels/runtime/executor.h"
 
 namespace nibble {
@@ -34,6 +35,11 @@ struct SpeedOptions {
 
 std::string cpu_text();  // "model name, avx512vnni, 2 threads": those in use now
 std::string rate_text(const Rate& rate, double unit = 1);  // "12.5 [12.1, 12.9]", "-"
+
+// The same of decode and prefill on a GPU; decode with the choices left to it, a CUDA
+// graph a token. device: what stands in place of the CPU.
+Result<Speed> measure_gpu_speed(cuda::Decoder& decoder, const std::string& device,
+                                const SpeedOptions& options);
 
 // One result a model, in their order. Token ids and pixels come from a fixed seed.
 Result<std::vector<Speed>> measure_speed(const std::vector<Executor*>& models,

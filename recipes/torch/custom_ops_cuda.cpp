@@ -1,7 +1,8 @@
 // The GPU's rows of the operators in custom_ops.cpp.
 //
 // Up to 64 tokens run nibble's kernels; more, which tensor cores and not memory bound,
-// make the weight f16 or bf16 again and multiply by cuBLAS. Work goes to the current
+// make the weight f16 or bf16, or of int8 inputs rows of codes, again and multiply by
+// torch's cuBLAS; int32 sums then meet nibble's epilogue. Work goes to the current
 // stream; nothing waits for the device, so CUDA graphs can record it.
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -14,6 +15,7 @@
 
 #include "kernels/cuda/memory.h"
 #include "kernels/ops/linear/cuda_linear.h"
+#include "kernels/ops/linear/cuda_prefill.h"
 #include "kernels/ops/quantize_rows/cuda_quantize_rows.h"
 #include "recipes/torch/custom_ops.h"
 
@@ -140,6 +142,32 @@ at::Tensor linear_cuda(const at::Tensor& x, const at::Tensor& packed,
     x_bytes = 1;
   }
   call.y_stride = out_features;
+  if (int8_activations && tokens > cuda::kMostTokens && out_features % 8 == 0) {
+    at::Tensor w = at::empty({out_features, call.x_stride}, codes.options());
+    throw_if_error(cuda::run_unpack_codes({.form = call.form,
+                                           .rows = call.rows,
+                                           .cols = call.cols,
+                                           .tiles = call.tiles,
+                                           .units = call.units,
+                                           .codes = call.codes,
+                                           .w = w.mutable_data_ptr(),
+                                           .stride = call.x_stride},
+                                          stream));
+    const at::Tensor sums = at::_int_mm(codes, w.t());
+    throw_if_error(cuda::run_epilogue({.int_sums = true,
+                                       .sums = sums.const_data_ptr(),
+                                       .sums_stride = out_features,
+                                       .w_scales = static_cast<const float*>(call.scales),
+                                       .x_scales = code_scales.const_data_ptr<float>(),
+                                       .bias = call.bias,
+                                       .output = call.output,
+                                       .y = y.mutable_data_ptr(),
+                                       .y_stride = out_features,
+                                       .rows = call.rows,
+                                       .tokens = static_cast<int>(tokens)},
+                                      stream));
+    return y.reshape(shape);
+  }
   for (int64_t first = 0; first < tokens; first += cuda::kMostTokens) {
     call.tokens = static_cast<int>(std::min<int64_t>(cuda::kMostTokens, tokens - first));
     call.x = from + first * call.x_stride * x_bytes;

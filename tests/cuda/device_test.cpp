@@ -7,8 +7,9 @@
 #include <cstdio>
 #include <cstring>
 
-#include "device_runner.h"
+#include "kernels/runtime/cuda_device.h"
 #include "tests/kernels/cuda_attention_cases.h"
+#include "tests/kernels/cuda_decoder_cases.h"
 #include "tests/kernels/cuda_linear_cases.h"
 #include "tests/kernels/cuda_small_ops_cases.h"
 
@@ -35,7 +36,7 @@ std::string run_linear(const std::vector<LinearCase>& cases, Runner& runner) {
 std::string small_linear(Runner& runner) { return run_linear(linear_cases(), runner); }
 
 std::string large_linear(Runner& runner) {
-  const int multiprocessors = device_info()->multiprocessors;
+  const int multiprocessors = runner.multiprocessors();
   std::vector<LinearCase> cases;
   for (const char* scheme : {"int4/g128@f16", "uint4/g64@f16+z/g64@uint4", "nf4/g64@f32",
                              "e2m1/g32@e8m0", "int8/r@f32", "e4m3/b128x128@f32"}) {
@@ -62,7 +63,7 @@ std::string small_attention(Runner& runner) {
 }
 
 std::string large_attention(Runner& runner) {
-  const int multiprocessors = device_info()->multiprocessors;
+  const int multiprocessors = runner.multiprocessors();
   for (const KvForm form : {KvForm::f16, KvForm::int8, KvForm::e4m3}) {
     AttentionCase c = {form, Float16::bf16, 32, 8, 128, {9001, 70, 4096}};
     c.multiprocessors = multiprocessors;
@@ -78,6 +79,17 @@ std::string large_attention(Runner& runner) {
   return "";
 }
 
+std::string small_decoder(Runner& runner) {
+  for (const DecoderCase& c : decoder_cases()) {
+    runner.clear();
+    // The runner outlives the decoder, and is not its own.
+    const std::string wrong =
+        check_decoder(c, std::shared_ptr<Runner>(&runner, [](Runner*) {}));
+    if (!wrong.empty()) return c.name + ": " + wrong;
+  }
+  return "";
+}
+
 struct Test {
   const char* name;
   std::string (*run)(Runner& runner);
@@ -85,27 +97,36 @@ struct Test {
 constexpr Test kTests[] = {{"small_linear", small_linear},
                            {"small_attention", small_attention},
                            {"small_rms_norm", check_rms_norm},
+                           {"small_rms_norm_lines", check_rms_norm_lines},
+                           {"small_embedding", check_embedding},
+                           {"small_pairs", check_pairs},
+                           {"small_next_token", check_next_token},
+                           {"small_plain_linear", check_plain_linear},
                            {"small_rope", check_rope},
                            {"small_quantize_rows", check_quantize_rows},
                            {"small_store_kv", check_store_kv},
                            {"small_dequantize", check_dequantize},
+                           {"small_prefill", check_prefill},
                            {"small_fake_quantize", check_fake_quantize},
+                           {"small_decoder", small_decoder},
                            {"large_linear", large_linear},
                            {"large_attention", large_attention}};
 
 int run_tests(const char* only) {
-  const Result<DeviceInfo> device = device_info();
-  if (!device.ok()) {
-    std::printf("skipped: %s\n", device.status().message().c_str());
+  const Result<std::unique_ptr<DeviceRunner>> made = DeviceRunner::create(true);
+  if (!made.ok()) {
+    std::printf("skipped: %s\n", made.status().message().c_str());
     return kSkipped;
   }
-  std::printf("%s, compute capability %d.%d, %d multiprocessors\n", device->name.c_str(),
-              device->major, device->minor, device->multiprocessors);
-  DeviceRunner runner;
+  DeviceRunner& runner = **made;
+  const DeviceInfo& device = runner.info();
+  std::printf("%s, compute capability %d.%d, %d multiprocessors\n", device.name.c_str(),
+              device.major, device.minor, device.multiprocessors);
   int failed = 0, count = 0;
   for (const Test& test : kTests) {
     if (std::strstr(test.name, only) == nullptr) continue;
     ++count;
+    runner.clear();
     const std::string wrong = test.run(runner);
     std::printf("%s  %s\n", wrong.empty() ? "ok    " : "FAILED", test.name);
     if (!wrong.empty()) std::printf("%s\n", wrong.c_str());

@@ -11,98 +11,22 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <utility>
 #include <vector>
 
 #include "kernels/base/splitmix64.h"
+#include "kernels/cuda/blas.h"
 #include "kernels/cuda/memory.h"
 #include "kernels/ops/kv_attention/cuda_kv_attention.h"
 #include "kernels/ops/linear/cuda_linear.h"
+#include "kernels/ops/linear/cuda_prefill.h"
+#include "kernels/ops/quantize_rows/cuda_quantize_rows.h"
+#include "timing.h"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int64_t kRotated = 256 << 20;
-constexpr int kRounds = 30;
-
-void require(cudaError_t result) {
-  if (result == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", cudaGetErrorName(result), cudaGetErrorString(result));
-  std::exit(1);
-}
-template <class T>
-T require(Result<T> result) {
-  if (!result.ok()) {
-    std::fprintf(stderr, "%s\n", result.status().message().c_str());
-    std::exit(1);
-  }
-  return std::move(result).value();
-}
-void require(const Status& status) {
-  if (!status.ok()) require(Result<int>(status));
-}
-
-// Microseconds a call: the median of rounds of `calls` calls.
-double microseconds(int calls, const std::function<void(int, cudaStream_t)>& call) {
-  cudaStream_t stream;
-  require(cudaStreamCreate(&stream));
-  call(0, stream);  // sets what a graph cannot hold
-  require(cudaStreamSynchronize(stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < calls; ++i) call(i, stream);
-  require(cudaStreamEndCapture(stream, &graph));
-  require(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin, end;
-  require(cudaEventCreate(&begin));
-  require(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = 0; i < kRounds + 3; ++i) {
-    float milliseconds = 0;
-    require(cudaEventRecord(begin, stream));
-    require(cudaGraphLaunch(executable, stream));
-    require(cudaEventRecord(end, stream));
-    require(cudaEventSynchronize(end));
-    require(cudaEventElapsedTime(&milliseconds, begin, end));
-    if (i >= 3) times.push_back(milliseconds);
-  }
-  std::sort(times.begin(), times.end());
-  require(cudaEventDestroy(begin));
-  require(cudaEventDestroy(end));
-  require(cudaGraphExecDestroy(executable));
-  require(cudaGraphDestroy(graph));
-  require(cudaStreamDestroy(stream));
-  return times[times.size() / 2] * 1000.0 / calls;
-}
-
-__global__ void read_all(const uint4* from, int64_t count, unsigned* to) {
-  unsigned sum = 0;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; i + 3 * step < count; i += 4 * step) {
-    const uint4 a = __ldcs(from + i), b = __ldcs(from + i + step),
-                c = __ldcs(from + i + 2 * step), d = __ldcs(from + i + 3 * step);
-    sum += a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^
-           d.y ^ d.z ^ d.w;
-  }
-  for (; i < count; i += step) sum += from[i].x;
-  if (sum == 1) *to = sum;  // keeps the reads
-}
-
-double read_bandwidth(int multiprocessors) {  // bytes a microsecond
-  constexpr int64_t kBytes = int64_t{2} << 30;
-  DeviceBuffer from = require(DeviceBuffer::allocate(kBytes)),
-               to = require(DeviceBuffer::allocate(16));
-  require(from.fill(0));
-  const double time = microseconds(2, [&](int, cudaStream_t stream) {
-    read_all<<<static_cast<unsigned>(16 * multiprocessors), 256, 0, stream>>>(
-        static_cast<const uint4*>(from.data()), kBytes / 16,
-        static_cast<unsigned*>(to.data()));
-  });
-  return kBytes / time;
-}
 
 DeviceBuffer random_bytes(int64_t bytes, uint8_t mask = 0xff) {
   SplitMix64 random(1);
@@ -150,8 +74,10 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
   std::vector<DeviceBuffer> all_codes, all_scales;
   for (int i = 0; i < copies; ++i) {
     all_codes.push_back(require(DeviceBuffer::allocate(code_bytes)));
-    require(cudaMemcpy(all_codes.back().data(), codes.data(),
-                       static_cast<size_t>(code_bytes), cudaMemcpyDeviceToDevice));
+    if (cudaMemcpy(all_codes.back().data(), codes.data(), static_cast<size_t>(code_bytes),
+                   cudaMemcpyDeviceToDevice) != cudaSuccess) {
+      require(error(StatusCode::internal, "cudaMemcpy failed"));
+    }
     all_scales.push_back(require(DeviceBuffer::allocate(scale_size)));
     require(all_scales.back().fill(0x21));
   }
@@ -168,7 +94,7 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
   call.y = y.data();
   call.partial = partial.data();
   call.counters = static_cast<uint32_t*>(counters.data());
-  const double time = microseconds(copies, [&](int i, cudaStream_t stream) {
+  const double time = microseconds(copies, [&](int i, void* stream) {
     LinearCall of_copy = call;
     of_copy.codes = all_codes[static_cast<size_t>(i)].data();
     of_copy.scales = all_scales[static_cast<size_t>(i)].data();
@@ -222,7 +148,7 @@ void bench_attention(KvForm form, int length, int batch, const DeviceInfo& devic
   call.lengths = static_cast<const int32_t*>(sizes.data());
   call.partial = static_cast<float*>(partial.data());
   call.counters = static_cast<uint32_t*>(counters.data());
-  const double time = microseconds(copies, [&](int i, cudaStream_t stream) {
+  const double time = microseconds(copies, [&](int i, void* stream) {
     const size_t at = static_cast<size_t>(i);
     KvAttentionCall of_copy = call;
     of_copy.k = k[at].data();
@@ -238,6 +164,142 @@ void bench_attention(KvForm form, int length, int batch, const DeviceInfo& devic
               : form == KvForm::int8 ? "int8"
                                      : "e4m3",
               length, batch, time, all / time / 1000, all / time / read, plan.splits);
+  std::fflush(stdout);
+}
+
+// The tensor cores' own speed: registers only, four sums a warp on their way.
+enum class Mma { bf16, s8, s4 };
+template <Mma kMma>
+__global__ void multiply_only(int rounds, int* to) {
+  uint32_t a[4] = {threadIdx.x, 1, 2, 3}, b[2] = {threadIdx.x, 5};
+  float f[4][4] = {};
+  int32_t d[4][4] = {};
+  for (int i = 0; i < rounds; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (kMma == Mma::bf16) mma_bf16(f[j], a, b[0], b[1]);
+      if constexpr (kMma == Mma::s8) mma_s8(d[j], a, b[0], b[1]);
+      if constexpr (kMma == Mma::s4) {
+        asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+r"(d[j][0]), "+r"(d[j][1]), "+r"(d[j][2]), "+r"(d[j][3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      }
+    }
+  }
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) sum += f[j][0] + static_cast<float>(d[j][0]);
+  if (sum == 1.5f) *to = 1;  // keeps the products
+}
+
+template <Mma kMma>
+void bench_mma(const char* name, const char* note, const DeviceInfo& device) {
+  constexpr int kRoundsOfMma = 4096, kWarps = 8;
+  DeviceBuffer to = require(DeviceBuffer::allocate(16));
+  const int blocks = 4 * device.multiprocessors;
+  const double time = microseconds(2, [&](int, void* stream) {
+    multiply_only<kMma><<<static_cast<unsigned>(blocks), 32 * kWarps, 0,
+                          static_cast<cudaStream_t>(stream)>>>(
+        kRoundsOfMma, static_cast<int*>(to.data()));
+  });
+  const double depth = kMma == Mma::bf16 ? 16 : kMma == Mma::s8 ? 32 : 64;
+  const double operations = 2.0 * 16 * 8 * depth * 4 * kRoundsOfMma * kWarps * blocks;
+  std::printf("| %s | %.0f | %s |\n", name, operations / time / 1e6, note);
+  std::fflush(stdout);
+}
+
+// Many tokens: our kernels around cuBLASLt's product, beside that product alone.
+void bench_prefill(const LinearRow& row, int size, int tokens, Blas& blas) {
+  const bool is_s8 = row.form == LinearForm::int8_s8,
+             is_fp8 = row.form == LinearForm::e4m3;
+  const bool has_codes = is_s8 || is_fp8;
+  LinearCall call;
+  call.form = row.form;
+  call.scale = row.scale;
+  call.input = Float16::bf16;
+  call.rows = call.cols = size;
+  call.tiles = size / kTileRows;
+  call.units = size / unit_columns(row.form);
+  call.group = row.group == 0 ? size : row.group;
+  call.groups = size / call.group;
+  for (size_t i = 0; i < 16; ++i) call.table[i] = static_cast<float>(i) / 8 - 1;
+  const int64_t cells = int64_t{size} * size, outputs = int64_t{tokens} * size;
+  DeviceBuffer codes = random_bytes(int64_t{call.tiles} * call.units * 1024,
+                                    is_fp8 ? 0xf7 : 0xff),
+               scales =
+                   require(DeviceBuffer::allocate(int64_t{call.tiles} * call.groups *
+                                                  kTileRows * scale_bytes(row.scale))),
+               w = require(DeviceBuffer::allocate(cells * (has_codes ? 1 : 2))),
+               x = random_bytes(outputs * 2, 0x3f),
+               x_codes = require(DeviceBuffer::allocate(outputs)),
+               x_scales = require(DeviceBuffer::allocate(int64_t{tokens} * 4)),
+               sums = require(DeviceBuffer::allocate(outputs * 4)),
+               y = require(DeviceBuffer::allocate(outputs * 2));
+  require(scales.fill(0x21));
+  call.codes = codes.data();
+  call.scales = scales.data();
+  const ProductCall product = {.type = is_s8    ? ProductType::s8
+                                       : is_fp8 ? ProductType::e4m3
+                                                : ProductType::bf16,
+                               .sums = has_codes,
+                               .rows = size,
+                               .cols = size,
+                               .tokens = tokens,
+                               .w = w.data(),
+                               .w_stride = size,
+                               .x = has_codes ? x_codes.data() : x.data(),
+                               .x_stride = size,
+                               .d = has_codes ? sums.data() : y.data(),
+                               .d_stride = size};
+  const auto around = [&](void* stream) {
+    if (!has_codes) {
+      DequantizeCall floats = dequantize_call(call);
+      floats.w = w.data();
+      floats.stride = size;
+      require(run_dequantize(floats, stream));
+      require(blas.multiply(product, stream));
+      return;
+    }
+    require(run_unpack_codes({.form = row.form,
+                              .rows = size,
+                              .cols = size,
+                              .tiles = call.tiles,
+                              .units = call.units,
+                              .codes = call.codes,
+                              .w = w.data(),
+                              .stride = size},
+                             stream));
+    require(run_quantize_rows({.input = Float16::bf16,
+                               .x = x.data(),
+                               .x_stride = size,
+                               .fp8 = is_fp8,
+                               .codes = x_codes.data(),
+                               .stride = size,
+                               .scales = static_cast<float*>(x_scales.data()),
+                               .tokens = tokens,
+                               .cols = size},
+                              stream));
+    require(blas.multiply(product, stream));
+    require(run_epilogue({.int_sums = is_s8,
+                          .sums = sums.data(),
+                          .sums_stride = size,
+                          .w_scales = static_cast<const float*>(scales.data()),
+                          .w_unit = is_fp8 ? 0x1p-8f : 1.0f,
+                          .x_scales = static_cast<const float*>(x_scales.data()),
+                          .output = Output::bf16,
+                          .y = y.data(),
+                          .y_stride = size,
+                          .rows = size,
+                          .tokens = tokens},
+                         stream));
+  };
+  const double whole = microseconds(4, [&](int, void* stream) { around(stream); });
+  const double alone = microseconds(
+      4, [&](int, void* stream) { require(blas.multiply(product, stream)); });
+  std::printf("| %s | %d x %d | %d | %.1f | %.1f | %.2f | %.0f |\n", row.name, size, size,
+              tokens, whole, alone, alone / whole,
+              2.0 * static_cast<double>(outputs) * size / whole / 1e6);
   std::fflush(stdout);
 }
 
@@ -282,6 +344,28 @@ int bench(const char* only) {
       bench_attention(form, 32768, 1, *device, read);
       bench_attention(form, 4096, 8, *device, read);
     }
+  }
+  if (wanted("prefill") && Blas::is_there()) {
+    std::printf(
+        "\n| prefill | shape | tokens | us | cuBLASLt alone, us | of it | TOP/s |\n"
+        "|---|---|---|---|---|---|---|\n");
+    Blas blas = require(Blas::create());
+    for (const int tokens : {512, 2048, 8192}) {
+      bench_prefill(int4, 8192, tokens, blas);
+      bench_prefill({"w8a8", LinearForm::int8_s8, LinearScale::f32, 0}, 8192, tokens,
+                    blas);
+      if (10 * device->major + device->minor >= 89) {
+        bench_prefill({"fp8", LinearForm::e4m3, LinearScale::f32, 0}, 8192, tokens, blas);
+      }
+    }
+  }
+  if (wanted("mma")) {
+    std::printf("\n| instruction (mma.sync) | TOP/s | |\n|---|---|---|\n");
+    bench_mma<Mma::bf16>("bf16 m16n8k16", "", *device);
+    bench_mma<Mma::s8>("s8 m16n8k32", "", *device);
+    bench_mma<Mma::s4>("s4 m16n8k64",
+                       has_int4_products(*device) ? "native" : "not native here",
+                       *device);
   }
   return 0;
 }

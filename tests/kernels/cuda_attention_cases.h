@@ -206,23 +206,23 @@ inline std::string run_attention_case(Runner& runner, AttentionData& d) {
   call.form = d.c.form;
   call.batch = static_cast<int>(d.lengths.size());
   call.capacity = d.capacity;
-  call.q = runner.upload(d.q);
-  call.k = runner.upload(d.k);
-  call.v = runner.upload(d.v);
-  call.k_scales = runner.upload(d.k_scales);
-  call.v_scales = runner.upload(d.v_scales);
-  call.lengths = runner.upload(d.lengths);
+  call.q = upload(runner, d.q);
+  call.k = upload(runner, d.k);
+  call.v = upload(runner, d.v);
+  call.k_scales = upload(runner, d.k_scales);
+  call.v_scales = upload(runner, d.v_scales);
+  call.lengths = upload(runner, d.lengths);
   std::fill(d.y.begin(), d.y.end(), 0xff);
-  uint8_t* const y = runner.upload(d.y);
+  uint8_t* const y = upload(runner, d.y);
   call.y = y;
-  call.partial = reinterpret_cast<float*>(runner.upload(
-      std::vector<uint8_t>(static_cast<size_t>(d.plan.partial_bytes), 0xff)));
+  call.partial = reinterpret_cast<float*>(upload(
+      runner, std::vector<uint8_t>(static_cast<size_t>(d.plan.partial_bytes), 0xff)));
   std::vector<uint32_t> counters(static_cast<size_t>(d.plan.counters), 0);
-  call.counters = runner.upload(counters);
+  call.counters = upload(runner, counters);
   const Status status = runner.run(call, d.plan);
   if (!status.ok()) return status.message();
-  runner.download(y, d.y);
-  runner.download(call.counters, counters);
+  download(runner, y, d.y);
+  download(runner, call.counters, counters);
   std::string wrong = check_attention(d);
   for (const uint32_t counter : counters) {
     if (counter != 0) wrong += "a counter is not 0 afterwards\n";

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_runner.h"
+#include "cuda_memory.h"
 #include "kernels/base/float_types.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
 #include "random_data.h"
@@ -156,28 +156,28 @@ inline std::string run_linear_case(Runner& runner, LinearData& d) {
   LinearCall call = linear_call(d.packed);
   call.input = d.c.input;
   call.output = d.c.output;
-  call.codes = runner.upload(d.packed.codes);
-  call.scales = runner.upload(d.packed.scales);
-  call.zeros = d.packed.zeros.size() == 0 ? nullptr : runner.upload(d.packed.zeros);
+  call.codes = upload(runner, d.packed.codes);
+  call.scales = upload(runner, d.packed.scales);
+  call.zeros = d.packed.zeros.size() == 0 ? nullptr : upload(runner, d.packed.zeros);
   call.x = d.c.int8_activations
-               ? static_cast<const void*>(runner.upload(d.x8) + d.x_first)
-               : runner.upload(d.x16) + d.x_first;
+               ? static_cast<const void*>(upload(runner, d.x8) + d.x_first)
+               : upload(runner, d.x16) + d.x_first;
   call.x_stride = d.x_stride;
-  call.x_scales = runner.upload(d.x_scales);
+  call.x_scales = upload(runner, d.x_scales);
   call.tokens = d.c.tokens;
-  call.bias = runner.upload(d.bias);
+  call.bias = upload(runner, d.bias);
   std::fill(d.y.begin(), d.y.end(), 0xff);
-  uint8_t* const y = runner.upload(d.y);
+  uint8_t* const y = upload(runner, d.y);
   call.y = y;
   call.y_stride = d.y_stride;
-  call.partial = runner.upload(
-      std::vector<uint8_t>(static_cast<size_t>(d.plan.partial_bytes), 0xff));
+  call.partial = upload(
+      runner, std::vector<uint8_t>(static_cast<size_t>(d.plan.partial_bytes), 0xff));
   std::vector<uint32_t> counters(static_cast<size_t>(d.plan.row_blocks), 0);
-  call.counters = runner.upload(counters);
+  call.counters = upload(runner, counters);
   const Status status = runner.run(call, d.plan);
   if (!status.ok()) return status.message();
-  runner.download(y, d.y);
-  runner.download(call.counters, counters);
+  download(runner, y, d.y);
+  download(runner, call.counters, counters);
   std::string wrong = check_linear(d, runner.adds_exactly());
   for (const uint32_t counter : counters) {
     if (counter != 0) wrong += "a counter is not 0 afterwards\n";

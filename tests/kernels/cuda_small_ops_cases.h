@@ -49,23 +49,245 @@ inline std::string check_rms_norm(Runner& runner) {
       rms_norm_reference({x.data(), rows, cols}, weight.data(), 1e-5f,
                          {wanted.data(), rows, cols});
       runner.clear();
-      float* const out = runner.upload(y);
+      float* const out = upload(runner, y);
       const Status status = runner.run(RmsNormCall{.input = type,
                                                    .output = Output::f32,
-                                                   .x = runner.upload(in),
+                                                   .x = upload(runner, in),
                                                    .x_stride = stride,
-                                                   .weight = runner.upload(weight),
+                                                   .weight = upload(runner, weight),
                                                    .epsilon = 1e-5f,
                                                    .y = out,
                                                    .y_stride = cols,
                                                    .rows = rows,
                                                    .cols = cols});
       if (!status.ok()) return status.message();
-      runner.download(out, y);
+      download(runner, out, y);
       for (size_t i = 0; i < y.size(); ++i) {
         const double bound = (cols / 2.0 + 8) * 0x1p-24 * std::fabs(wanted[i]);
         if (!(std::fabs(y[i] - wanted[i]) <= bound))
           return cat("rms_norm of ", cols, ", ", i, ": ", y[i], " where ", wanted[i]);
+      }
+    }
+  }
+  return "";
+}
+
+// Of x + add, and of heads side by side.
+inline std::string check_rms_norm_lines(Runner& runner) {
+  for (const Float16 type : {Float16::f16, Float16::bf16}) {
+    for (const bool adds : {false, true}) {
+      const int lines = 2, parts = 3, cols = 70, width = parts * cols, stride = width + 6;
+      std::vector<float> x = random_floats(lines * width, 1),
+                         other = random_floats(lines * width, 2);
+      const std::vector<float> weight = random_floats(cols, 3);
+      const std::vector<uint16_t> in = spaced_16(type, x, lines, width, stride);
+      const std::vector<uint16_t> more = spaced_16(type, other, lines, width, stride);
+      for (size_t i = 0; adds && i < x.size(); ++i)
+        x[i] = from_16(type, to_16(type, x[i] + other[i]));
+      std::vector<float> wanted(x.size()),
+          y(static_cast<size_t>(lines * stride), std::nanf(""));
+      rms_norm_reference({x.data(), lines * parts, cols}, weight.data(), 1e-5f,
+                         {wanted.data(), lines * parts, cols});
+      runner.clear();
+      uint16_t* const from = upload(runner, in);
+      float* const out = upload(runner, y);
+      RmsNormCall call = {.input = type,
+                          .output = Output::f32,
+                          .x = from,
+                          .x_stride = stride,
+                          .weight = upload(runner, weight),
+                          .epsilon = 1e-5f,
+                          .y = out,
+                          .y_stride = stride,
+                          .rows = lines * parts,
+                          .cols = cols,
+                          .parts = parts};
+      if (adds) {
+        call.add = upload(runner, more);
+        call.add_stride = call.sum_stride = stride;
+        call.sum = from;
+      }
+      const Status status = runner.run(call);
+      if (!status.ok()) return status.message();
+      download(runner, out, y);
+      std::vector<uint16_t> sum = in;
+      download(runner, from, sum);
+      for (int l = 0; l < lines; ++l) {
+        for (int c = 0; c < width; ++c) {
+          const size_t at = static_cast<size_t>(l * stride + c),
+                       place = static_cast<size_t>(l * width + c);
+          if (from_16(type, sum[at]) != x[place])
+            return cat("rms_norm, sum ", c, ": ", from_16(type, sum[at]), " where ",
+                       x[place]);
+          const double bound = (cols / 2.0 + 8) * 0x1p-24 * std::fabs(wanted[place]);
+          if (!(std::fabs(y[at] - wanted[place]) <= bound))
+            return cat("rms_norm of heads, ", c, ": ", y[at], " where ", wanted[place]);
+        }
+      }
+    }
+  }
+  return "";
+}
+
+inline std::string check_embedding(Runner& runner) {
+  const int rows = 11, cols = 300, stride = cols + 4;
+  const std::vector<int32_t> ids = {10, 0, 3, 3};
+  std::vector<uint16_t> table(static_cast<size_t>(rows * cols));
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<uint16_t>(i * 7);
+  std::vector<uint16_t> y(ids.size() * stride, 0x7fff);
+  runner.clear();
+  uint16_t* const out = upload(runner, y);
+  const Status status = runner.run(EmbeddingCall{.table = upload(runner, table),
+                                                 .ids = upload(runner, ids),
+                                                 .y = out,
+                                                 .y_stride = stride,
+                                                 .tokens = static_cast<int>(ids.size()),
+                                                 .cols = cols});
+  if (!status.ok()) return status.message();
+  download(runner, out, y);
+  for (size_t t = 0; t < ids.size(); ++t) {
+    for (size_t c = 0; c < stride; ++c) {
+      const uint16_t wanted =
+          c < cols ? table[static_cast<size_t>(ids[t]) * cols + c] : 0x7fff;
+      if (y[t * stride + c] != wanted) return cat("embedding, token ", t, ", ", c);
+    }
+  }
+  return "";
+}
+
+// add and silu_mul.
+inline std::string check_pairs(Runner& runner) {
+  for (const Float16 type : {Float16::f16, Float16::bf16}) {
+    const int tokens = 3, cols = 300, stride = cols + 5;
+    std::vector<float> a = random_floats(tokens * cols, 1),
+                       b = random_floats(tokens * cols, 2);
+    a[0] = -100, a[1] = 100, a[2] = 0, a[3] = -20, a[4] = 88;
+    const std::vector<uint16_t> first = spaced_16(type, a, tokens, cols, stride),
+                                second = spaced_16(type, b, tokens, cols, stride);
+    runner.clear();
+    const uint16_t *const x = upload(runner, first), *const z = upload(runner, second);
+    std::vector<uint16_t> sum(first.size(), 0x7fff), product = sum;
+    uint16_t *const sums = upload(runner, sum), *const products = upload(runner, product);
+    Status status = runner.run(AddCall{.type = type,
+                                       .a = x,
+                                       .b = z,
+                                       .a_stride = stride,
+                                       .b_stride = stride,
+                                       .y = sums,
+                                       .y_stride = stride,
+                                       .tokens = tokens,
+                                       .cols = cols});
+    if (!status.ok()) return status.message();
+    status = runner.run(SiluMulCall{.type = type,
+                                    .gate = x,
+                                    .up = z,
+                                    .gate_stride = stride,
+                                    .up_stride = stride,
+                                    .y = products,
+                                    .y_stride = stride,
+                                    .tokens = tokens,
+                                    .cols = cols});
+    if (!status.ok()) return status.message();
+    download(runner, sums, sum);
+    download(runner, products, product);
+    for (int t = 0; t < tokens; ++t) {
+      for (int c = 0; c < stride; ++c) {
+        const size_t at = static_cast<size_t>(t * stride + c);
+        if (c >= cols) {
+          if (sum[at] != 0x7fff || product[at] != 0x7fff)
+            return "add or silu_mul wrote between the rows";
+          continue;
+        }
+        const size_t place = static_cast<size_t>(t * cols + c);
+        if (sum[at] != to_16(type, a[place] + b[place])) return cat("add, ", c);
+        const double gate = a[place], up = b[place],
+                     wanted = gate / (1 + std::exp(-gate)) * up;
+        const double half_unit = type == Float16::f16
+                                     ? std::fabs(wanted) * 0x1p-11 + 0x1p-25
+                                     : std::fabs(wanted) * 0x1p-8;
+        const double bound = (16 + 2 * std::fabs(gate)) * 0x1p-24 * std::fabs(wanted) +
+                             0x1p-120 * std::fabs(up) + half_unit;
+        if (!(std::fabs(from_16(type, product[at]) - wanted) <= bound))
+          return cat("silu_mul of ", gate, " and ", up, ": ", from_16(type, product[at]),
+                     " where ", wanted);
+      }
+    }
+  }
+  return "";
+}
+
+inline std::string check_next_token(Runner& runner) {
+  for (const int vocabulary : {1, 33, 5000}) {
+    std::vector<float> logits = random_floats(vocabulary, 4);
+    const int best = vocabulary / 3;
+    logits[static_cast<size_t>(best)] = logits.back() = 50;
+    logits[0] = vocabulary > 1 ? std::nanf("") : 50;
+    std::vector<int32_t> state = {7, 12, 13, 0}, chosen = {-1, -1};
+    runner.clear();
+    int32_t *const words = upload(runner, state), *const out = upload(runner, chosen);
+    const NextTokenCall call = {.logits = upload(runner, logits),
+                                .vocabulary = vocabulary,
+                                .id = words,
+                                .position = words + 1,
+                                .length = words + 2,
+                                .chosen = out,
+                                .count = words + 3,
+                                .room = 1};
+    for (int i = 0; i < 2; ++i) {
+      const Status status = runner.run(call);
+      if (!status.ok()) return status.message();
+    }
+    download(runner, words, state);
+    download(runner, out, chosen);
+    if (state != std::vector<int32_t>{best, 14, 15, 2} ||
+        chosen != std::vector<int32_t>{best, -1})
+      return cat("next_token of ", vocabulary, ": ", state[0], " where ", best);
+  }
+  return "";
+}
+
+inline std::string check_plain_linear(Runner& runner) {
+  for (const Float16 type : {Float16::f16, Float16::bf16}) {
+    for (const int cols : {8, 45, 1304}) {
+      for (const int tokens : {1, 11}) {
+        const int rows = 21, stride = cols + cols % 8;
+        std::vector<float> w = random_floats(rows * cols, 1),
+                           x = random_floats(tokens * cols, 2),
+                           bias = random_floats(rows, 3);
+        const std::vector<uint16_t> w16 = spaced_16(type, w, rows, cols, cols),
+                                    x16 = spaced_16(type, x, tokens, cols, stride);
+        std::vector<float> y(static_cast<size_t>(tokens * rows), std::nanf(""));
+        runner.clear();
+        float* const out = upload(runner, y);
+        const Status status = runner.run(PlainLinearCall{.type = type,
+                                                         .output = Output::f32,
+                                                         .rows = rows,
+                                                         .cols = cols,
+                                                         .w = upload(runner, w16),
+                                                         .x = upload(runner, x16),
+                                                         .x_stride = stride,
+                                                         .tokens = tokens,
+                                                         .bias = upload(runner, bias),
+                                                         .y = out,
+                                                         .y_stride = rows});
+        if (!status.ok()) return status.message();
+        download(runner, out, y);
+        for (int t = 0; t < tokens; ++t) {
+          for (int r = 0; r < rows; ++r) {
+            double wanted = bias[static_cast<size_t>(r)], size = std::fabs(wanted);
+            for (int c = 0; c < cols; ++c) {
+              const double product =
+                  static_cast<double>(w[static_cast<size_t>(r * cols + c)]) *
+                  x[static_cast<size_t>(t * cols + c)];
+              wanted += product;
+              size += std::fabs(product);
+            }
+            const double found = y[static_cast<size_t>(t * rows + r)];
+            if (!(std::fabs(found - wanted) <= linear_tolerance(cols) * size))
+              return cat("plain linear of ", cols, ", token ", t, ", row ", r, ": ",
+                         found, " where ", wanted);
+          }
+        }
       }
     }
   }
@@ -87,22 +309,22 @@ inline std::string check_rope(Runner& runner) {
                    positions[static_cast<size_t>(t)], interleaved);
       }
       runner.clear();
-      uint16_t* const out = runner.upload(in);
+      uint16_t* const out = upload(runner, in);
       const std::vector<float> cosines(table.cosines(0),
                                        table.cosines(0) + 10 * head_dim / 2);
       const std::vector<float> sines(table.sines(0), table.sines(0) + 10 * head_dim / 2);
       const Status status = runner.run(RopeCall{.type = type,
                                                 .x = out,
                                                 .stride = stride,
-                                                .positions = runner.upload(positions),
-                                                .cosines = runner.upload(cosines),
-                                                .sines = runner.upload(sines),
+                                                .positions = upload(runner, positions),
+                                                .cosines = upload(runner, cosines),
+                                                .sines = upload(runner, sines),
                                                 .tokens = tokens,
                                                 .heads = heads,
                                                 .head_dim = head_dim,
                                                 .interleaved = interleaved});
       if (!status.ok()) return status.message();
-      runner.download(out, in);
+      download(runner, out, in);
       for (int t = 0; t < tokens; ++t) {
         for (int c = 0; c < stride; ++c) {
           const uint16_t found = in[static_cast<size_t>(t * stride + c)];
@@ -138,10 +360,10 @@ inline std::string check_quantize_rows(Runner& runner) {
                               {wanted.data(), tokens, cols, stride},
                               wanted_scales.data());
       runner.clear();
-      int8_t* const out = runner.upload(codes);
-      float* const out_scales = runner.upload(scales);
+      int8_t* const out = upload(runner, codes);
+      float* const out_scales = upload(runner, scales);
       const Status status = runner.run(QuantizeRowsCall{.input = type,
-                                                        .x = runner.upload(in),
+                                                        .x = upload(runner, in),
                                                         .x_stride = stride,
                                                         .codes = out,
                                                         .stride = stride,
@@ -149,8 +371,8 @@ inline std::string check_quantize_rows(Runner& runner) {
                                                         .tokens = tokens,
                                                         .cols = cols});
       if (!status.ok()) return status.message();
-      runner.download(out, codes);
-      runner.download(out_scales, scales);
+      download(runner, out, codes);
+      download(runner, out_scales, scales);
       if (codes != wanted || scales != wanted_scales)
         return cat("quantize_rows of ", cols, " differs");
     }
@@ -159,7 +381,7 @@ inline std::string check_quantize_rows(Runner& runner) {
 }
 
 inline std::string check_store_kv(Runner& runner) {
-  for (const bool fp8 : {false, true}) {
+  for (const KvForm form : {KvForm::f16, KvForm::int8, KvForm::e4m3}) {
     for (const Float16 type : {Float16::f16, Float16::bf16}) {
       for (const int head_dim : {32, 64, 128}) {
         const int tokens = 9, kv_heads = 5, width = kv_heads * head_dim,
@@ -171,8 +393,10 @@ inline std::string check_store_kv(Runner& runner) {
           x[static_cast<size_t>(3 * width + i)] *= 1000.0f;
         }
         const std::vector<uint16_t> in = spaced_16(type, x, tokens, width, stride);
-        const Result<QuantScheme> scheme =
-            parse_scheme(cat(fp8 ? "e4m3" : "int8n", "/g", head_dim, "@f16"));
+        const Result<QuantScheme> scheme = parse_scheme(
+            form == KvForm::f16
+                ? "f16"
+                : cat(form == KvForm::e4m3 ? "e4m3" : "int8n", "/g", head_dim, "@f16"));
         if (!scheme.ok()) return scheme.status().message();
         Result<KvRows> rows = KvRows::create(*scheme, tokens, width);
         if (!rows.ok()) return rows.status().message();
@@ -181,38 +405,51 @@ inline std::string check_store_kv(Runner& runner) {
         std::vector<float> wanted(x.size());
         rows->read(nullptr, 0, 0, {wanted.data(), tokens, width});
 
-        std::vector<int64_t> positions;
+        std::vector<int32_t> positions;
         for (int t = 0; t < tokens; ++t) positions.push_back(tokens - 1 - t);
-        std::vector<uint8_t> codes(x.size(), 0xff);
+        const size_t bytes = form == KvForm::f16 ? 2 : 1;
+        std::vector<uint8_t> codes(x.size() * bytes, 0xff), value_codes = codes;
         std::vector<uint16_t> scales(static_cast<size_t>(tokens * kv_heads), 0x7e00);
         runner.clear();
-        uint8_t* const out = runner.upload(codes);
-        uint16_t* const out_scales = runner.upload(scales);
+        uint8_t* const out = upload(runner, codes);
+        uint8_t* const out_values = upload(runner, codes);
+        uint16_t* const out_scales = upload(runner, scales);
+        uint16_t* const value_scales = upload(runner, scales);
+        const uint16_t* const from = upload(runner, in);
         const Status status =
             runner.run(StoreKvCall{.input = type,
-                                   .fp8 = fp8,
-                                   .x = runner.upload(in),
+                                   .form = form,
+                                   .keys = {from, out, out_scales},
+                                   .values = {from, out_values, value_scales},
                                    .x_stride = stride,
-                                   .positions = runner.upload(positions),
-                                   .codes = out,
-                                   .scales = out_scales,
+                                   .positions = upload(runner, positions),
                                    .tokens = tokens,
                                    .kv_heads = kv_heads,
                                    .head_dim = head_dim});
         if (!status.ok()) return status.message();
-        runner.download(out, codes);
-        runner.download(out_scales, scales);
+        download(runner, out, codes);
+        download(runner, out_values, value_codes);
+        if (value_codes != codes) return "store_kv: keys and values of one x differ";
+        download(runner, out_scales, scales);
         for (int t = 0; t < tokens; ++t) {
           for (int i = 0; i < width; ++i) {
             const int64_t at = positions[static_cast<size_t>(t)];
             const float scale =
                 float_from_f16(scales[static_cast<size_t>(at * kv_heads + i / head_dim)]);
-            const uint8_t code = codes[static_cast<size_t>(at * width + i)];
-            const float value = fp8 ? float_from_e4m3(code)
-                                    : static_cast<float>(static_cast<int8_t>(code));
-            if (!(scale * value == wanted[static_cast<size_t>(t * width + i)]))
+            const size_t place = static_cast<size_t>(at * width + i);
+            float value = 0;
+            if (form == KvForm::f16) {
+              value = float_from_f16(
+                  static_cast<uint16_t>(codes[2 * place] | codes[2 * place + 1] << 8));
+            } else {
+              value =
+                  scale * (form == KvForm::e4m3
+                               ? float_from_e4m3(codes[place])
+                               : static_cast<float>(static_cast<int8_t>(codes[place])));
+            }
+            if (!(value == wanted[static_cast<size_t>(t * width + i)]))
               return cat("store_kv, token ", t, ", column ", i, ", head_dim ", head_dim,
-                         ": ", scale * value, " where ",
+                         ": ", value, " where ",
                          wanted[static_cast<size_t>(t * width + i)]);
           }
         }
@@ -239,18 +476,18 @@ inline std::string check_dequantize(Runner& runner) {
         if (!read.ok()) return read.message();
         runner.clear();
         std::vector<uint16_t> w(static_cast<size_t>(rows * stride), 0x7fff);
-        uint16_t* const out = runner.upload(w);
+        uint16_t* const out = upload(runner, w);
         LinearCall call = linear_call(*packed);
         call.input = type;
-        call.codes = runner.upload(packed->codes);
-        call.scales = runner.upload(packed->scales);
-        call.zeros = packed->zeros.size() == 0 ? nullptr : runner.upload(packed->zeros);
+        call.codes = upload(runner, packed->codes);
+        call.scales = upload(runner, packed->scales);
+        call.zeros = packed->zeros.size() == 0 ? nullptr : upload(runner, packed->zeros);
         DequantizeCall dequantize = dequantize_call(call);
         dequantize.w = out;
         dequantize.stride = stride;
         const Status status = runner.run(dequantize);
         if (!status.ok()) return status.message();
-        runner.download(out, w);
+        download(runner, out, w);
         for (int r = 0; r < rows; ++r) {
           for (int c = 0; c < stride; ++c) {
             const uint16_t found = w[static_cast<size_t>(r * stride + c)];
@@ -261,6 +498,119 @@ inline std::string check_dequantize(Runner& runner) {
                          ", column ", c, ": ", from_16(type, found));
           }
         }
+      }
+    }
+  }
+  return "";
+}
+
+// Codes row by row, and a product of them through the epilogue, against the packed
+// weight's values.
+inline std::string check_prefill(Runner& runner) {
+  for (const bool fp8 : {false, true}) {
+    const int rows = 77, cols = 90, tokens = 5, stride = 96;
+    const Result<LinearWeight> weight =
+        make_random_weight(fp8 ? "e4m3/r@f32" : "int8/r@f32", rows, cols, 1);
+    if (!weight.ok()) return weight.status().message();
+    const Result<LinearPacked> packed = pack_linear(*weight, !fp8);
+    if (!packed.ok()) return packed.status().message();
+    std::vector<float> values(static_cast<size_t>(rows * cols));
+    const Status read = weight_rows(*weight, 0, {values.data(), rows, cols});
+    if (!read.ok()) return read.message();
+    std::vector<float> x = random_floats(tokens * cols, 2);
+    const std::vector<uint16_t> in = spaced_16(Float16::f16, x, tokens, cols, cols);
+    const std::vector<float> bias = random_floats(rows, 3);
+
+    runner.clear();
+    std::vector<uint8_t> w(static_cast<size_t>(rows * stride), 0xff),
+        codes(static_cast<size_t>(tokens * stride), 0);
+    std::vector<float> scales(tokens),
+        y(static_cast<size_t>(tokens * rows), std::nanf(""));
+    uint8_t *const out_w = upload(runner, w), *const out_codes = upload(runner, codes);
+    float *const out_scales = upload(runner, scales), *const out = upload(runner, y);
+    const float* const w_scales = static_cast<float*>(upload(runner, packed->scales));
+    Status status = runner.run(UnpackCodesCall{.form = packed->form,
+                                               .rows = rows,
+                                               .cols = cols,
+                                               .tiles = packed->tiles,
+                                               .units = packed->units,
+                                               .codes = upload(runner, packed->codes),
+                                               .w = out_w,
+                                               .stride = stride});
+    if (!status.ok()) return status.message();
+    status = runner.run(QuantizeRowsCall{.input = Float16::f16,
+                                         .x = upload(runner, in),
+                                         .x_stride = cols,
+                                         .fp8 = fp8,
+                                         .codes = out_codes,
+                                         .stride = stride,
+                                         .scales = out_scales,
+                                         .tokens = tokens,
+                                         .cols = cols});
+    if (!status.ok()) return status.message();
+    download(runner, out_w, w);
+    download(runner, out_codes, codes);
+    download(runner, out_scales, scales);
+    const auto number = [&](uint8_t code) {
+      return fp8 ? float_from_e4m3(code) : static_cast<float>(static_cast<int8_t>(code));
+    };
+    // The product that cuBLASLt is asked for; whole numbers below 2^24.
+    std::vector<float> sums(y.size());
+    std::vector<int32_t> whole(y.size());
+    for (int t = 0; t < tokens; ++t) {
+      for (int r = 0; r < rows; ++r) {
+        double sum = 0;
+        for (int c = 0; c < stride; ++c) {
+          sum += static_cast<double>(number(w[static_cast<size_t>(r * stride + c)])) *
+                 number(codes[static_cast<size_t>(t * stride + c)]);
+        }
+        sums[static_cast<size_t>(t * rows + r)] = static_cast<float>(sum);
+        whole[static_cast<size_t>(t * rows + r)] = static_cast<int32_t>(sum);
+      }
+    }
+    const void* const from =
+        fp8 ? static_cast<const void*>(upload(runner, sums)) : upload(runner, whole);
+    status = runner.run(EpilogueCall{.int_sums = !fp8,
+                                     .sums = from,
+                                     .sums_stride = rows,
+                                     .w_scales = w_scales,
+                                     .w_unit = fp8 ? 0x1p-8f : 1.0f,
+                                     .x_scales = out_scales,
+                                     .bias = upload(runner, bias),
+                                     .output = Output::f32,
+                                     .y = out,
+                                     .y_stride = rows,
+                                     .rows = rows,
+                                     .tokens = tokens});
+    if (!status.ok()) return status.message();
+    download(runner, out, y);
+    for (int t = 0; t < tokens; ++t) {
+      for (int r = 0; r < rows; ++r) {
+        double wanted = bias[static_cast<size_t>(r)], size = std::fabs(wanted);
+        for (int c = 0; c < cols; ++c) {
+          const double product =
+              static_cast<double>(values[static_cast<size_t>(r * cols + c)]) *
+              number(codes[static_cast<size_t>(t * stride + c)]) *
+              scales[static_cast<size_t>(t)];
+          wanted += product;
+          size += std::fabs(product);
+        }
+        const double found = y[static_cast<size_t>(t * rows + r)];
+        if (!(std::fabs(found - wanted) <= 8 * 0x1p-24 * size))
+          return cat(fp8 ? "fp8" : "int8", " prefill, token ", t, ", row ", r, ": ",
+                     found, " where ", wanted);
+      }
+    }
+    // And the codes are x's: to half a step.
+    for (int t = 0; t < tokens; ++t) {
+      for (int c = 0; c < cols; ++c) {
+        const float scale = scales[static_cast<size_t>(t)];
+        const float value = scale * number(codes[static_cast<size_t>(t * stride + c)]);
+        const float wanted = x[static_cast<size_t>(t * cols + c)];
+        const double step =
+            fp8 ? std::max(std::fabs(wanted) / 16.0, scale * 0x1p-10) : scale * 0.5;
+        if (!(std::fabs(value - wanted) <= 1.001 * step))
+          return cat("code of ", wanted, " is ", value);
       }
     }
   }
@@ -299,13 +649,13 @@ inline std::string check_fake_quantize(Runner& runner) {
     runner.clear();
     std::vector<float> y(x.size(), std::nanf("")),
         dx = y, ds(static_cast<size_t>(c.rows * groups), std::nanf("")), dz = ds;
-    float *const out = runner.upload(y), *const out_dx = runner.upload(dx),
-                 *const out_ds = runner.upload(ds), *const out_dz = runner.upload(dz);
+    float *const out = upload(runner, y), *const out_dx = upload(runner, dx),
+                 *const out_ds = upload(runner, ds), *const out_dz = upload(runner, dz);
     const float lowest = static_cast<float>(code_lowest(*scheme)),
                 highest = static_cast<float>(code_highest(*scheme));
-    const FakeQuantizeCall call = {.x = runner.upload(x),
-                                   .scales = runner.upload(scales),
-                                   .zeros = c.has_zeros ? runner.upload(zeros) : nullptr,
+    const FakeQuantizeCall call = {.x = upload(runner, x),
+                                   .scales = upload(runner, scales),
+                                   .zeros = c.has_zeros ? upload(runner, zeros) : nullptr,
                                    .row_step = groups,
                                    .group_step = 1,
                                    .y = out,
@@ -317,15 +667,15 @@ inline std::string check_fake_quantize(Runner& runner) {
     Status status = runner.run(call);
     if (!status.ok()) return status.message();
     status = runner.run(FakeQuantizeGradientCall{.forward = call,
-                                                 .dy = runner.upload(dy),
+                                                 .dy = upload(runner, dy),
                                                  .dx = out_dx,
                                                  .ds = out_ds,
                                                  .dz = out_dz});
     if (!status.ok()) return status.message();
-    runner.download(out, y);
-    runner.download(out_dx, dx);
-    runner.download(out_ds, ds);
-    runner.download(out_dz, dz);
+    download(runner, out, y);
+    download(runner, out_dx, dx);
+    download(runner, out_ds, ds);
+    download(runner, out_dz, dz);
     int outside_count = 0;
     for (int r = 0; r < c.rows; ++r) {
       for (int j = 0; j < groups; ++j) {

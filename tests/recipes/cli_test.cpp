@@ -6,6 +6,7 @@
 #include <cmath>
 #include <thread>
 
+#include "kernels/cuda/memory.h"
 #include "tests/recipes/command.h"
 
 namespace nibble {
@@ -186,6 +187,24 @@ TEST_F(Cli, EvaluatesAndGeneratesAFloatModel) {
   const Json seed3 = parsed(run(with(generate, {"--seed", "3", "--json"})));
   EXPECT_EQ(parsed(run(with(generate, {"--seed", "3", "--json"})))["ids"], seed3["ids"]);
   EXPECT_NE(parsed(run(with(generate, {"--seed", "4", "--json"})))["ids"], seed3["ids"]);
+}
+
+TEST_F(Cli, AGpuIsAskedForByName) {
+  const std::vector<std::string> generate = {"generate", at("model"), "--prompt",
+                                             "Once",     "--tokens",  "2"};
+  EXPECT_EQ(run(with(generate, {"--device", "cpu"})).code, 0);
+  const Outcome unknown = run(with(generate, {"--device", "gpu"}));
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_THAT(unknown.error, HasSubstr("cuda:N"));
+  EXPECT_EQ(run(with(generate, {"--device", "cuda", "--compute", "int8"})).code, 2);
+  if (cuda::device_info().ok()) GTEST_SKIP() << "there is a GPU";
+  for (const std::vector<std::string>& command :
+       {generate, std::vector<std::string>{"bench", at("model")},
+        std::vector<std::string>{"evaluate", at("model"), "--text", at("heldout.txt")}}) {
+    const Outcome refused = run(with(command, {"--device", "cuda"}));
+    EXPECT_EQ(refused.code, 5) << command[0];
+    EXPECT_THAT(refused.error, HasSubstr("CUDA")) << command[0];
+  }
 }
 
 TEST_F(Cli, BenchTimesTwoModelsInTurns) {

@@ -27,7 +27,8 @@ struct KvAttentionParams {
   Output output;
   float* partial;  // [batch][heads][splits][head_dim + 2]
   uint32_t* counters;
-  int64_t capacity;
+  int64_t capacity;  // positions from one row's cache to the next's
+  int64_t q_stride;
   int heads, kv_heads, window, splits, positions_per_split;
   float scale;  // times log2(e)
 };
@@ -176,7 +177,7 @@ struct KvAttention {
     uint16_t* const halves = reinterpret_cast<uint16_t*>(fragments);
     for (int h = warp; h < kHeads; h += kWarps) {
       const uint16_t* row =
-          p.q + (static_cast<int64_t>(batch) * p.heads + first_head + h) * kHeadDim;
+          p.q + batch * p.q_stride + static_cast<int64_t>(first_head + h) * kHeadDim;
       float x[kHeadDim / 32], most = 0;
       NIBBLE_UNROLL
       for (int i = 0; i < kHeadDim / 32; ++i) {

@@ -11,6 +11,9 @@
 //            the bits of the cache schemes f16, int8n/gH@f16, e4m3/gH@f16 (H = head_dim)
 //   lengths  [batch] int32, each 1 to capacity
 //
+// Several new tokens of one sequence are a batch with one_cache: row b sees the first
+// lengths[b] positions of the one cache [capacity, ..].
+//
 // head_dim 64, 128 or 256; heads a multiple of kv_heads.
 //
 // The running softmax of kv_attention.h, on tensor cores: q in f16 after division by a
@@ -53,7 +56,9 @@ struct KvAttentionCall {
   KvForm form = KvForm::f16;
   int batch = 1;
   int64_t capacity = 0;
+  bool one_cache = false;
   const void* q = nullptr;
+  int64_t q_stride = 0;  // elements from row to row; 0: heads * head_dim
   const void *k = nullptr, *v = nullptr;
   const uint16_t *k_scales = nullptr, *v_scales = nullptr;  // codes only
   const int32_t* lengths = nullptr;

@@ -59,6 +59,10 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
 Result<LinearPacked> linear_frame(const QuantScheme& scheme, int64_t rows, int64_t cols,
                                   bool int8_activations);
 bool can_pack_linear(const QuantScheme& scheme, int64_t cols, bool int8_activations);
+// Weights that read the same x as one, a's rows before b's: what one call then does.
+// false: they differ in layout, or a's rows end within a tile.
+bool can_stack(const LinearPacked& a, const LinearPacked& b);
+LinearPacked stack(const LinearPacked& a, const LinearPacked& b);
 // The code of every element as pack_linear stored it, [rows, cols]; tests.
 std::vector<uint8_t> stored_codes(const LinearPacked& packed);
 

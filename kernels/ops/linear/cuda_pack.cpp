@@ -163,6 +163,30 @@ Result<LinearPacked> pack_linear(const LinearWeight& weight, bool int8_activatio
   return w;
 }
 
+bool can_stack(const LinearPacked& a, const LinearPacked& b) {
+  return a.form == b.form && a.scale == b.scale && a.cols == b.cols &&
+         a.group == b.group && a.table == b.table && a.has_zeros == b.has_zeros &&
+         a.rows % kTileRows == 0 && a.rows <= INT32_MAX - b.rows;
+}
+
+LinearPacked stack(const LinearPacked& a, const LinearPacked& b) {
+  // Tiles of rows lie one after the other in all three.
+  const auto joined = [](const Bytes& first, const Bytes& second) {
+    std::byte* to = nullptr;
+    Bytes all = Bytes::allocate(first.size() + second.size(), &to);
+    std::copy_n(first.data(), first.size(), to);
+    std::copy_n(second.data(), second.size(), to + first.size());
+    return all;
+  };
+  LinearPacked all = a;
+  all.rows += b.rows;
+  all.tiles += b.tiles;
+  all.codes = joined(a.codes, b.codes);
+  all.scales = joined(a.scales, b.scales);
+  all.zeros = joined(a.zeros, b.zeros);
+  return all;
+}
+
 std::vector<uint8_t> stored_codes(const LinearPacked& w) {
   std::vector<uint8_t> codes(static_cast<size_t>(w.rows) * static_cast<size_t>(w.cols));
   const int mask = is_4_bit(w.form) ? 15 : 255;

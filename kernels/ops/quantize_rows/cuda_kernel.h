@@ -42,17 +42,18 @@ struct QuantizeRows {
     if (thread_index() % 32 == 0) most[thread_index() / 32] = highest;
     sync_threads();
     for (int w = 0; w < kThreads / 32; ++w) highest = larger(highest, most[w]);
-    float scale = quotient(highest, 127.0f);
+    float scale = quotient(highest, p.fp8 ? 448.0f : 127.0f);
     if (!(scale > 0)) scale = 1;
     if (thread_index() == 0) p.scales[block_x()] = scale;
     for (int c = thread_index(); c < p.cols; c += kThreads) {
-      p.codes[block_x() * p.stride + c] =
-          static_cast<int8_t>(int8_of(quotient(low_float<kInput>(row[c]), scale)));
+      const float x = quotient(low_float<kInput>(row[c]), scale);
+      static_cast<uint8_t*>(p.codes)[block_x() * p.stride + c] =
+          static_cast<uint8_t>(p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
     }
   }
 };
 
-// A warp a head of a token.
+// A warp a head of a token's keys or values.
 template <Float16 kInput>
 struct StoreKv {
   using Params = StoreKvCall;
@@ -62,26 +63,34 @@ struct StoreKv {
     const int lane = thread_index() % 32;
     const int head = block_x() * (kThreads / 32) + thread_index() / 32;
     if (head >= p.kv_heads) return;  // a whole warp
-    const uint16_t* const row = static_cast<const uint16_t*>(p.x) +
+    const StoreKvCall::Rows& rows = block_z() == 0 ? p.keys : p.values;
+    const uint16_t* const row = static_cast<const uint16_t*>(rows.x) +
                                 block_y() * p.x_stride +
                                 static_cast<int64_t>(head) * p.head_dim;
+    const int64_t at = static_cast<int64_t>(p.positions[block_y()]) * p.kv_heads + head;
+    if (p.form == KvForm::f16) {
+      uint16_t* const out = static_cast<uint16_t*>(rows.codes) + at * p.head_dim;
+      for (int d = lane; d < p.head_dim; d += 32)
+        out[d] = float_to_f16(low_float<kInput>(row[d]));
+      return;
+    }
+    const bool fp8 = p.form == KvForm::e4m3;
     float highest = 0;
     for (int d = lane; d < p.head_dim; d += 32) {
       highest = larger(highest, magnitude(low_float<kInput>(row[d])));
     }
     highest = warp_max(highest);
-    const float wanted = quotient(highest, p.fp8 ? 448.0f : 127.0f);
+    const float wanted = quotient(highest, fp8 ? 448.0f : 127.0f);
     uint32_t half = float_to_f16(wanted);
     if (half == 0) half = 1;            // 2^-24
     if (half > 0x7bff) half = 0x7bff;   // 65504
     if (!(highest > 0)) half = 0x3c00;  // 1
     const float scale = f16_to_float(half);
-    const int64_t at = p.positions[block_y()] * p.kv_heads + head;
-    if (lane == 0) p.scales[at] = static_cast<uint16_t>(half);
+    if (lane == 0) rows.scales[at] = static_cast<uint16_t>(half);
+    uint8_t* const out = static_cast<uint8_t*>(rows.codes) + at * p.head_dim;
     for (int d = lane; d < p.head_dim; d += 32) {
       const float x = quotient(low_float<kInput>(row[d]), scale);
-      p.codes[at * p.head_dim + d] =
-          static_cast<uint8_t>(p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
+      out[d] = static_cast<uint8_t>(fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
     }
   }
 };
@@ -108,14 +117,18 @@ Status dispatch_quantize_rows(const QuantizeRowsCall& call, Launcher& launcher) 
 
 template <class Launcher>
 Status dispatch_store_kv(const StoreKvCall& call, Launcher& launcher) {
-  if (call.tokens < 1 || call.kv_heads < 1 || call.head_dim < 1 || call.x == nullptr ||
-      call.positions == nullptr || call.codes == nullptr || call.scales == nullptr) {
+  const auto lacks = [&](const StoreKvCall::Rows& rows) {
+    return rows.x == nullptr || rows.codes == nullptr ||
+           (call.form != KvForm::f16 && rows.scales == nullptr);
+  };
+  if (call.tokens < 1 || call.kv_heads < 1 || call.head_dim < 1 || lacks(call.keys) ||
+      lacks(call.values) || call.positions == nullptr) {
     return error(StatusCode::invalid_argument,
                  "[kv] cuda: x, positions, codes, scales and at least one number are "
                  "needed; found ",
                  call.tokens, " tokens, ", call.kv_heads, " heads of ", call.head_dim);
   }
-  const Grid grid = {(call.kv_heads + 3) / 4, call.tokens};
+  const Grid grid = {(call.kv_heads + 3) / 4, call.tokens, 2};
   if (call.input == Float16::f16) {
     launcher.template launch<StoreKv<Float16::f16>>(grid, 0, call);
   } else {
