@@ -19,8 +19,14 @@ Status failure(StatusCode code, const std::string& where, const Parts&... parts)
 
 const char* name_of(Float16 type) { return type == Float16::f16 ? "f16" : "bf16"; }
 const char* name_of(LinearForm form) {
-  constexpr const char* kNames[] = {"int4", "table4", "int8", "e4m3", "e5m2", "int8_s8"};
+  constexpr const char* kNames[] = {"int4", "table4", "int8", "e4m3", "e5m2", "int8"};
   return kNames[static_cast<size_t>(form)];
+}
+
+std::string linear_name(bool int8_input, Float16 type,
+                        const std::optional<LinearForm>& form) {
+  return cat("linear_", int8_input ? "s8" : name_of(type), "_",
+             form ? name_of(*form) : "plain", "__cuda");
 }
 
 // A value of at most kChunk rows: columns of a buffer, which siblings share.
@@ -415,8 +421,8 @@ class NodeMaker {
                                                           : Output::bf16;
     for (const Node* node : layer.nodes) {
       net_.kernels[node->parameter("weight")] =
-          cat("linear_", layer.int8_input ? "s8" : name_of(options_.type), "_",
-              layer.packed ? name_of(layer.packed->form) : "plain", "__cuda");
+          linear_name(layer.int8_input, options_.type,
+                      layer.packed ? std::optional(layer.packed->form) : std::nullopt);
     }
     if (!layer.packed) return make_plain(layer, x, bias, y, output, makes_logits);
     const LinearPacked& packed = *layer.packed;
@@ -705,6 +711,12 @@ class NodeMaker {
                      "' was required; the program has none by this name");
     }
     const Cache& cache = found->second;
+    if (!has_kv_attention(cache.form, shape.head_dim)) {
+      return failure(StatusCode::unsupported, node.name,
+                     "heads of 64, 128 or 256 numbers, or 32 with an f16 cache, were "
+                     "required; found ",
+                     shape.head_dim, "; run this model on the CPU");
+    }
     const Place q = input(node, 0), k = input(node, 1), v = input(node, 2);
     if (k.stride != v.stride) {
       return failure(StatusCode::unsupported, node.name,
@@ -780,6 +792,29 @@ class NodeMaker {
 };
 
 }  // namespace
+
+std::vector<CudaKernel> cuda_kernels() {
+  std::vector<CudaKernel> rows = {
+      {"linear", linear_name(true, Float16::f16, LinearForm::int8_s8)}};
+  for (const Float16 type : {Float16::f16, Float16::bf16}) {
+    for (const LinearForm form : {LinearForm::int4, LinearForm::table4, LinearForm::int8,
+                                  LinearForm::e4m3, LinearForm::e5m2})
+      rows.push_back({"linear", linear_name(false, type, form)});
+    rows.push_back({"linear", linear_name(false, type, std::nullopt)});
+    rows.push_back({"embedding", cat("embedding_", name_of(type), "__cuda")});
+    for (const char* cache : {"f16", "int8", "e4m3"}) {
+      rows.push_back(
+          {"kv_attention", cat("kv_attention_", name_of(type), "_", cache, "__cuda")});
+    }
+    for (const char* op :
+         {"rms_norm", "rope", "silu_mul", "add", "quantize_rows", "store_kv"})
+      rows.push_back({op, cat(op, "_", name_of(type), "__cuda")});
+  }
+  std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) {
+    return std::string_view(a.op) < std::string_view(b.op);
+  });
+  return rows;
+}
 
 Result<NodeCalls> make_node_calls(const Artifact& artifact, const NodeOptions& options,
                                   Runner& runner) {

@@ -37,6 +37,14 @@ struct NodeCalls {
   }
 };
 
+// The CUDA rows of the tables of kernels: an op and a name. Whether they can be used is a
+// question of the build and the machine (device_info), not of the row.
+struct CudaKernel {
+  const char* op;
+  std::string name;  // "linear_bf16_int4__cuda"
+};
+std::vector<CudaKernel> cuda_kernels();
+
 // The calls keep a reference to the runner, whose memory they read and write. Errors as
 // in cuda_decoder.h.
 Result<NodeCalls> make_node_calls(const Artifact& artifact, const NodeOptions& options,

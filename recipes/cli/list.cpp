@@ -6,6 +6,7 @@
 #include "export/ggml/ggml_type.h"
 #include "kernels/base/cpu.h"
 #include "kernels/base/json.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
 #include "kernels/ops/gelu/gelu.h"
@@ -14,6 +15,7 @@
 #include "kernels/ops/quantize_rows/quantize_rows.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
 #include "kernels/ops/silu_mul/silu_mul.h"
+#include "kernels/runtime/cuda_nodes.h"
 #include "kernels/scheme/quant_scheme.h"
 #include "ptq/plan.h"
 #include "recipes/cli/command_line.h"
@@ -135,6 +137,9 @@ Result<Rows> kernels_list() {
   add_kernels("layer_norm", layer_norm_kernels(), rows);
   add_kernels("gelu", gelu_kernels(), rows);
   add_kernels("silu_mul", silu_mul_kernels(), rows);
+  const char* const usable = cuda::device_info().ok() ? "yes" : "no";
+  for (const cuda::CudaKernel& kernel : cuda::cuda_kernels())
+    rows.push_back({kernel.op, kernel.name, usable});
   return rows;
 }
 

@@ -254,6 +254,10 @@ inline std::vector<AttentionCase> attention_cases() {
         ++i;
       }
     }
+    if (form == KvForm::f16) {
+      cases.push_back({form, Float16::f16, 6, 3, 32, {77}});
+      cases.push_back({form, Float16::bf16, 4, 1, 32, {130, 5}, 40, 132, Output::bf16});
+    }
     cases.push_back({form, Float16::f16, 4, 2, 64, {1, 150, 63}});
     cases.push_back({form, Float16::bf16, 4, 2, 128, {1000}});
   }

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "cuda_decoder_cases.h"
 #include "cuda_emulated_runner.h"
 #include "kernels/runtime/cuda_device.h"
@@ -48,6 +50,10 @@ TEST(CudaDecoderCalls, OtherLayoutsAreNotJoined) {
   EXPECT_EQ(net->kernels.at("model.layers.0.self_attn.q_proj.weight"),
             "linear_f16_int8__cuda");
   EXPECT_EQ(net->kernels.at("lm_head.weight"), "linear_f16_plain__cuda");
+  std::set<std::string> rows;
+  for (const CudaKernel& kernel : cuda_kernels()) rows.insert(kernel.name);
+  for (const auto& [layer, kernel] : net->kernels)
+    EXPECT_EQ(rows.count(kernel), 1u) << layer << ": " << kernel;
 }
 
 std::string refusal(const Artifact& artifact, const DecoderOptions& options) {
@@ -65,6 +71,9 @@ TEST(CudaDecoderErrors, NameWhatHasNoKernel) {
       .scheme = sample::take(parse_scheme("int8n/r@f32")), .dynamic = true};
   EXPECT_THAT(refusal(artifact, {}), ::testing::HasSubstr("model.layers.0.mlp.up_proj"));
   artifact = decoder_artifact(c);
+  c.size.head_dim = 32;
+  EXPECT_THAT(refusal(decoder_artifact(c), {.kv = "int8"}),
+              ::testing::HasSubstr("found 32"));
   artifact.program.nodes[2].op = "gelu";
   EXPECT_THAT(refusal(artifact, {}), ::testing::HasSubstr("gelu"));
 }

@@ -56,6 +56,9 @@ Status dispatch_kv_attention(const KvAttentionCall& call, const KvAttentionPlan&
     launched = true;
   };
   const auto with_dim = [&]<KvForm kForm, Float16 kInput>() {
+    if constexpr (kForm == KvForm::f16) {
+      if (shape.head_dim == 32) with.template operator()<kForm, kInput, 32>();
+    }
     if (shape.head_dim == 64) with.template operator()<kForm, kInput, 64>();
     if (shape.head_dim == 128) with.template operator()<kForm, kInput, 128>();
     if (shape.head_dim == 256) with.template operator()<kForm, kInput, 256>();
@@ -71,7 +74,9 @@ Status dispatch_kv_attention(const KvAttentionCall& call, const KvAttentionPlan&
   if (call.form == KvForm::int8) with_input.template operator()<KvForm::int8>();
   if (call.form == KvForm::e4m3) with_input.template operator()<KvForm::e4m3>();
   if (launched) return ok_status();
-  return refuse(StatusCode::unsupported, "head_dim 64, 128 or 256 is needed; found ",
+  return refuse(StatusCode::unsupported,
+                "head_dim 64, 128 or 256, or 32 with an f16 cache, "
+                "is needed; found ",
                 shape.head_dim, "; run it on the CPU");
 }
 

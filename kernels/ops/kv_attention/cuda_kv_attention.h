@@ -14,7 +14,7 @@
 // Several new tokens of one sequence are a batch with one_cache: row b sees the first
 // lengths[b] positions of the one cache [capacity, ..].
 //
-// head_dim 64, 128 or 256; heads a multiple of kv_heads.
+// head_dim 64, 128 or 256, in f16 32 too; heads a multiple of kv_heads.
 //
 // The running softmax of kv_attention.h, on tensor cores: q in f16 after division by a
 // power of two (its head's largest is in [1, 2)), codes as they are, scores in f32. With
@@ -39,6 +39,10 @@
 namespace nibble::cuda {
 
 enum class KvForm : uint8_t { f16, int8, e4m3 };
+constexpr bool has_kv_attention(KvForm form, int64_t head_dim) {
+  return head_dim == 64 || head_dim == 128 || head_dim == 256 ||
+         (head_dim == 32 && form == KvForm::f16);
+}
 
 struct KvAttentionPlan {
   int splits = 1;
