@@ -18,6 +18,14 @@ Status blas_status(cublasStatus_t result) {
                "[cuda] cuBLASLt: status ", static_cast<int>(result));
 }
 
+// Of an address, up to what cuBLASLt asks about.
+uint32_t alignment(const void* p) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+  uint32_t bytes = 256;
+  while (address % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
 struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, d = nullptr;
@@ -50,7 +58,8 @@ cudaDataType_t type_of(ProductType type) {
 }  // namespace
 
 struct Blas::Implementation {
-  using Key = std::tuple<int, bool, int, int, int, int64_t, int64_t, int64_t>;
+  using Key = std::tuple<int, bool, int, int, int, int64_t, int64_t, int64_t, uint32_t,
+                         uint32_t, uint32_t>;
   cublasLtHandle_t handle = nullptr;
   DeviceBuffer workspace;
   std::map<Key, Plan> plans;
@@ -84,6 +93,17 @@ struct Blas::Implementation {
     const auto bytes = static_cast<size_t>(kWorkspace);
     cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes));
+    const uint32_t alignments[] = {alignment(call.w), alignment(call.x),
+                                   alignment(call.d), alignment(call.d)};
+    constexpr cublasLtMatmulPreferenceAttributes_t kAlignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (int i = 0; i < 4; ++i) {
+      cublasLtMatmulPreferenceSetAttribute(preference, kAlignments[i], &alignments[i],
+                                           sizeof(alignments[i]));
+    }
     int found = 0;
     const Status asked = blas_status(
         cublasLtMatmulAlgoGetHeuristic(handle, plan.product, plan.w, plan.x, plan.d,
@@ -130,7 +150,10 @@ Status Blas::multiply(const ProductCall& call, void* stream) {
                                    call.tokens,
                                    call.w_stride,
                                    call.x_stride,
-                                   call.d_stride};
+                                   call.d_stride,
+                                   alignment(call.w),
+                                   alignment(call.x),
+                                   alignment(call.d)};
   const auto [at, is_new] = b.plans.try_emplace(key);
   Plan& plan = at->second;
   if (is_new) {

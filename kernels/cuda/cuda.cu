@@ -6,6 +6,7 @@ namespace nibble::cuda {
 Status use_device(int index) {
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
   if (counted != cudaSuccess || index < 0 || index >= count) {
     return error(StatusCode::unsupported, "[cuda] device ", index, " is needed; found ",
                  counted == cudaSuccess ? count : 0, " (", cudaGetErrorName(counted),
@@ -17,6 +18,7 @@ Status use_device(int index) {
 Result<DeviceInfo> device_info() {
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
   if (counted != cudaSuccess || count == 0) {
     return error(StatusCode::unsupported, "[cuda] a CUDA device is needed; found none (",
                  cudaGetErrorName(counted), ")");
@@ -111,8 +113,10 @@ Result<Graph> Graph::capture(void* stream, const std::function<Status()>& start)
   cudaGraph_t graph = nullptr;  // the capture ends, whatever it held
   const Status ended =
       cuda_status("cuda", cudaStreamEndCapture(stream_of(stream), &graph));
-  NIBBLE_RETURN_IF_ERROR(started);
-  NIBBLE_RETURN_IF_ERROR(ended);
+  if (!started.ok() || !ended.ok()) {
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    return started.ok() ? ended : started;
+  }
   cudaGraphExec_t executable = nullptr;
   const Status made = cuda_status("cuda", cudaGraphInstantiate(&executable, graph, 0));
   cudaGraphDestroy(graph);

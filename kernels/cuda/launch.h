@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerMultiproce
 
 inline Status cuda_status(const char* who, cudaError_t result) {
   if (result == cudaSuccess) return ok_status();
+  (void)cudaGetLastError();  // said once: the next launch asks for its own
   return error(result == cudaErrorMemoryAllocation ? StatusCode::resource_exhausted
                                                    : StatusCode::internal,
                "[", who, "] cuda: ", cudaGetErrorName(result), ": ",

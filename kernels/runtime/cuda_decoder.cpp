@@ -22,7 +22,8 @@ struct Decoder::Implementation {
   // What the kernels read of a pass: words of device memory.
   int32_t* chosen = nullptr;
   int32_t* count = nullptr;
-  std::function<Status()> step;  // one token and its choice, once it is recorded
+  // One token with its logits, and with its choice too, once they are recorded.
+  std::function<Status()> token, step;
 
   // Tokens, their positions, and how much of the cache each sees.
   Status set_tokens(std::span<const int32_t> tokens) {
@@ -49,6 +50,38 @@ struct Decoder::Implementation {
       return failure(StatusCode::out_of_range, architecture, "ids in [0, ", vocabulary,
                      ") were required; found ", tokens[t], " at position ", t,
                      "; does the tokenizer belong to this model?");
+    }
+    return ok_status();
+  }
+
+  // The first time as it is, since a first launch may set what a graph cannot hold.
+  Status run_recorded(std::function<Status()>& recorded,
+                      const std::function<Status()>& calls) {
+    if (recorded != nullptr) return recorded();
+    NIBBLE_RETURN_IF_ERROR(calls());
+    NIBBLE_ASSIGN_OR_RETURN(recorded, runner->record(calls));
+    return ok_status();
+  }
+
+  Status append(std::span<const int32_t> tokens, bool all, MatrixView<float> logits) {
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    const int64_t chunk = all ? kLogitRows : kChunk;
+    for (int64_t first = 0; first < n; first += chunk) {
+      const int64_t now = std::min(chunk, n - first);
+      NIBBLE_RETURN_IF_ERROR(set_tokens(
+          tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(now))));
+      const int64_t rows = all ? now : first + now == n ? 1 : 0;
+      if (now == 1 && rows == 1) {
+        NIBBLE_RETURN_IF_ERROR(run_recorded(token, [this] { return net.run(1, 1); }));
+      } else {
+        NIBBLE_RETURN_IF_ERROR(net.run(static_cast<int>(now), static_cast<int>(rows)));
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        NIBBLE_RETURN_IF_ERROR(runner->copy_out(logits.row(all ? first + r : 0),
+                                                net.logits + r * vocabulary,
+                                                4 * vocabulary));
+      }
+      length += now;
     }
     return ok_status();
   }
@@ -114,22 +147,10 @@ Status Decoder::forward(std::span<const int32_t> tokens, MatrixView<float> logit
                    ", ", logits.cols, "]");
   }
   NIBBLE_RETURN_IF_ERROR(d.check(tokens, n));
-  const bool all = logits.rows == n;
-  const int64_t chunk = all ? kLogitRows : kChunk;
-  for (int64_t first = 0; first < n; first += chunk) {
-    const int64_t now = std::min(chunk, n - first);
-    NIBBLE_RETURN_IF_ERROR(d.set_tokens(
-        tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(now))));
-    const int64_t rows = all ? now : first + now == n ? 1 : 0;
-    NIBBLE_RETURN_IF_ERROR(d.net.run(static_cast<int>(now), static_cast<int>(rows)));
-    d.length += now;
-    for (int64_t r = 0; r < rows; ++r) {
-      NIBBLE_RETURN_IF_ERROR(d.runner->copy_out(logits.row(all ? first + r : 0),
-                                                d.net.logits + r * d.vocabulary,
-                                                4 * d.vocabulary));
-    }
-  }
-  return ok_status();
+  const int64_t before = d.length;
+  Status appended = d.append(tokens, logits.rows == n, logits);
+  if (!appended.ok()) d.length = before;
+  return appended;
 }
 
 Status Decoder::continue_greedily(int32_t token, std::span<int32_t> chosen) {
@@ -140,14 +161,7 @@ Status Decoder::continue_greedily(int32_t token, std::span<int32_t> chosen) {
   const int32_t none = 0;
   NIBBLE_RETURN_IF_ERROR(d.runner->copy_in(d.count, &none, 4));
   for (int64_t i = 0; i < n; ++i) {
-    // The first time as it is: the first launch of a kernel sets what a graph cannot
-    // hold.
-    if (d.step != nullptr) {
-      NIBBLE_RETURN_IF_ERROR(d.step());
-      continue;
-    }
-    NIBBLE_RETURN_IF_ERROR(d.run_step());
-    NIBBLE_ASSIGN_OR_RETURN(d.step, d.runner->record([&d] { return d.run_step(); }));
+    NIBBLE_RETURN_IF_ERROR(d.run_recorded(d.step, [&d] { return d.run_step(); }));
   }
   NIBBLE_RETURN_IF_ERROR(d.runner->copy_out(chosen.data(), d.chosen, 4 * n));
   d.length += n;

@@ -5,8 +5,8 @@
 // Values between nodes are f16 or bf16, logits f32. What one launch can do is one launch:
 // linear layers that read the same value (q, k and v; gate and up) are one weight, a sum
 // and the norm behind it one kernel, rotations of q and k one, keys and values stored by
-// one. continue_greedily starts all of a token's kernels as one CUDA graph and leaves the
-// choice of the next token to the GPU.
+// one. All of a single token's kernels start as one CUDA graph; continue_greedily leaves
+// the choice of the next token to the GPU as well.
 //
 // Runs decoders of embedding, linear, rms_norm, rope, attention, silu_mul and add, whose
 // last node is a linear layer. Weights: what pack_linear takes as it is; any other
@@ -48,7 +48,8 @@ class Decoder {
 
   // Runs tokens at positions length() ...; appends to the cache. logits: [tokens,
   // vocabulary], or [1, vocabulary] for the last position only.
-  // out_of_range: an id outside the vocabulary, or no room (nothing was appended).
+  // out_of_range: an id outside the vocabulary, or no room. After an error nothing was
+  // appended.
   Status forward(std::span<const int32_t> tokens, MatrixView<float> logits);
   // Appends `token`, then the greedy choice chosen.size() - 1 times; chosen[i] follows
   // the i-th of them, so the last is not in the cache.

@@ -75,7 +75,11 @@ struct LayerCall {
     LinearCall now = call;
     now.partial = scratch.partial;
     now.counters = scratch.counters;
-    if (tokens > kMostTokens && has_products) return multiply(runner, scratch, tokens);
+    if (tokens > kMostTokens && has_products) {
+      Status done = multiply(runner, scratch, tokens);
+      if (done.code() != StatusCode::unsupported) return done;
+      // cuBLASLt has nothing for the shape: the kernels below do.
+    }
     for (int first = 0; first < tokens; first += kMostTokens) {
       now.tokens = std::min(kMostTokens, tokens - first);
       now.x =
@@ -105,6 +109,8 @@ struct LayerCall {
                         .d = call.y,
                         .d_stride = call.y_stride};
     if (is_s8()) {
+      // Whole 16 bytes, as cuBLASLt asks: the weight's are 0 where x's mean nothing.
+      product.cols = static_cast<int>(weight_stride());
       NIBBLE_RETURN_IF_ERROR(runner.run(UnpackCodesCall{.form = call.form,
                                                         .rows = call.rows,
                                                         .cols = call.cols,
@@ -439,8 +445,9 @@ class NodeMaker {
     call.bias = bias;
     call.y = y;
     call.y_stride = y_stride;
-    const LayerCall of_layer{call, runner_.multiprocessors(),
-                             runner_.has_products() && !makes_logits};
+    const LayerCall of_layer{
+        call, runner_.multiprocessors(),
+        runner_.has_products() && !makes_logits && (!layer.int8_input || rows % 4 == 0)};
     for (const int tokens : {8, kMostTokens}) {
       const LinearPlan plan =
           plan_linear(call.form, call.rows, call.cols, tokens, of_layer.multiprocessors);
@@ -488,23 +495,18 @@ class NodeMaker {
                                .y = y,
                                .y_stride = layer.plain.rows};
     const bool has_products =
-        runner_.has_products() && bias == nullptr && !makes_logits && call.cols % 8 == 0;
-    net_.calls.push_back([&runner = runner_, call, makes_logits, has_products](
-                             int tokens, int with_logits) {
+        runner_.has_products() && !makes_logits && call.cols % 8 == 0;
+    if (has_products && bias != nullptr) {
+      scratch_->sum_bytes =
+          std::max(scratch_->sum_bytes, int64_t{kChunk} * call.rows * 4);
+    }
+    net_.calls.push_back([&runner = runner_, scratch = scratch_, call, makes_logits,
+                          has_products](int tokens, int with_logits) {
       const int wanted = makes_logits ? with_logits : tokens;
       if (wanted == 0) return ok_status();
       if (has_products && wanted > kMostTokens) {
-        return runner.run(ProductCall{
-            .type = call.type == Float16::f16 ? ProductType::f16 : ProductType::bf16,
-            .rows = call.rows,
-            .cols = call.cols,
-            .tokens = wanted,
-            .w = call.w,
-            .w_stride = call.cols,
-            .x = call.x,
-            .x_stride = call.x_stride,
-            .d = call.y,
-            .d_stride = call.y_stride});
+        Status done = multiply_plain(runner, *scratch, call, wanted);
+        if (done.code() != StatusCode::unsupported) return done;
       }
       PlainLinearCall now = call;
       now.x = static_cast<const uint16_t*>(call.x) + (tokens - wanted) * call.x_stride;
@@ -512,6 +514,32 @@ class NodeMaker {
       return runner.run(now);
     });
     return ok_status();
+  }
+
+  static Status multiply_plain(Runner& runner, const Scratch& scratch,
+                               const PlainLinearCall& call, int tokens) {
+    const bool has_bias = call.bias != nullptr;
+    NIBBLE_RETURN_IF_ERROR(runner.run(ProductCall{
+        .type = call.type == Float16::f16 ? ProductType::f16 : ProductType::bf16,
+        .sums = has_bias,
+        .rows = call.rows,
+        .cols = call.cols,
+        .tokens = tokens,
+        .w = call.w,
+        .w_stride = call.cols,
+        .x = call.x,
+        .x_stride = call.x_stride,
+        .d = has_bias ? scratch.sums : call.y,
+        .d_stride = has_bias ? call.rows : call.y_stride}));
+    if (!has_bias) return ok_status();
+    return runner.run(EpilogueCall{.sums = scratch.sums,
+                                   .sums_stride = call.rows,
+                                   .bias = call.bias,
+                                   .output = call.output,
+                                   .y = call.y,
+                                   .y_stride = call.y_stride,
+                                   .rows = call.rows,
+                                   .tokens = tokens});
   }
 
   // added: the add node whose sum is normed, or null.
@@ -627,15 +655,17 @@ class NodeMaker {
     const bool interleaved = node.integer("interleaved", 0) != 0;
     int64_t features = x.features;
     put(node.outputs[0], x);
-    if (i + 1 < program_.nodes.size() && program_.nodes[i + 1].op == "rope") {
-      const Node& next = program_.nodes[i + 1];
+    size_t j = i + 1;  // the next node that is not part of another's call
+    while (j < program_.nodes.size() && done_[j]) ++j;
+    if (j < program_.nodes.size() && program_.nodes[j].op == "rope") {
+      const Node& next = program_.nodes[j];
       const Place& beside = input(next, 0);
       if (beside.buffer == x.buffer && beside.offset == x.offset + x.features &&
-          rope_shape(next) == angles.shape && last_use_.at(next.inputs[0]) == i + 1 &&
+          rope_shape(next) == angles.shape && last_use_.at(next.inputs[0]) == j &&
           (next.integer("interleaved", 0) != 0) == interleaved) {
         features += beside.features;
         put(next.outputs[0], beside);
-        done_[i + 1] = true;
+        done_[j] = true;
       }
     }
     RopeCall call{.type = options_.type,
@@ -718,15 +748,10 @@ class NodeMaker {
                      shape.head_dim, "; run this model on the CPU");
     }
     const Place q = input(node, 0), k = input(node, 1), v = input(node, 2);
-    if (k.stride != v.stride) {
-      return failure(StatusCode::unsupported, node.name,
-                     "keys and values of one layout were required");
-    }
     StoreKvCall store{.input = options_.type,
                       .form = cache.form,
-                      .keys = {data(k), cache.keys, cache.key_scales},
-                      .values = {data(v), cache.values, cache.value_scales},
-                      .x_stride = k.stride,
+                      .keys = {data(k), k.stride, cache.keys, cache.key_scales},
+                      .values = {data(v), v.stride, cache.values, cache.value_scales},
                       .positions = net_.positions,
                       .kv_heads = static_cast<int>(shape.kv_heads),
                       .head_dim = static_cast<int>(shape.head_dim)};

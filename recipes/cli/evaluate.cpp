@@ -51,8 +51,10 @@ RunReport page_of(const CommandLine& line, const Measurement& measurement,
   report.recipe_name = cat("windows of ", length, " tokens");
   report.after = measurement;
   report.recipe =
-      cat("reference: ", line.path("reference").filename().string(),
-          "\ncompute: ", line.has("compute") ? line.text("compute") : "float",
+      cat("reference: ", line.path("reference").filename().string(), "\ncompute: ",
+          is_gpu(line.text("device")) ? "bf16, on " + line.text("device")
+          : line.has("compute")       ? line.text("compute")
+                                      : "float",
           "\nkv: ", line.has("kv") ? line.text("kv") : "the artifact's",
           "\nsequence-length: ", length, "\nstride: ", line.integer("stride"), "\n");
   return report;
@@ -433,12 +435,13 @@ Status run_evaluate_verb(const std::vector<std::string>& arguments) {
   }
   const std::string name = line.path("MODEL").lexically_normal().filename().string();
   Measurement measurement = measure_size(models.model->artifact(), name);
-  Json json = {
-      {"model", line.text("MODEL")},
-      {"compute",
-       !models.model->artifact().activations.empty() ? "integer" : compute_name(compute)},
-      {"bytes", measurement.bytes},
-      {"bits_per_weight", measurement.bits_per_weight}};
+  Json json = {{"model", line.text("MODEL")},
+               {"compute", models.gpu != nullptr ? "bf16"
+                           : !models.model->artifact().activations.empty()
+                               ? "integer"
+                               : compute_name(compute)},
+               {"bytes", measurement.bytes},
+               {"bits_per_weight", measurement.bits_per_weight}};
   if (measurement.quantized_bits_per_weight > 0) {
     json["quantized_bits_per_weight"] = measurement.quantized_bits_per_weight;
   }

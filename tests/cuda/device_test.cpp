@@ -107,6 +107,7 @@ constexpr Test kTests[] = {{"small_linear", small_linear},
                            {"small_store_kv", check_store_kv},
                            {"small_dequantize", check_dequantize},
                            {"small_prefill", check_prefill},
+                           {"small_products", check_products},
                            {"small_fake_quantize", check_fake_quantize},
                            {"small_decoder", small_decoder},
                            {"large_linear", large_linear},
@@ -122,6 +123,8 @@ int run_tests(const char* only) {
   const DeviceInfo& device = runner.info();
   std::printf("%s, compute capability %d.%d, %d multiprocessors\n", device.name.c_str(),
               device.major, device.minor, device.multiprocessors);
+  std::printf("cuBLASLt: %s\n",
+              runner.has_products() ? "there" : "missing, its products are not tested");
   int failed = 0, count = 0;
   for (const Test& test : kTests) {
     if (std::strstr(test.name, only) == nullptr) continue;

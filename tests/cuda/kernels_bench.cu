@@ -2,9 +2,10 @@
 //
 //   kernels_bench [NAME]   the rows whose name holds NAME; a table in Markdown
 //
-// Every call of a round reads another copy of its weight or cache, more than 200 MB in
-// all, so that nothing is found in the L2 cache but x. A round is one CUDA graph; a row's
-// time is the median round's, divided by its calls. Weights are random codes.
+// Every call of a round (but prefill's, which the tensor cores bound) reads another copy
+// of its weight or cache, more than 200 MB in all, so that nothing is found in the L2
+// cache but x. A round is one CUDA graph; a row's time is the median round's, divided by
+// its calls. Weights are random codes.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -345,6 +346,7 @@ int bench(const char* only) {
       bench_attention(form, 4096, 8, *device, read);
     }
   }
+  if (!Blas::is_there()) std::printf("\ncuBLASLt is not in this build: no prefill\n");
   if (wanted("prefill") && Blas::is_there()) {
     std::printf(
         "\n| prefill | shape | tokens | us | cuBLASLt alone, us | of it | TOP/s |\n"

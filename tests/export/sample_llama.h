@@ -43,6 +43,7 @@ struct LlamaSize {
   int64_t vocabulary = 96, hidden = 48, heads = 4, kv_heads = 2, head_dim = 12;
   int64_t intermediate = 80, layers = 2, context = 128;
   bool interleaved = false, tied = true, bias = false;
+  bool head_norms = false;  // of queries and keys, as Qwen3 has them
 };
 
 inline Artifact llama(const LlamaSize& size, uint64_t seed) {
@@ -103,24 +104,41 @@ inline Artifact llama(const LlamaSize& size, uint64_t seed) {
     const std::string n = norm(block, p + "input_layernorm", x);
     const int64_t q_width = size.heads * size.head_dim,
                   kv_width = size.kv_heads * size.head_dim;
-    const std::string q = linear(block, a + "q_proj", n, q_width, size.hidden);
-    const std::string k = linear(block, a + "k_proj", n, kv_width, size.hidden);
-    const std::string v = linear(block, a + "v_proj", n, kv_width, size.hidden);
-    for (const std::string& rotated : {q, k}) {
+    // Each turned where it is made, as recipes/models has them.
+    const auto turned = [&](const std::string& part, int64_t width) {
+      std::string value = linear(block, a + part + "_proj", n, width, size.hidden);
+      if (size.head_norms) {
+        const std::string name = a + part + "_norm";
+        artifact.tensors[name + ".weight"] =
+            random_tensor({size.head_dim}, 0.3, random, 1.0);
+        add({"rms_norm",
+             name,
+             block,
+             {value},
+             {name},
+             {{"weight", name + ".weight"}},
+             {{"epsilon", 1e-5}, {"head_dim", size.head_dim}}});
+        value = name;
+      }
+      const std::string name = a + part + "_proj.rope";
       add({"rope",
-           rotated + ".rope",
+           name,
            block,
-           {rotated},
-           {rotated + ".rope"},
+           {value},
+           {name},
            {},
            {{"head_dim", size.head_dim},
             {"theta", 10000.0},
             {"interleaved", static_cast<int64_t>(size.interleaved)}}});
-    }
+      return name;
+    };
+    const std::string q = turned("q", q_width);
+    const std::string k = turned("k", kv_width);
+    const std::string v = linear(block, a + "v_proj", n, kv_width, size.hidden);
     add({"attention",
          a + "attention",
          block,
-         {q + ".rope", k + ".rope", v},
+         {q, k, v},
          {a + "attention"},
          {},
          {{"heads", size.heads},

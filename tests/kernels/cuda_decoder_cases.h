@@ -30,10 +30,11 @@ struct DecoderCase {
   int prompt = 9;
   bool int8_inputs = false;
   bool mixed = false;  // q_proj of another scheme, o_proj and lm_head float
+  bool other_values = false;  // v_proj alone of another scheme
 };
 
 inline std::vector<DecoderCase> decoder_cases() {
-  std::vector<DecoderCase> cases(8);
+  std::vector<DecoderCase> cases(10);
   cases[0].name = "int4";
   cases[1].name = "a prompt of two chunks";
   cases[1].prompt = 70;
@@ -42,6 +43,8 @@ inline std::vector<DecoderCase> decoder_cases() {
   cases[2].type = Float16::bf16;
   cases[2].kv = "int8";
   cases[2].size.bias = true;
+  cases[2].size.layers = 1;
+  cases[2].prompt = 70;
   cases[3].name = "fp8 cache, interleaved, NF4";
   cases[3].scheme = "nf4/g64@f32";
   cases[3].kv = "fp8";
@@ -61,11 +64,23 @@ inline std::vector<DecoderCase> decoder_cases() {
   cases[7].prompt = 66;
   cases[7].size.layers = 1;
   cases[7].size.bias = true;
+  cases[8].name = "norms of heads";
+  cases[8].size.head_norms = true;
+  cases[9].name = "values of another scheme";
+  cases[9].other_values = true;
+  cases[9].prompt = 66;
+  cases[9].size.layers = 1;
   return cases;
 }
 
 inline Artifact decoder_artifact(const DecoderCase& c) {
   Artifact artifact = sample::llama(c.size, 7);
+  if (c.other_values) {
+    artifact = sample::quantized(
+        std::move(artifact), "int8/g64@f32",
+        [](const Node& node) { return node.name.find("v_proj") != std::string::npos; });
+    artifact.ledger = {};
+  }
   if (c.mixed) {
     const auto is = [](const Node& node, const char* part) {
       return node.name.find(part) != std::string::npos;

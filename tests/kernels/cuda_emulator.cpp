@@ -254,6 +254,7 @@ void must_be_aligned(const void* p, int bytes) {
 void emulate_blocks(Grid grid, int threads, int64_t shared_bytes, Order order,
                     void (*run)(const void*), const void* params) {
   if (threads % kLanes != 0) stop("a block is whole warps");
+  if (grid.y > 65535 || grid.z > 65535) stop("a grid's y and z are at most 65535");
   Machine& m = machine;
   m.threads = threads;
   m.run = run;

@@ -10,9 +10,9 @@
 // float. A copy_async16 writes 0xff at once and the data only at copies_arrived.
 //
 // Stops the process with a message, as a GPU would hang or fault: a barrier or a warp
-// function that not all threads reach, a read that is not aligned, shared memory beyond
-// what the launch asked for (by a page that cannot be touched). GuardedArray does the
-// same for device memory.
+// function that not all threads reach, a grid beyond CUDA's, a read that is not aligned,
+// shared memory beyond what the launch asked for (by a page that cannot be touched).
+// GuardedArray does the same for device memory.
 #pragma once
 
 #include <cstdint>

@@ -419,9 +419,8 @@ inline std::string check_store_kv(Runner& runner) {
         const Status status =
             runner.run(StoreKvCall{.input = type,
                                    .form = form,
-                                   .keys = {from, out, out_scales},
-                                   .values = {from, out_values, value_scales},
-                                   .x_stride = stride,
+                                   .keys = {from, stride, out, out_scales},
+                                   .values = {from, stride, out_values, value_scales},
                                    .positions = upload(runner, positions),
                                    .tokens = tokens,
                                    .kv_heads = kv_heads,
@@ -611,6 +610,112 @@ inline std::string check_prefill(Runner& runner) {
             fp8 ? std::max(std::fabs(wanted) / 16.0, scale * 0x1p-10) : scale * 0.5;
         if (!(std::fabs(value - wanted) <= 1.001 * step))
           return cat("code of ", wanted, " is ", value);
+      }
+    }
+  }
+  return "";
+}
+
+// Products of many tokens, by cuBLASLt on a GPU.
+inline std::string check_products(Runner& runner) {
+  if (!runner.has_products()) return "";
+  const int rows = 72, cols = 80, tokens = 70, w_stride = 96, x_stride = 112,
+            d_stride = 76;
+  for (const ProductType type :
+       {ProductType::f16, ProductType::bf16, ProductType::s8, ProductType::e4m3}) {
+    const bool is_16 = type == ProductType::f16 || type == ProductType::bf16;
+    const auto code = [&](float x) {
+      return type == ProductType::s8
+                 ? static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(20 * x)))
+                 : e4m3_from_float(x);
+    };
+    const auto number = [&](uint8_t c) {
+      return type == ProductType::s8 ? static_cast<float>(static_cast<int8_t>(c))
+                                     : float_from_e4m3(c);
+    };
+    for (const bool sums : {false, true}) {
+      if (!is_16 && !sums) continue;
+      std::vector<float> w = random_floats(rows * cols, 1),
+                         x = random_floats(tokens * cols, 2);
+      const auto bytes = [&](std::vector<float>& values, int lines, int stride) {
+        std::vector<uint8_t> out(static_cast<size_t>(lines * stride), 0x7f);
+        for (int r = 0; r < lines; ++r) {
+          for (int c = 0; c < cols; ++c) {
+            float& v = values[static_cast<size_t>(r * cols + c)];
+            const uint8_t bits = code(v);
+            v = number(bits);
+            out[static_cast<size_t>(r * stride + c)] = bits;
+          }
+        }
+        return out;
+      };
+      const Float16 halves = type == ProductType::f16 ? Float16::f16 : Float16::bf16;
+      runner.clear();
+      const void *w_at = nullptr, *x_at = nullptr;
+      if (is_16) {
+        w_at = upload(runner, spaced_16(halves, w, rows, cols, w_stride));
+        x_at = upload(runner, spaced_16(halves, x, tokens, cols, x_stride));
+      } else {
+        w_at = upload(runner, bytes(w, rows, w_stride));
+        x_at = upload(runner, bytes(x, tokens, x_stride));
+      }
+      const size_t each = sums ? 4 : 2, count = static_cast<size_t>(tokens * d_stride);
+      std::vector<uint8_t> d(count * each, 0xff);
+      uint8_t* const out = upload(runner, d);
+      const Status status = runner.run(ProductCall{.type = type,
+                                                   .sums = sums,
+                                                   .rows = rows,
+                                                   .cols = cols,
+                                                   .tokens = tokens,
+                                                   .w = w_at,
+                                                   .w_stride = w_stride,
+                                                   .x = x_at,
+                                                   .x_stride = x_stride,
+                                                   .d = out,
+                                                   .d_stride = d_stride});
+      // FP8 is compute capability 8.9's.
+      if (type == ProductType::e4m3 && status.code() == StatusCode::unsupported) continue;
+      if (!status.ok()) return status.message();
+      download(runner, out, d);
+      for (int t = 0; t < tokens; ++t) {
+        for (int r = 0; r < rows; ++r) {
+          double wanted = 0, size = 0;
+          for (int c = 0; c < cols; ++c) {
+            const double product =
+                static_cast<double>(w[static_cast<size_t>(r * cols + c)]) *
+                x[static_cast<size_t>(t * cols + c)];
+            wanted += product;
+            size += std::fabs(product);
+          }
+          const uint8_t* const at =
+              d.data() + static_cast<size_t>(t * d_stride + r) * each;
+          double found = 0;
+          if (type == ProductType::s8) {
+            int32_t whole = 0;
+            std::memcpy(&whole, at, 4);
+            found = whole;
+          } else if (sums) {
+            float single = 0;
+            std::memcpy(&single, at, 4);
+            found = single;
+          } else {
+            uint16_t half = 0;
+            std::memcpy(&half, at, 2);
+            found = from_16(halves, half);
+          }
+          // The tensor cores keep fewer bits of a sum of FP8 products than f32 has.
+          const double bound =
+              type == ProductType::s8 ? 0
+              : type == ProductType::e4m3
+                  ? 0x1p-10 * size
+                  : 2 * linear_tolerance(cols) * size +
+                        (sums ? 0
+                              : std::fabs(wanted) *
+                                    (halves == Float16::f16 ? 0x1p-10 : 0x1p-7));
+          if (!(std::fabs(found - wanted) <= bound))
+            return cat("product of type ", static_cast<int>(type), ", token ", t,
+                       ", row ", r, ": ", found, " where ", wanted);
+        }
       }
     }
   }

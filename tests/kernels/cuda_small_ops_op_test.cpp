@@ -25,6 +25,7 @@ TEST_P(CudaSmallOps, QuantizeRows) { EXPECT_EQ(check_quantize_rows(runner_), "")
 TEST_P(CudaSmallOps, StoreKv) { EXPECT_EQ(check_store_kv(runner_), ""); }
 TEST_P(CudaSmallOps, Dequantize) { EXPECT_EQ(check_dequantize(runner_), ""); }
 TEST_P(CudaSmallOps, Prefill) { EXPECT_EQ(check_prefill(runner_), ""); }
+TEST_P(CudaSmallOps, Products) { EXPECT_EQ(check_products(runner_), ""); }
 TEST_P(CudaSmallOps, FakeQuantize) { EXPECT_EQ(check_fake_quantize(runner_), ""); }
 
 std::string order_name(const ::testing::TestParamInfo<Order>& order) {

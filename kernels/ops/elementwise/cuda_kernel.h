@@ -12,12 +12,12 @@ struct Add {
   static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 8;
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    const int c = block_x() * kThreads + thread_index();
+    const int c = block_y() * kThreads + thread_index();
     if (c >= p.cols) return;
     const auto at = [&](const void* x, int64_t stride) {
-      return low_float<kType>(static_cast<const uint16_t*>(x)[block_y() * stride + c]);
+      return low_float<kType>(static_cast<const uint16_t*>(x)[block_x() * stride + c]);
     };
-    static_cast<uint16_t*>(p.y)[block_y() * p.y_stride + c] =
+    static_cast<uint16_t*>(p.y)[block_x() * p.y_stride + c] =
         float_to_16<kType>(at(p.a, p.a_stride) + at(p.b, p.b_stride));
   }
 };
@@ -32,7 +32,7 @@ Status dispatch_elementwise(const AddCall& call, Launcher& launcher) {
                  " are needed; found ", call.tokens, " tokens, strides ", call.a_stride,
                  ", ", call.b_stride, ", ", call.y_stride);
   }
-  const Grid grid = {(call.cols + 255) / 256, call.tokens};
+  const Grid grid = {call.tokens, (call.cols + 255) / 256};
   if (call.type == Float16::f16) {
     launcher.template launch<Add<Float16::f16>>(grid, 0, call);
   } else {

@@ -11,10 +11,10 @@ struct Embedding {
   static constexpr int kThreads = 128, kBlocksPerMultiprocessor = 8;
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    const int c = block_x() * kThreads + thread_index();
+    const int c = block_y() * kThreads + thread_index();
     if (c >= p.cols) return;
-    const int64_t row = p.ids[block_y()];
-    static_cast<uint16_t*>(p.y)[block_y() * p.y_stride + c] =
+    const int64_t row = p.ids[block_x()];
+    static_cast<uint16_t*>(p.y)[block_x() * p.y_stride + c] =
         static_cast<const uint16_t*>(p.table)[row * p.cols + c];
   }
 };
@@ -27,8 +27,8 @@ Status dispatch_embedding(const EmbeddingCall& call, Launcher& launcher) {
                  "[embedding] cuda: a table, ids and y are needed; found ", call.tokens,
                  " tokens of ", call.cols, ", stride ", call.y_stride);
   }
-  const Grid grid = {(call.cols + Embedding::kThreads - 1) / Embedding::kThreads,
-                     call.tokens};
+  const Grid grid = {call.tokens,
+                     (call.cols + Embedding::kThreads - 1) / Embedding::kThreads};
   launcher.template launch<Embedding>(grid, 0, call);
   return ok_status();
 }

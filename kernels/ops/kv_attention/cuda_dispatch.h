@@ -47,7 +47,6 @@ Status dispatch_kv_attention(const KvAttentionCall& call, const KvAttentionPlan&
       .kv_heads = static_cast<int>(shape.kv_heads),
       .window = static_cast<int>(shape.window),
       .splits = plan.splits,
-      .positions_per_split = plan.positions_per_split,
       .scale = shape.scale * 1.44269504088896341f};  // log2(e)
   bool launched = false;
   const auto with = [&]<KvForm kForm, Float16 kInput, int kHeadDim>() {

@@ -29,7 +29,7 @@ struct KvAttentionParams {
   uint32_t* counters;
   int64_t capacity;  // positions from one row's cache to the next's
   int64_t q_stride;
-  int heads, kv_heads, window, splits, positions_per_split;
+  int heads, kv_heads, window, splits;
   float scale;  // times log2(e)
 };
 
@@ -218,9 +218,9 @@ struct KvAttention {
     const int batch = block_z(), split = block_x();
     const int length = p.lengths[batch];
     const int first = p.window > 0 && length > p.window ? length - p.window : 0;
-    const int begin = first + split * p.positions_per_split;
-    const int end =
-        begin + p.positions_per_split < length ? begin + p.positions_per_split : length;
+    const int per_split = positions_per_split(p, length - first);
+    const int begin = first + split * per_split;
+    const int end = begin + per_split < length ? begin + per_split : length;
     const int64_t row = batch * p.capacity;
 
     load_queries(p, batch, first_head, heads, fragments, factors);
@@ -404,7 +404,8 @@ struct KvAttention {
       }
     }
     sync_threads();
-    const int used = (context + p.positions_per_split - 1) / p.positions_per_split;
+    const int per_split = positions_per_split(p, context);
+    const int used = (context + per_split - 1) / per_split;
     const int splits = used < p.splits ? used : p.splits;
     const int split = block_x();
     constexpr int kPart = kHeadDim + 2;
@@ -461,6 +462,12 @@ struct KvAttention {
     if (thread_index() == 0) *counter = 0;
   }
 
+  // By the row's own length: a plan for a long cache serves a short sequence as well.
+  NIBBLE_DEVICE static int positions_per_split(const Params& p, int context) {
+    constexpr int kStep = kWarps * kPositions;
+    const int steps = (context + kStep - 1) / kStep;
+    return (steps + p.splits - 1) / p.splits * kStep;
+  }
   NIBBLE_DEVICE static int block_rows(const Params& p) {
     const int group = p.heads / p.kv_heads;
     return p.kv_heads * ((group + kHeads - 1) / kHeads);

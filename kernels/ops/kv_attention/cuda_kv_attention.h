@@ -45,8 +45,7 @@ constexpr bool has_kv_attention(KvForm form, int64_t head_dim) {
 }
 
 struct KvAttentionPlan {
-  int splits = 1;
-  int positions_per_split = 64;
+  int splits = 1;             // of each row's own context, in runs of whole 64 positions
   int64_t partial_bytes = 0;  // when splits > 1
   int counters = 0;           // words
 };

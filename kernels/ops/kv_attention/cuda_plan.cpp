@@ -17,7 +17,6 @@ KvAttentionPlan plan_kv_attention(const AttentionShape& shape, int batch, int lo
   const int64_t splits = std::clamp<int64_t>(wanted, 1, steps);
   const int64_t per_split = (steps + splits - 1) / splits;
   KvAttentionPlan plan;
-  plan.positions_per_split = static_cast<int>(per_split * kStep);
   plan.splits = static_cast<int>((steps + per_split - 1) / per_split);
   plan.counters = static_cast<int>(rows);
   if (plan.splits > 1) {

@@ -15,7 +15,7 @@ struct UnpackCodes {
   static_assert(!is_4_bit(kForm));
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    const int eighth = block_x() * kThreads + thread_index(), row = block_y();
+    const int eighth = block_y() * kThreads + thread_index(), row = block_x();
     const int first = 8 * eighth;
     if (first >= p.stride) return;
     uint32_t words[2] = {0, 0};
@@ -49,7 +49,7 @@ struct Epilogue {
   static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 8;
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    const int row = block_x() * kThreads + thread_index(), token = block_y();
+    const int row = block_y() * kThreads + thread_index(), token = block_x();
     if (row >= p.rows) return;
     const int64_t at = token * p.sums_stride + row;
     float value = p.int_sums ? static_cast<float>(static_cast<const int32_t*>(p.sums)[at])
@@ -74,8 +74,8 @@ Status dispatch_unpack_codes(const UnpackCodesCall& call, Launcher& launcher) {
                  "[linear] cuda: codes of int8_s8 or e4m3, w and a stride of at least ",
                  call.cols, " are needed; found stride ", call.stride);
   }
-  const Grid grid = {static_cast<int>((call.stride + 8 * 256 - 1) / (8 * 256)),
-                     call.rows};
+  const Grid grid = {call.rows,
+                     static_cast<int>((call.stride + 8 * 256 - 1) / (8 * 256))};
   if (call.form == LinearForm::int8_s8) {
     launcher.template launch<UnpackCodes<LinearForm::int8_s8>>(grid, 0, call);
   } else {
@@ -93,7 +93,7 @@ Status dispatch_epilogue(const EpilogueCall& call, Launcher& launcher) {
                  " are needed; found ", call.tokens, " tokens, strides ",
                  call.sums_stride, " and ", call.y_stride);
   }
-  const Grid grid = {(call.rows + 255) / 256, call.tokens};
+  const Grid grid = {call.tokens, (call.rows + 255) / 256};
   launcher.template launch<Epilogue>(grid, 0, call);
   return ok_status();
 }

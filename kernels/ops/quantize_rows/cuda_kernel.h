@@ -61,13 +61,13 @@ struct StoreKv {
 
   NIBBLE_DEVICE static void run(const Params& p) {
     const int lane = thread_index() % 32;
-    const int head = block_x() * (kThreads / 32) + thread_index() / 32;
+    const int head = block_y() * (kThreads / 32) + thread_index() / 32;
     if (head >= p.kv_heads) return;  // a whole warp
     const StoreKvCall::Rows& rows = block_z() == 0 ? p.keys : p.values;
     const uint16_t* const row = static_cast<const uint16_t*>(rows.x) +
-                                block_y() * p.x_stride +
+                                block_x() * rows.x_stride +
                                 static_cast<int64_t>(head) * p.head_dim;
-    const int64_t at = static_cast<int64_t>(p.positions[block_y()]) * p.kv_heads + head;
+    const int64_t at = static_cast<int64_t>(p.positions[block_x()]) * p.kv_heads + head;
     if (p.form == KvForm::f16) {
       uint16_t* const out = static_cast<uint16_t*>(rows.codes) + at * p.head_dim;
       for (int d = lane; d < p.head_dim; d += 32)
@@ -128,7 +128,7 @@ Status dispatch_store_kv(const StoreKvCall& call, Launcher& launcher) {
                  "needed; found ",
                  call.tokens, " tokens, ", call.kv_heads, " heads of ", call.head_dim);
   }
-  const Grid grid = {(call.kv_heads + 3) / 4, call.tokens, 2};
+  const Grid grid = {call.tokens, (call.kv_heads + 3) / 4, 2};
   if (call.input == Float16::f16) {
     launcher.template launch<StoreKv<Float16::f16>>(grid, 0, call);
   } else {

@@ -36,13 +36,13 @@ Status run_quantize_rows(const QuantizeRowsCall& call, void* stream);
 struct StoreKvCall {
   struct Rows {
     const void* x = nullptr;
+    int64_t x_stride = 0;  // elements
     void* codes = nullptr;
     uint16_t* scales = nullptr;
   };
   Float16 input = Float16::f16;
   KvForm form = KvForm::int8;
   Rows keys, values;
-  int64_t x_stride = 0;                // elements, of both
   const int32_t* positions = nullptr;  // [tokens]
   int tokens = 0, kv_heads = 0, head_dim = 0;
 };

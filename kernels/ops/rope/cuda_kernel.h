@@ -14,9 +14,9 @@ struct Rope {
   NIBBLE_DEVICE static void run(const Params& p) {
     const int half = p.head_dim / 2;
     const int pairs = p.heads * half;
-    uint16_t* const row = static_cast<uint16_t*>(p.x) + block_y() * p.stride;
-    const int64_t angle = static_cast<int64_t>(p.positions[block_y()]) * half;
-    const int i = block_x() * kThreads + thread_index();
+    uint16_t* const row = static_cast<uint16_t*>(p.x) + block_x() * p.stride;
+    const int64_t angle = static_cast<int64_t>(p.positions[block_x()]) * half;
+    const int i = block_y() * kThreads + thread_index();
     if (i >= pairs) return;
     const int head = i / half, pair = i % half;
     const int first = head * p.head_dim + (p.interleaved ? 2 * pair : pair);
@@ -39,7 +39,7 @@ Status dispatch_rope(const RopeCall& call, Launcher& launcher) {
         call.tokens, " tokens, ", call.heads, " heads of ", call.head_dim, ", stride ",
         call.stride);
   }
-  const Grid grid = {(call.heads * call.head_dim / 2 + 127) / 128, call.tokens};
+  const Grid grid = {call.tokens, (call.heads * call.head_dim / 2 + 127) / 128};
   if (call.type == Float16::f16) {
     launcher.template launch<Rope<Float16::f16>>(grid, 0, call);
   } else {

@@ -12,15 +12,15 @@ struct SiluMul {
   static constexpr int kThreads = 256, kBlocksPerMultiprocessor = 8;
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    const int c = block_x() * kThreads + thread_index();
+    const int c = block_y() * kThreads + thread_index();
     if (c >= p.cols) return;
     const float gate = low_float<kType>(
-        static_cast<const uint16_t*>(p.gate)[block_y() * p.gate_stride + c]);
+        static_cast<const uint16_t*>(p.gate)[block_x() * p.gate_stride + c]);
     const float up =
-        low_float<kType>(static_cast<const uint16_t*>(p.up)[block_y() * p.up_stride + c]);
+        low_float<kType>(static_cast<const uint16_t*>(p.up)[block_x() * p.up_stride + c]);
     // Of a gate below -87 e^-gate is beyond f32, and the quotient is 0, as it should be.
     const float grown = power_of_2(gate * -1.44269504088896341f);
-    static_cast<uint16_t*>(p.y)[block_y() * p.y_stride + c] =
+    static_cast<uint16_t*>(p.y)[block_x() * p.y_stride + c] =
         float_to_16<kType>(quotient(gate, 1.0f + grown) * up);
   }
 };
@@ -35,7 +35,7 @@ Status dispatch_silu_mul(const SiluMulCall& call, Launcher& launcher) {
                  " are needed; found ", call.tokens, " tokens, strides ",
                  call.gate_stride, ", ", call.up_stride, ", ", call.y_stride);
   }
-  const Grid grid = {(call.cols + 255) / 256, call.tokens};
+  const Grid grid = {call.tokens, (call.cols + 255) / 256};
   if (call.type == Float16::f16) {
     launcher.template launch<SiluMul<Float16::f16>>(grid, 0, call);
   } else {
