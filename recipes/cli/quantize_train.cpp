@@ -178,7 +178,8 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
             << size.layers << " layers: " << bytes_text(size.bytes) << ", "
             << number_text(size.bits_per_weight, 4) << " bits per weight ("
             << number_text(size.quantized_bits_per_weight, 4)
-            << " in quantized layers)\nmemory  about " << bytes_text(memory_bytes) << ":";
+            << " in quantized layers)\nmemory  about " << bytes_text(memory_bytes)
+            << (planned.program.is_language_model() ? "" : " beside the data") << ":";
   for (size_t i = 0; i < memory.size(); ++i)
     std::cout << (i ? ", " : " ") << memory[i].what << " " << bytes_text(memory[i].bytes);
   if (needs.spills) std::cout << "; activations wait on disk";

@@ -526,6 +526,19 @@ int64_t held_bytes(const Artifact& model, int64_t* largest) {
   return bytes;
 }
 
+// Of nets whose values are codes: codes of both forms, and one in wider numbers.
+int64_t exact_bytes(const Plan& plan, const Shapes& values) {
+  constexpr int64_t kEach = 16;
+  if (plan.activations.empty()) return 0;
+  int64_t all = 0;
+  for (const auto& [name, shape] : values) {
+    int64_t count = 1;
+    for (const int64_t n : shape) count *= n == kUnknownSize ? 1 : n;
+    all += count;
+  }
+  return kExactImages * kEach * all;
+}
+
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
@@ -534,7 +547,8 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
   for (const auto& [name, tensor] : model.tensors) given[name] = tensor.shape;
   NIBBLE_RETURN_IF_ERROR(check_shapes(model.program, given, &values));
   int64_t largest = 0;
-  const int64_t held = held_bytes(model, &largest);
+  int64_t held = held_bytes(model, &largest);
+  held += request.data;
   const auto fits = [&request, held](const std::vector<MemoryPart>& parts) {
     return request.cap == 0 || held + total(parts) <= request.cap;
   };
@@ -567,14 +581,19 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
          kProgram + (products || plan.has_low_rank() ? kProducts : 0)},
         {"the artifact and its kernels' copy", 2 * artifact},
         {"the float model and its kernels' copies", model.weight_bytes() + floats},
-        {"tensors kept for reuse", products ? kPool : 0},
-        {"logits of both", 2 * logits}};
+        // Batches of images leave little behind.
+        {"tensors kept for reuse",
+         products && model.program.is_language_model() ? kPool : 0},
+        {"logits of both", 2 * logits},
+        {"values of the exact mode's check", exact_bytes(plan, values)}};
     result.evaluates = fits(evaluation);
     result.evaluation = held + total(evaluation);
     if (result.evaluates) result.parts = larger(std::move(result.parts), evaluation);
   }
   const bool whole = fits(result.parts);
-  if (held > 0) result.parts.push_back({"weights that are in memory already", held});
+  if (held > request.data)
+    result.parts.push_back({"weights that are in memory already", held - request.data});
+  if (request.data > 0) result.parts.push_back({"images", request.data});
   sort_parts(result.parts);
   if (!whole) {
     std::string what;

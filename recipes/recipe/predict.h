@@ -32,11 +32,15 @@ struct MemoryPart {
   std::string what;
   int64_t bytes = 0;
 };
+// Images whose values the exact mode's check holds at a time, in both forms.
+inline constexpr int64_t kExactImages = 10;
+
 struct MemoryRequest {
   int64_t cap = 0;  // bytes of resident memory; 0: none
   int threads = 1;
   // Of the calibration sequences, when they are known: all their tokens, and the longest's.
   int64_t tokens = 0, longest = 0;
+  int64_t data = 0;       // bytes of images that stay in memory
   bool evaluates = true;  // both models are run at the end
   bool compares = true;   // on data, and the float one against itself
 };

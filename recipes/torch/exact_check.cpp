@@ -12,11 +12,10 @@
 #include "ptq/module/exact_module.h"
 #include "recipes/eval/model_data.h"
 #include "recipes/eval/signal_quality.h"
+#include "recipes/recipe/predict.h"
 
 namespace nibble {
 namespace {
-
-constexpr int64_t kBatch = 50;  // images whose values are held at a time, in both forms
 
 struct Compared {
   int64_t values = 0, codes = 0;
@@ -137,10 +136,10 @@ std::string check_exact(const Artifact& artifact, const RunData& data, int64_t c
       value_or_throw(Executor::create(std::make_shared<const Artifact>(artifact), {}));
   if (artifact.activations.empty()) return check_layers(artifact, executor, data, count);
   Compared total;
-  for (int64_t first = 0; first < count; first += kBatch) {
+  for (int64_t first = 0; first < count; first += kExactImages) {
     const Compared batch =
         compare(artifact, executor,
-                input_of(artifact, data, first, std::min(kBatch, count - first)));
+                input_of(artifact, data, first, std::min(kExactImages, count - first)));
     total.values = batch.values;
     total.codes += batch.codes;
   }

@@ -31,22 +31,19 @@ namespace nibble {
 namespace {
 
 // Time and memory, for people: never in a file.
-void add_costs(const PipelineRequest& request, const MemoryPlan& memory, bool streams,
+void add_costs(const PipelineRequest& request, const MemoryPlan& memory,
                RunReport& report) {
   report.peak_memory = process_memory().peak;
-  // The prediction is the streaming run's.
-  if (streams) report.predicted_memory = memory.bytes();
+  report.predicted_memory = memory.bytes();
   const int ranks = Ranks::instance().count();
   report.costs.push_back(
       cat("calibrated and solved in ", number_text(report.calibration_seconds, 4), " s",
           ranks > 1 ? cat(" by ", ranks, " processes") : std::string()));
-  report.costs.push_back(
-      cat("memory  peak ", bytes_text(report.peak_memory),
-          streams ? cat(", predicted ", bytes_text(report.predicted_memory))
-                  : std::string(),
-          request.memory > 0 ? cat(", allowed ", bytes_text(request.memory))
-                             : std::string(),
-          memory.spills ? "; activations waited on disk" : ""));
+  report.costs.push_back(cat(
+      "memory  peak ", bytes_text(report.peak_memory), ", predicted ",
+      bytes_text(report.predicted_memory),
+      request.memory > 0 ? cat(", allowed ", bytes_text(request.memory)) : std::string(),
+      memory.spills ? "; activations waited on disk" : ""));
 }
 
 Result<RunReport> quantize(const PipelineRequest& request) {
@@ -120,6 +117,8 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                          .threads = thread_count(),
                          .evaluates = Ranks::instance().is_first(),
                          .compares = held.count() > 0};
+  for (const RunData* images : {&data, &held})
+    needs.data += static_cast<int64_t>(images->images.pixels.capacity());
   for (const std::vector<int32_t>& ids : calibration.sequences) {
     needs.tokens += static_cast<int64_t>(ids.size());
     needs.longest = std::max(needs.longest, static_cast<int64_t>(ids.size()));
@@ -188,7 +187,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   } else {
     NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
   }
-  add_costs(request, memory, streams, report);
+  add_costs(request, memory, report);
   return report;
 }
 
