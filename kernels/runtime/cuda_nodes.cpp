@@ -7,6 +7,7 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "kernels/program/rope_attributes.h"
+#include "kernels/runtime/cuda_layer_call.h"
 #include "kernels/runtime/node_weights.h"
 
 namespace nibble::cuda {
@@ -47,100 +48,6 @@ struct Layer {
     int64_t sum = 0;
     for (const int64_t r : rows) sum += r;
     return sum;
-  }
-};
-
-struct Scratch {  // of all linear and attention calls, which run one after the other
-  void* partial = nullptr;
-  uint32_t* counters = nullptr;
-  int64_t partial_bytes = 0, counter_count = 0;
-  // Of products: a weight as floats or codes row by row, and sums before the epilogue.
-  void *weight = nullptr, *sums = nullptr;
-  int64_t weight_bytes = 0, sum_bytes = 0;
-};
-
-int64_t whole_16(int64_t n) { return (n + 15) / 16 * 16; }
-
-// A layer's call of any number of tokens, at most kChunk, as x and y lie there.
-struct LayerCall {
-  LinearCall call;
-  int multiprocessors = 0;
-  bool has_products = false;
-  bool is_s8() const { return call.form == LinearForm::int8_s8; }
-  int64_t weight_stride() const { return whole_16(call.cols); }
-  int64_t weight_bytes() const { return call.rows * weight_stride() * (is_s8() ? 1 : 2); }
-  bool needs_epilogue() const { return is_s8() || call.bias != nullptr; }
-
-  Status run(Runner& runner, const Scratch& scratch, int tokens) const {
-    LinearCall now = call;
-    now.partial = scratch.partial;
-    now.counters = scratch.counters;
-    if (tokens > kMostTokens && has_products) {
-      Status done = multiply(runner, scratch, tokens);
-      if (done.code() != StatusCode::unsupported) return done;
-      // cuBLASLt has nothing for the shape: the kernels below do.
-    }
-    for (int first = 0; first < tokens; first += kMostTokens) {
-      now.tokens = std::min(kMostTokens, tokens - first);
-      now.x =
-          static_cast<const uint8_t*>(call.x) + first * call.x_stride * (is_s8() ? 1 : 2);
-      now.x_scales = call.x_scales == nullptr ? nullptr : call.x_scales + first;
-      now.y = static_cast<uint8_t*>(call.y) +
-              first * call.y_stride * (call.output == Output::f32 ? 4 : 2);
-      NIBBLE_RETURN_IF_ERROR(runner.run(
-          now, plan_linear(now.form, now.rows, now.cols, now.tokens, multiprocessors)));
-    }
-    return ok_status();
-  }
-
- private:
-  Status multiply(Runner& runner, const Scratch& scratch, int tokens) const {
-    ProductCall product{.type = is_s8()                      ? ProductType::s8
-                                : call.input == Float16::f16 ? ProductType::f16
-                                                             : ProductType::bf16,
-                        .sums = needs_epilogue(),
-                        .rows = call.rows,
-                        .cols = call.cols,
-                        .tokens = tokens,
-                        .w = scratch.weight,
-                        .w_stride = weight_stride(),
-                        .x = call.x,
-                        .x_stride = call.x_stride,
-                        .d = call.y,
-                        .d_stride = call.y_stride};
-    if (is_s8()) {
-      // Whole 16 bytes, as cuBLASLt asks: the weight's are 0 where x's mean nothing.
-      product.cols = static_cast<int>(weight_stride());
-      NIBBLE_RETURN_IF_ERROR(runner.run(UnpackCodesCall{.form = call.form,
-                                                        .rows = call.rows,
-                                                        .cols = call.cols,
-                                                        .tiles = call.tiles,
-                                                        .units = call.units,
-                                                        .codes = call.codes,
-                                                        .w = scratch.weight,
-                                                        .stride = weight_stride()}));
-    } else {
-      DequantizeCall floats = dequantize_call(call);
-      floats.w = scratch.weight;
-      floats.stride = weight_stride();
-      NIBBLE_RETURN_IF_ERROR(runner.run(floats));
-    }
-    if (!needs_epilogue()) return runner.run(product);
-    product.d = scratch.sums;
-    product.d_stride = call.rows;
-    NIBBLE_RETURN_IF_ERROR(runner.run(product));
-    return runner.run(EpilogueCall{
-        .int_sums = is_s8(),
-        .sums = scratch.sums,
-        .sums_stride = call.rows,
-        .w_scales = is_s8() ? static_cast<const float*>(call.scales) : nullptr,
-        .x_scales = call.x_scales,
-        .bias = call.bias,
-        .output = call.output,
-        .y = call.y,
-        .y_stride = call.y_stride,
-        .rows = call.rows,
-        .tokens = tokens});
   }
 };
 
@@ -286,6 +193,15 @@ class NodeMaker {
 
   // --- nodes
 
+  // A call of all tokens, whatever their number.
+  template <class Call>
+  void add_call(Call call) {
+    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
+      call.tokens = tokens;
+      return runner.run(call);
+    });
+  }
+
   Status make_node(size_t i) {
     const Node& node = program_.nodes[i];
     if (node.op == "embedding") return make_embedding(node);
@@ -310,10 +226,7 @@ class NodeMaker {
                        .y = data(y),
                        .y_stride = y.stride,
                        .cols = static_cast<int>(weight.cols)};
-    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
-      call.tokens = tokens;
-      return runner.run(call);
-    });
+    add_call(call);
     return ok_status();
   }
 
@@ -401,10 +314,7 @@ class NodeMaker {
                           .stride = whole_16(x.features),
                           .scales = x_scales_,
                           .cols = static_cast<int>(x.features)};
-    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
-      call.tokens = tokens;
-      return runner.run(call);
-    });
+    add_call(call);
     return ok_status();
   }
 
@@ -504,42 +414,12 @@ class NodeMaker {
                           has_products](int tokens, int with_logits) {
       const int wanted = makes_logits ? with_logits : tokens;
       if (wanted == 0) return ok_status();
-      if (has_products && wanted > kMostTokens) {
-        Status done = multiply_plain(runner, *scratch, call, wanted);
-        if (done.code() != StatusCode::unsupported) return done;
-      }
       PlainLinearCall now = call;
       now.x = static_cast<const uint16_t*>(call.x) + (tokens - wanted) * call.x_stride;
       now.tokens = wanted;
-      return runner.run(now);
+      return run_plain_layer(runner, *scratch, now, has_products);
     });
     return ok_status();
-  }
-
-  static Status multiply_plain(Runner& runner, const Scratch& scratch,
-                               const PlainLinearCall& call, int tokens) {
-    const bool has_bias = call.bias != nullptr;
-    NIBBLE_RETURN_IF_ERROR(runner.run(ProductCall{
-        .type = call.type == Float16::f16 ? ProductType::f16 : ProductType::bf16,
-        .sums = has_bias,
-        .rows = call.rows,
-        .cols = call.cols,
-        .tokens = tokens,
-        .w = call.w,
-        .w_stride = call.cols,
-        .x = call.x,
-        .x_stride = call.x_stride,
-        .d = has_bias ? scratch.sums : call.y,
-        .d_stride = has_bias ? call.rows : call.y_stride}));
-    if (!has_bias) return ok_status();
-    return runner.run(EpilogueCall{.sums = scratch.sums,
-                                   .sums_stride = call.rows,
-                                   .bias = call.bias,
-                                   .output = call.output,
-                                   .y = call.y,
-                                   .y_stride = call.y_stride,
-                                   .rows = call.rows,
-                                   .tokens = tokens});
   }
 
   // added: the add node whose sum is normed, or null.
@@ -594,10 +474,7 @@ class NodeMaker {
                  .y = data(y),
                  .y_stride = y.stride,
                  .cols = static_cast<int>(a.features)};
-    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
-      call.tokens = tokens;
-      return runner.run(call);
-    });
+    add_call(call);
     return ok_status();
   }
 
@@ -612,10 +489,7 @@ class NodeMaker {
                      .y = data(y),
                      .y_stride = y.stride,
                      .cols = static_cast<int>(gate.features)};
-    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
-      call.tokens = tokens;
-      return runner.run(call);
-    });
+    add_call(call);
     return ok_status();
   }
 
@@ -677,10 +551,7 @@ class NodeMaker {
                   .heads = static_cast<int>(features / angles.shape.head_dim),
                   .head_dim = static_cast<int>(angles.shape.head_dim),
                   .interleaved = interleaved};
-    net_.calls.push_back([&runner = runner_, call](int tokens, int) mutable {
-      call.tokens = tokens;
-      return runner.run(call);
-    });
+    add_call(call);
     return ok_status();
   }
 
@@ -755,10 +626,7 @@ class NodeMaker {
                       .positions = net_.positions,
                       .kv_heads = static_cast<int>(shape.kv_heads),
                       .head_dim = static_cast<int>(shape.head_dim)};
-    net_.calls.push_back([&runner = runner_, store](int tokens, int) mutable {
-      store.tokens = tokens;
-      return runner.run(store);
-    });
+    add_call(store);
     NIBBLE_ASSIGN_OR_RETURN(const Place y, put_new(node.outputs[0], q.features));
     const KvAttentionCall call{
         .shape = shape,

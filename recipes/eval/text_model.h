@@ -17,7 +17,7 @@ class TextModel {
  public:
   virtual ~TextModel() = default;
   virtual const Artifact& artifact() const = 0;
-  // An empty sequence with room for so many positions; false context: out_of_range.
+  // An empty sequence with room for so many positions. out_of_range: beyond the context.
   virtual Status open(int64_t positions) = 0;
   virtual void begin() = 0;  // an empty sequence, the room stays
   // Appends; logits as Executor::forward has them.
