@@ -1,7 +1,6 @@
 #include "ptq/calibrate.h"
 
 #include "ptq/calibration/bias_correction.h"
-#include "ptq/module/program_module.h"
 #include "ptq/one_thread.h"
 #include "ptq/stream.h"
 
@@ -17,9 +16,7 @@ Calibrated calibrate(std::shared_ptr<const Artifact> model, const Plan& plan,
   options.device = data.device;
   Calibrated result =
       StreamedCalibration(std::move(model), plan, data, options).solve_in_memory();
-  if (plan.bias_correction > 0) correct_biases(result, to_torch(data.images));
-  if (plan.batch_norm_reestimation > 0)
-    reestimate_batch_norms(result, to_torch(data.images));
+  apply_corrections(result, data);
   return result;
 }
 

@@ -4,6 +4,7 @@
 
 #include "ptq/calibration/activation_scales.h"
 #include "ptq/calibration/artifact_sink.h"
+#include "ptq/calibration/bias_correction.h"
 #include "ptq/calibration/group_scales.h"
 #include "ptq/calibration/mixed_choice.h"
 #include "ptq/calibration/samples.h"
@@ -15,11 +16,6 @@
 
 namespace nibble {
 namespace {
-
-bool scales_groups(const std::string& name) {
-  const Transform* transform = find_transform(name);
-  return transform != nullptr && transform->search != nullptr;
-}
 
 // Who needs data, for the message when there is none; "": nobody.
 std::string data_user(const Plan& plan) {
@@ -48,18 +44,6 @@ void check_ranks(const Artifact& model, const Plan& plan) {
 }
 
 }  // namespace
-
-bool can_stream(const Plan& plan, const Program& program) {
-  if (!program.is_language_model() || !plan.activations.empty()) return false;
-  if (!std::all_of(plan.transforms.begin(), plan.transforms.end(), scales_groups))
-    return false;
-  return std::all_of(plan.layers.begin(), plan.layers.end(), [](const LayerPlan& layer) {
-    if (layer.method == "float") return true;
-    const Method* method = find_method(layer.method);
-    // Rows of inputs that are kept for a method are those of one process.
-    return method != nullptr && method->rows_in_parallel && !method->wants_rows;
-  });
-}
 
 StreamedCalibration::StreamedCalibration(std::shared_ptr<const Artifact> model,
                                          const Plan& plan, const CalibrationData& data,
@@ -155,9 +139,11 @@ void StreamedCalibration::solve_layers(SolvedLayers& solved) {
 
 Calibrated StreamedCalibration::solve(SolvedLayers& solved) {
   solve_layers(solved);
-  take_scaled([this](const std::string& name) {
+  const bool corrected =
+      has_corrections(result_.plan);  // against the float net, run whole
+  take_scaled([this, corrected](const std::string& name) {
     const LayerPlan* layer = result_.plan.find(name);
-    return layer == nullptr || layer->method == "float";
+    return corrected || layer == nullptr || layer->method == "float";
   });
   return std::move(result_);
 }

@@ -7,9 +7,8 @@
 // where the float model is followed, and once for each pass before), and a block's
 // weights are in memory only while it runs.
 //
-// calibrate() is this with everything in memory. can_stream: may layers go to disk one by
-// one, and samples over processes? Of language models, after transforms that scale
-// channels (awq, smoothquant).
+// calibrate() is this with everything in memory, and with what corrects a net whose
+// layers are all solved (ptq/calibration/bias_correction.h).
 //
 // failed_precondition: too few sequences; invalid_argument, out_of_range: a sequence too
 // long, an id outside the vocabulary; out_of_range: NaN or infinity in a layer's inputs
@@ -27,8 +26,6 @@
 #include "ptq/calibration/solved_layers.h"
 
 namespace nibble {
-
-bool can_stream(const Plan& plan, const Program& program);
 
 struct StreamOptions {
   Progress progress = {};                                 // a layer; may be empty
@@ -48,6 +45,8 @@ class StreamedCalibration {
   StreamedCalibration(std::shared_ptr<const Artifact> model, const Plan& plan,
                       const CalibrationData& data, const StreamOptions& options);
 
+  // As transforms have made it; factors that are still apart are none of its tensors.
+  const Artifact& model() const { return *result_.model; }
   // Schemes as chosen, activations with their scales.
   const Plan& plan() const { return result_.plan; }
   // Once. A layer that `solved` has already (of a run that was interrupted) is not solved

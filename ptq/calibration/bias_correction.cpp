@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
 #include "ptq/module/program_module.h"
@@ -12,6 +15,8 @@ namespace {
 
 using torch::Tensor;
 using Values = std::map<std::string, Tensor>;
+
+constexpr int64_t kPart = 16;  // images
 
 class Correction {
  public:
@@ -65,7 +70,7 @@ class Correction {
     if (corrects) quantized.erase("bias");
     Tensor z = op->run({.node = node, .inputs = read, .parameters = quantized});
     if (corrects && scales_ && node.op == "conv2d") z = rescaled(node, y, z);
-    if (corrects) z = z + corrected(node, y, z);
+    if (corrects) z.add_(corrected(node, y, z));
     float_values_[value] = y;
     values_[value] = rounded(value, z);
   }
@@ -77,7 +82,10 @@ class Correction {
     if (found == calibrated_.weights.end()) return z;  // a float layer
     CodedMatrix& q = found->second;
     const auto deviation = [](const Tensor& x) {
-      return x.to(at::kDouble).var({0, 2, 3}, /*unbiased=*/false).sqrt();
+      const Tensor mean = mean_of(x, [](const Tensor& part) { return part; });
+      const Tensor middle = mean.view({1, -1, 1, 1});
+      return mean_of(x, [&](const Tensor& part) { return (part - middle).square_(); })
+          .sqrt();
     };
     const Tensor of_y = deviation(y), of_z = deviation(z);
     // A channel that is constant in one of the nets stays as it is.
@@ -98,18 +106,18 @@ class Correction {
     account.note += cat(account.note.empty() ? "" : "; ", "scales by ",
                         ratios.min().item<float>(), " to ", ratios.max().item<float>(),
                         ": its channels' variance over ", images_, " images");
-    return z * ratios.view({1, -1, 1, 1});
+    return z.mul(ratios.view({1, -1, 1, 1}));
   }
 
   // The bias that makes z, the products alone, as large in the mean as y; as the integers
   // hold it.
   Tensor corrected(const Node& node, const Tensor& y, const Tensor& z) {
-    std::vector<int64_t> axes;
-    const int64_t channel = y.dim() == 4 ? 1 : y.dim() - 1;
-    for (int64_t d = 0; d < y.dim(); ++d) {
-      if (d != channel) axes.push_back(d);
-    }
-    Tensor bias = (y.to(at::kDouble) - z.to(at::kDouble)).mean(axes);
+    int64_t first = 0;
+    Tensor bias = mean_of(y, [&](const Tensor& part) {
+      const Tensor other = z.narrow(0, first, part.size(0)).to(at::kDouble);
+      first += part.size(0);
+      return part - other;
+    });
     const std::string& name = node.parameter("bias");
     model_->tensors[name] = from_torch(bias.to(at::kFloat));
     calibrated_.accounts[name].note =
@@ -119,6 +127,21 @@ class Correction {
     }
     bias = bias.to(at::kFloat);
     return y.dim() == 4 ? bias.view({1, -1, 1, 1}) : bias;
+  }
+
+  // The mean of f(x) over all but the channels, f64; in parts, which take less memory.
+  static Tensor mean_of(const Tensor& x, const std::function<Tensor(const Tensor&)>& f) {
+    std::vector<int64_t> axes;
+    const int64_t channel = x.dim() == 4 ? 1 : x.dim() - 1;
+    for (int64_t d = 0; d < x.dim(); ++d) {
+      if (d != channel) axes.push_back(d);
+    }
+    Tensor sum = at::zeros({x.size(channel)}, at::kDouble);
+    for (int64_t i = 0; i < x.size(0); i += kPart) {
+      const int64_t count = std::min(kPart, x.size(0) - i);
+      sum += f(x.narrow(0, i, count).to(at::kDouble)).sum(axes);
+    }
+    return sum / (x.numel() / x.size(channel));
   }
 
   // s_x s_w of each channel (kernels/runtime/integer_node.h); undefined: no integer path.
@@ -164,9 +187,9 @@ class Correction {
 
   static Tensor through_codes(const ActivationScheme& scheme, const Tensor& x) {
     return x.div(scheme.scale)
-        .round()
-        .clamp(code_lowest(scheme.scheme), code_highest(scheme.scheme))
-        .mul(scheme.scale);
+        .round_()
+        .clamp_(code_lowest(scheme.scheme), code_highest(scheme.scheme))
+        .mul_(scheme.scale);
   }
 
   static std::vector<Tensor> inputs(const Node& node, const Values& values) {
@@ -185,6 +208,17 @@ class Correction {
 };
 
 }  // namespace
+
+bool has_corrections(const Plan& plan) {
+  return plan.bias_correction > 0 || plan.batch_norm_reestimation > 0;
+}
+
+void apply_corrections(Calibrated& calibrated, const CalibrationData& data) {
+  if (calibrated.plan.bias_correction > 0)
+    correct_biases(calibrated, to_torch(data.images));
+  if (calibrated.plan.batch_norm_reestimation > 0)
+    reestimate_batch_norms(calibrated, to_torch(data.images));
+}
 
 void correct_biases(Calibrated& calibrated, const torch::Tensor& images) {
   const at::NoGradGuard no_gradients;

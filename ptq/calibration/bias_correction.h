@@ -21,6 +21,10 @@
 
 namespace nibble {
 
+// Does the plan ask for one of them, and what it asks for.
+bool has_corrections(const Plan& plan);
+void apply_corrections(Calibrated& calibrated, const CalibrationData& data);
+
 void correct_biases(Calibrated& calibrated, const torch::Tensor& images);
 
 // The same with the variances: what re-estimating the batch norms does (Sun et al.,

@@ -13,6 +13,7 @@
 #include "ptq/calibration/layer_rows.h"
 #include "ptq/calibration/samples.h"
 #include "ptq/calibration/sharded_hessian.h"
+#include "ptq/calibration/sharded_rows.h"
 #include "ptq/error.h"
 #include "ptq/methods/low_rank.h"
 #include "ptq/methods/method.h"
@@ -328,39 +329,47 @@ void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
   const bool matches = plan_.follows_float();
   // What a layer reads is as wide as its weight.
   ShardedHessian sum(ranks_, weights_.stored(layers[0]->tensor).cols(), device_);
-  std::optional<RowSample> sample;
-  if (std::any_of(layers.begin(), layers.end(),
-                  [&](const LayerPlan* layer) { return minds_relu(*layer); })) {
-    sample.emplace(plan_.adaround.rows);
-  }
+  ShardedRows sample(ranks_, plan_.adaround.rows);
+  const bool samples_rows =
+      std::any_of(layers.begin(), layers.end(),
+                  [&](const LayerPlan* layer) { return minds_relu(*layer); });
   const auto all = static_cast<double>(sample_count(model_, plan_));
   // What the layers multiply: rounded, where their activations are.
-  const auto accumulate = [&](at::Tensor x, const at::Tensor& float_x, int64_t samples) {
+  const auto accumulate = [&](const ShardedStreams::Shard& shard, at::Tensor x,
+                              const at::Tensor& float_x, int64_t samples) {
     if (rounding) x = rounding(reader, 0, x);
     const at::Tensor rows = layer_rows(reader, model_, x);
     const at::Tensor float_rows =
         matches ? layer_rows(reader, model_, float_x) : at::Tensor();
     sum.shard().accumulate(rows, float_rows);
-    if (sample) sample->add(rows, float_rows, static_cast<double>(samples) / all);
+    if (samples_rows) {
+      sample.shard(shard.index).add(rows, float_rows, static_cast<double>(samples) / all);
+    }
   };
   streams.advance(
       node,
-      [&](const ShardedStreams::Shard&, int64_t first, int64_t last) {
+      [&](const ShardedStreams::Shard& shard, int64_t first, int64_t last) {
         if (reader.op != "conv2d") {
-          accumulate(streams.gather(0, value, first, last),
+          accumulate(shard, streams.gather(0, value, first, last),
                      matches ? streams.gather(1, value, first, last) : at::Tensor(),
                      last - first);
           return;
         }
         // Unfolded, an image is kh * kw times as large: one sample at a time.
         for (int64_t s = first; s < last; ++s) {
-          accumulate(streams[0].value(s, value),
+          accumulate(shard, streams[0].value(s, value),
                      matches ? streams[1].value(s, value) : at::Tensor(), 1);
         }
       },
-      [&](const ShardedStreams::Shard&) { sum.end_shard(); });
-  if (sample) sample->shuffle();
-  solve(layers, std::make_shared<Hessian>(sum.finish()), sample ? &*sample : nullptr);
+      [&](const ShardedStreams::Shard& shard) {
+        sum.end_shard();
+        if (samples_rows) sample.end_shard(shard.index);
+      });
+  std::optional<RowSample> rows;
+  if (samples_rows) rows = sample.finish();
+  solve(layers, std::make_shared<Hessian>(sum.finish()), rows ? &*rows : nullptr);
+  // Of a net without blocks, each station is one: what a kill costs.
+  if (model_.program.block_count() == 0) end_block(reader.block);
 }
 
 // Does the method look at what a ReLU, which alone reads the layer, lets through?

@@ -29,19 +29,31 @@ void RowSample::add(const at::Tensor& rows, const at::Tensor& float_rows, double
       static_cast<int64_t>(std::ceil(static_cast<double>(limit_) * share));
   const int64_t total = rows.size(0);
   const at::Tensor index = drawn(std::min(wanted, total), total, random_);
-  parts_.push_back(rows.index_select(0, index));
-  if (float_rows.defined()) float_parts_.push_back(float_rows.index_select(0, index));
+  const auto taken = [&index](const at::Tensor& x) {
+    return x.index_select(0, index.to(x.device())).cpu();
+  };
+  append(taken(rows), float_rows.defined() ? taken(float_rows) : at::Tensor());
+}
+
+void RowSample::append(const at::Tensor& rows, const at::Tensor& float_rows) {
+  parts_.push_back(rows);
+  if (float_rows.defined()) float_parts_.push_back(float_rows);
+}
+
+void RowSample::join() {
+  if (parts_.empty()) return;
+  inputs_ = at::cat(parts_);
+  parts_.clear();
+  float_inputs_ = float_parts_.empty() ? inputs_ : at::cat(float_parts_);
+  float_parts_.clear();
 }
 
 void RowSample::shuffle() {
-  inputs_ = at::cat(parts_);
-  parts_.clear();
+  join();
   const at::Tensor index = drawn(inputs_.size(0), inputs_.size(0), random_);
+  const bool one = float_inputs_.is_same(inputs_);
   inputs_ = inputs_.index_select(0, index);
-  float_inputs_ = inputs_;
-  if (float_parts_.empty()) return;
-  float_inputs_ = at::cat(float_parts_).index_select(0, index);
-  float_parts_.clear();
+  float_inputs_ = one ? inputs_ : float_inputs_.index_select(0, index);
 }
 
 }  // namespace nibble

@@ -149,6 +149,8 @@ class CalibrationPeak {
         };
       });
     }
+    if (plan_.bias_correction > 0 || plan_.batch_norm_reestimation > 0)
+      most = larger(std::move(most), at_correction());
     streams_ = streams;
     tunes_ = tunes;
     return most;
@@ -263,8 +265,9 @@ class CalibrationPeak {
       largest = std::max(largest, weight.numel());
     }
     const int64_t square = columns * columns * 8;
-    std::vector<MemoryPart> solving = waiting(columns),
-                            passing = on_the_way(parameters, columns);
+    const int64_t rows = read_bytes(node, columns);
+    std::vector<MemoryPart> solving = waiting(rows),
+                            passing = on_the_way(parameters, rows);
     passing.push_back({"Hessians of the widest layer", 2 * streams_ * square});
     if (node.op == "moe") passing.push_back({"experts' rows", all_ * columns * 4 * streams_});
     // H and D in f64. While H is factored, a copy of it in f64, and damped in f32; then,
@@ -291,6 +294,15 @@ class CalibrationPeak {
     const int64_t beside =
         std::accumulate(with_factors.begin(), with_factors.end(), int64_t{0});
     solving.push_back({"the layer that is solved", std::max(kSolved * largest, beside)});
+    // Rows of both nets, once more while they are put in order
+    // (ptq/methods/row_sample.h).
+    const bool keeps_rows =
+        node.op == "conv2d" &&
+        std::any_of(layers.begin(), layers.end(),
+                    [](const LayerPlan* layer) { return layer->method == "adaround"; });
+    const int64_t kept = keeps_rows ? plan_.adaround.rows * columns * 4 : 0;
+    passing.push_back({"rows of inputs", streams_ * kept});
+    solving.push_back({"rows of inputs", (streams_ + 1) * kept});
     std::vector<MemoryPart> most = larger(std::move(passing), std::move(solving));
     if (!tunes_ || node.block < 0 || node.block == kLastBlock) return most;
     const auto [weights, values, squares] = of_block(node.block);
@@ -322,14 +334,19 @@ class CalibrationPeak {
     const int64_t samples =
         std::min(MixedOptions::kGradientSamples, plan_.calibration_sequences);
     const int64_t tokens = std::min(all_, samples * each_);
-    int64_t starts = 0, widest = 0, values = 0, weights = 0, parameters = 0, most = 0;
+    // The gradient is at a block's end, then at its start; starts behind it are dropped.
+    int64_t starts = 0, held = 0, widest = 0, before = 0;
+    int64_t values = 0, weights = 0, parameters = 0, most = 0;
     pass([&](const Node& node) -> Station {
       if (&node == program.nodes.data() || node.block == (&node - 1)->block) return {};
       return [&](int64_t) {
+        held = std::max(held, starts + std::max(before, now_));
         starts += now_;
+        before = now_;
         widest = std::max(widest, now_);
       };
     });
+    held = std::max(held, starts + before);
     std::set<std::string> loaded;
     for (size_t i = 0; i < program.nodes.size(); ++i) {
       const Node& node = program.nodes[i];
@@ -347,12 +364,12 @@ class CalibrationPeak {
       most = std::max(most, values);
       weights = std::max(weights, parameters);
     }
-    return {
-        {"the program with LibTorch", kProgram + kProducts},
-        {"tensors kept for reuse", kPool},
-        {"calibration activations", (spills_ ? 0 : starts * tokens) + widest * tokens},
-        {"activations on their way", kWithGradient * threads_ * each_ * most},
-        {"a stretch of weights in float32", weights}};
+    const int64_t passing = kWithGradient * threads_ * each_ * most;
+    return {{"the program with LibTorch", kProgram + kProducts},
+            {"tensors kept for reuse", std::min(kPool, passing)},
+            {"calibration activations", (spills_ ? widest : held) * tokens},
+            {"activations on their way", passing},
+            {"a stretch of weights in float32", weights}};
   }
 
   // Where schemes are tried on a weight, after what its layer reads has passed.
@@ -361,8 +378,9 @@ class CalibrationPeak {
     const Tensor& weight = model_.tensors.at(layer.tensor);
     const int64_t columns = weight.cols();
     const int64_t square = node.op == "embedding" ? 0 : columns * columns * 8;
-    std::vector<MemoryPart> passing = on_the_way(parameters, columns),
-                            trying = waiting(columns);
+    const int64_t rows = read_bytes(node, columns);
+    std::vector<MemoryPart> passing = on_the_way(parameters, rows),
+                            trying = waiting(rows);
     passing.push_back({"Hessians of the widest layer", 2 * square});
     trying.push_back({"Hessians of the widest layer", square});
     trying.push_back(
@@ -385,10 +403,11 @@ class CalibrationPeak {
         rows = std::max(rows, model_.tensors.at(reader).rows());
     }
     const int64_t kept = kKeptRows * columns * 4;
-    std::vector<MemoryPart> passing = on_the_way(parameters, columns);
+    const int64_t read = read_bytes(columns);
+    std::vector<MemoryPart> passing = on_the_way(parameters, read);
     passing.push_back({"Hessians of the widest layer", 2 * square});
     passing.push_back({"rows of inputs", 2 * kept});
-    std::vector<MemoryPart> averaging = waiting(columns);
+    std::vector<MemoryPart> averaging = waiting(read);
     averaging.push_back({"Hessians of the widest layer", square + square / 2});
     averaging.push_back({"rows of inputs", kept});
     // A weight in f32 and its magnitudes or some of its rows; then these alone, for
@@ -398,7 +417,7 @@ class CalibrationPeak {
     const int64_t runs = threads_ * 28 * std::min(kTriedRows, rows) * columns;
     const int64_t beside =
         std::max(weight, judged * (columns + (products ? 0 : kKeptRows)) + runs - weight);
-    std::vector<MemoryPart> trying = waiting(columns);
+    std::vector<MemoryPart> trying = waiting(read);
     trying.push_back({"Hessians of the widest layer", square / 2});
     trying.push_back({"rows of inputs", kept});
     trying.push_back({"the weight that is tried", weight + beside});
@@ -427,25 +446,54 @@ class CalibrationPeak {
     return size;
   }
 
-  // What samples hold that wait at a station where `columns` are read.
-  std::vector<MemoryPart> waiting(int64_t columns) const {
+  // Where the values of both nets are compared, all images at once
+  // (ptq/calibration/bias_correction.h).
+  std::vector<MemoryPart> at_correction() {
+    const int64_t images =
+        std::min(plan_.calibration_sequences,
+                 std::max(plan_.bias_correction, plan_.batch_norm_reestimation));
+    int64_t most = 0;
+    alive_.clear();
+    now_ = 0;
+    for (size_t i = 0; i < model_.program.nodes.size(); ++i) {
+      const int64_t before = now_;
+      stretch(i, i + 1);
+      // One of the nets' outputs is there once more, rounded.
+      most = std::max(most, 2 * widest_ + (widest_ - before));
+    }
+    return {{"the program with LibTorch", kProgram + kProducts},
+            {"tensors kept for reuse", kPool},
+            {"values of both nets", most * images}};
+  }
+
+  // What samples hold that wait at a station where so many bytes are read (read_bytes).
+  std::vector<MemoryPart> waiting(int64_t read) const {
     const int64_t tokens = spills_ ? round_ * each_ : all_;
     // Where a block will be tuned, its start waits too: on disk, if anything does.
     const int64_t start = tunes_ && !spills_ ? block_start_ : 0;
     // What waits on disk gives back the sizes that the next round asks for.
-    const int64_t kept = std::min(kPool, passing_bytes(columns)) / (spills_ ? 2 : 1);
+    const int64_t kept = std::min(kPool, passing_bytes(read)) / (spills_ ? 2 : 1);
     return {{"the program with LibTorch", kProgram + kProducts},
             {"tensors kept for reuse", kept},
             {"calibration activations", (now_ * streams_ + start) * tokens}};
   }
-  std::vector<MemoryPart> on_the_way(int64_t parameters, int64_t columns) const {
-    std::vector<MemoryPart> parts = waiting(columns);
-    parts.push_back({"activations on their way", passing_bytes(columns)});
+  std::vector<MemoryPart> on_the_way(int64_t parameters, int64_t read) const {
+    std::vector<MemoryPart> parts = waiting(read);
+    parts.push_back({"activations on their way", passing_bytes(read)});
     parts.push_back({"a stretch of weights in float32", parameters * streams_});
     return parts;
   }
-  int64_t passing_bytes(int64_t columns) const {
-    return threads_ * each_ * widest_ + (2 * streams_ - 1) * round_ * each_ * columns * 4;
+  int64_t passing_bytes(int64_t read) const { return threads_ * each_ * widest_ + read; }
+  // The rows that statistics are made of: those of a round, or the patches under a
+  // kernel, of a sample at a time, where they are in one order and in the other.
+  int64_t read_bytes(int64_t columns) const {
+    return (2 * streams_ - 1) * round_ * each_ * columns * 4;
+  }
+  int64_t read_bytes(const Node& node, int64_t columns) const {
+    const auto made = values_.find(node.outputs.at(0));
+    if (node.op != "conv2d" || made == values_.end()) return read_bytes(columns);
+    const int64_t positions = made->second.at(2) * made->second.at(3);
+    return (streams_ + 1) * each_ * positions * columns * 4;
   }
 
   const Plan& plan_;
@@ -593,7 +641,7 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
   const bool whole = fits(result.parts);
   if (held > request.data)
     result.parts.push_back({"weights that are in memory already", held - request.data});
-  if (request.data > 0) result.parts.push_back({"images", request.data});
+  if (request.data > 0) result.parts.push_back({"data", request.data});
   sort_parts(result.parts);
   if (!whole) {
     std::string what;

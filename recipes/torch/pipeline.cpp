@@ -5,7 +5,6 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <malloc.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <iostream>
 #include <thread>
@@ -61,15 +60,6 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_ASSIGN_OR_RETURN(Plan plan, make_plan(recipe, planned->program));
   NIBBLE_RETURN_IF_ERROR(set_mixed_costs(recipe, *planned, plan));
   plan.mixed.losses = request.mixed_losses;
-  const bool streams = can_stream(plan, planned->program);
-  if (!streams && (request.memory > 0 || Ranks::instance().count() > 1)) {
-    return error(
-        StatusCode::unsupported,
-        "[quantize] --memory and mpirun: a language model whose layers are "
-        "solved by rtn, gptq, awq, autoround, imatrix or hqq is required; found ",
-        planned->program.is_language_model() ? "" : "another net and ", recipe.name,
-        "; leave them out");
-  }
   Artifact states = *planned;  // a wrong kv is a mistake of the recipe too
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, states));
   if (recipe.needs_calibration() && request.data.empty()) {
@@ -119,6 +109,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                          .compares = held.count() > 0};
   for (const RunData* images : {&data, &held})
     needs.data += static_cast<int64_t>(images->images.pixels.capacity());
+  needs.data += static_cast<int64_t>(calibration.images.bytes.size());
+  for (const auto& [input, values] : calibration.values)
+    needs.data += static_cast<int64_t>(values.bytes.size());
   for (const std::vector<int32_t>& ids : calibration.sequences) {
     needs.tokens += static_cast<int64_t>(ids.size());
     needs.longest = std::max(needs.longest, static_cast<int64_t>(ids.size()));
@@ -141,27 +134,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   provenance.recipe = report.recipe;
   provenance.tool_version = kToolVersion;
   StreamedRun run(request, planned, plan, calibration, memory);
-  Artifact frozen;
-  if (streams) {
-    NIBBLE_RETURN_IF_ERROR(run.solve(provenance, report));
-    if (!Ranks::instance().is_first()) return report;  // the first one writes and says
-    frozen = run.freeze(provenance);
-  } else {
-    const auto start = std::chrono::steady_clock::now();
-    const auto seconds = [start] {
-      return std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-          .count();
-    };
-    BlockProgress block_done;
-    if (request.note) {
-      block_done = [&](const BlockDone& done) {
-        request.note(block_text(done, seconds(), 0));
-      };
-    }
-    frozen = freeze(calibrate(planned, plan, calibration, request.progress, block_done),
-                    provenance);
-    report.calibration_seconds = seconds();
-  }
+  NIBBLE_RETURN_IF_ERROR(run.solve(provenance, report));
+  if (!Ranks::instance().is_first()) return report;  // the first one writes and says
+  Artifact frozen = run.freeze(provenance);
   NIBBLE_RETURN_IF_ERROR(set_kv_schemes(request, frozen));
   NIBBLE_RETURN_IF_ERROR(calibrate_kv_scales(frozen, calibration.sequences));
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
@@ -182,11 +157,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
     report.after = measure_size(*artifact, recipe.name);
   }
   NIBBLE_RETURN_IF_ERROR(check_cancelled("quantize"));
-  if (streams) {
-    NIBBLE_RETURN_IF_ERROR(run.finish(*artifact, report));
-  } else {
-    NIBBLE_RETURN_IF_ERROR(finish_artifact(request, *artifact, report));
-  }
+  NIBBLE_RETURN_IF_ERROR(run.finish(*artifact, report));
   add_costs(request, memory, report);
   return report;
 }

@@ -7,6 +7,7 @@
 #include "kernels/base/file.h"
 #include "kernels/base/memory.h"
 #include "kernels/program/program.h"
+#include "ptq/calibration/bias_correction.h"
 #include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 #include "recipes/report/text_table.h"
@@ -28,6 +29,7 @@ std::string duration_text(double seconds) {
   return cat(whole / 3600, " h ", whole % 3600 / 60, " min");
 }
 
+constexpr double kNoteEvery = 5;  // seconds
 constexpr const char* kAnother =
     "an interrupted run of another request was there: begins anew";
 
@@ -84,6 +86,10 @@ std::string StreamedRun::fingerprint(const Provenance& provenance,
     hash.update(ids.data(), ids.size() * sizeof(int32_t));
   }
   hash.update(data_.images.bytes.data(), data_.images.bytes.size());
+  for (const auto& [input, values] : data_.values) {
+    add(cat(input, " ", shape_text(values.shape)));
+    hash.update(values.bytes.data(), values.bytes.size());
+  }
   return hash.hex();
 }
 
@@ -136,43 +142,64 @@ void StreamedRun::share_resumed(SolvedLayers& solved, const Plan& plan,
   }
 }
 
+namespace {
+
 // Of a transform it counts groups.
 bool counts_layers(const BlockDone& done) {
   return done.step.empty() || done.step == "mixed" || done.step == "gradients";
 }
 
+// "block 2 of 8: 7 layers, output error 0.000331, peak 345.47 MB, 3 s, 9 s left"; seconds
+// since the start, when first_done layers were solved already. Of a transform
+// "awq, block 2 of 8: 4 groups of layers, peak ...", of a net without blocks
+// "3 of 20 layers, output error ...".
 std::string block_text(const BlockDone& done, double seconds, int64_t first_done) {
-  const std::string which = done.blocks == 0 ? "all layers"
-                            : done.block < 0 ? "the first layers"
-                            : done.block >= done.blocks
-                                ? "the last layers"
-                                : cat("block ", done.block + 1, " of ", done.blocks);
+  const bool counts = done.blocks == 0 && done.step.empty();
+  const std::string which = counts             ? cat(done.done, " of ", done.total)
+                            : done.blocks == 0 ? "all layers: "
+                            : done.block < 0   ? "the first layers: "
+                            : done.block >= done.blocks ? "the last layers: "
+                                                        : cat("block ", done.block + 1,
+                                                              " of ", done.blocks, ": ");
   const auto made = static_cast<double>(done.done - first_done);
   const double left = seconds * static_cast<double>(done.total - done.done) / made;
   const std::string error =  // that of what is solved on data
       done.output_error > 0 ? cat(", output error ", number_text(done.output_error, 3))
                             : std::string();
   return cat(
-      done.step, done.step.empty() ? "" : ", ", which, ": ", done.layers,
+      done.step, done.step.empty() ? "" : ", ", which, counts ? "" : cat(done.layers),
       counts_layers(done) ? " layers" : " groups of layers", error, ", peak ",
       bytes_text(process_memory().peak), ", ", duration_text(seconds),
       done.done < done.total ? cat(", ", duration_text(left), " left") : std::string());
 }
 
-void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t first_done) {
+}  // namespace
+
+// After what is done, for the message; kept: a later run goes on from there.
+void StreamedRun::check_peak(bool kept, const std::string& after) {
   const int64_t peak = process_memory().peak;
-  if (request_.note) request_.note(block_text(done, seconds, first_done));
   if (request_.memory == 0 || peak <= request_.memory) return;
-  keeps_work_ = done.kept;
-  throw Error(error(StatusCode::resource_exhausted, "[quantize] --memory: at most ",
-                    bytes_text(request_.memory), " were allowed; found a peak of ",
-                    bytes_text(peak), " after ", done.done, " of ", done.total,
-                    done.step.empty() ? " layers"
-                    : done.kept       ? cat(" steps of ", done.step)
-                                      : cat(" blocks of ", done.step),
-                    done.kept ? ", which are kept: the same command with more --memory "
-                                "goes on from there"
-                              : "; allow more"));
+  keeps_work_ = kept;
+  throw Error(error(
+      StatusCode::resource_exhausted, "[quantize] --memory: at most ",
+      bytes_text(request_.memory), " were allowed; found a peak of ", bytes_text(peak),
+      " after ", after,
+      kept ? ", which are kept: the same command with more --memory goes on from there"
+           : "; allow more"));
+}
+
+void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t first_done) {
+  // A net without blocks is through layer after layer.
+  const bool brief = done.blocks == 0 && done.done < done.total &&
+                     seconds_since(last_note_) < kNoteEvery;
+  if (request_.note && !brief) {
+    last_note_ = Clock::now();
+    request_.note(block_text(done, seconds, first_done));
+  }
+  check_peak(done.kept, cat(done.done, " of ", done.total,
+                            done.step.empty() ? " layers"
+                            : done.kept       ? cat(" steps of ", done.step)
+                                              : cat(" blocks of ", done.step)));
 }
 
 Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
@@ -199,6 +226,7 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   options.found = &found_;
   const Clock::time_point start = Clock::now();
   step_start_ = last_done_ = start;
+  last_note_ = start;
   int64_t before = 0;
   options.block_done = [&](const BlockDone& done) {
     // Of a step that others went before, the time since the last of them.
@@ -215,31 +243,73 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   std::unique_ptr<SolvedLayers> solved;
   const ArtifactSink* sink = nullptr;
   if (ranks.is_first()) {
-    NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer,
-                            ArtifactWriter::resume(work_, fingerprint(provenance, plan),
-                                                   outline_of(plan, *model_)));
+    NIBBLE_ASSIGN_OR_RETURN(
+        ArtifactWriter writer,
+        ArtifactWriter::resume(work_, fingerprint(provenance, plan),
+                               outline_of(plan, calibration.model())));
     writer_.emplace(std::move(writer));
     if (!writer_->note().empty() && !found_.replaced() && request_.note)
       request_.note(writer_->note());
-    auto own = std::make_unique<ArtifactSink>(*model_, *writer_);
+    auto own = std::make_unique<ArtifactSink>(calibration.model(), *writer_);
     sink = own.get();
     solved = std::move(own);
   } else {
-    solved = std::make_unique<RankLayers>(*model_);
+    solved = std::make_unique<RankLayers>(calibration.model());
   }
   share_resumed(*solved, plan, sink);
   for (const LayerPlan& layer : plan.layers)
     before += layer.method != "float" && solved->has(layer.tensor);
   calibrated_ = calibration.solve(*solved);
+  if (ranks.is_first() && has_corrections(plan_)) {
+    read_back();
+    apply_corrections(*calibrated_, data_);
+    check_peak(true, "the layers, which were then corrected");
+  }
   report.calibration_seconds = seconds_since(start);
   return ok_status();
 }
 
+// Into memory, whence corrections start: codes and what the ledger says of them.
+void StreamedRun::read_back() {
+  KeptLayers kept(*calibrated_);
+  for (LayerPlan layer : calibrated_->plan.layers) {
+    if (layer.method == "float") continue;
+    const LedgerEntry& entry = writer_->entry(layer.tensor);
+    layer.method = entry.method;
+    std::optional<LowRankFactors> factors;
+    if (layer.rank > 0) {
+      factors = {value_or_throw(writer_->stored_float(low_rank_a(layer.node))),
+                 value_or_throw(writer_->stored_float(low_rank_b(layer.node)))};
+    }
+    kept.put(layer, value_or_throw(unpack(value_or_throw(writer_->packed(layer.tensor)))),
+             {.tokens = entry.tokens,
+              .error = entry.error,
+              .output_error = entry.output_error,
+              .rtn_error = entry.rtn_error,
+              .rtn_output_error = entry.rtn_output_error,
+              .note = entry.note},
+             std::move(factors));
+  }
+}
+
 Artifact StreamedRun::freeze(const Provenance& provenance) {
+  if (has_corrections(plan_)) return nibble::freeze(*calibrated_, provenance);
   return nibble::freeze(*calibrated_, provenance, *writer_);
 }
 
 Status StreamedRun::finish(const Artifact& artifact, RunReport& report) {
+  if (has_corrections(plan_)) {
+    const auto staged = [&](const fs::path& directory) -> Status {
+      // From the next step on the layers by themselves are no longer needed; that they
+      // are gone says so (remove_finished_work).
+      writer_.reset();
+      std::error_code failed;
+      fs::remove(work_ / "journal", failed);
+      fs::remove_all(work_ / "artifact", failed);
+      return ok_status();
+    };
+    return finish_artifact(request_, artifact, report, staged);
+  }
   const fs::path output = decide_output(request_, report);
   NIBBLE_RETURN_IF_ERROR(writer_->finish(artifact, report_files(report)));
   NIBBLE_RETURN_IF_ERROR(write_proof(report, artifact, writer_->directory()));

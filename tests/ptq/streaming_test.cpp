@@ -61,33 +61,6 @@ Calibrated calibrate_into(SolvedLayers& solved, std::shared_ptr<const Artifact> 
   return StreamedCalibration(std::move(model), plan, data, options).solve(solved);
 }
 
-TEST(Streaming, IsForPlansThatRoundOrSolveRows) {
-  const Artifact model = testing::small_llama(1);
-  Plan plan = gptq_plan(model.program);
-  EXPECT_TRUE(can_stream(plan, model.program));
-  plan.activations["model.norm"] = {};
-  EXPECT_FALSE(can_stream(plan, model.program));
-  plan.activations.clear();
-  plan.layers[1].scheme.input = ActivationScheme{.scheme = {}, .dynamic = false};
-  EXPECT_TRUE(can_stream(plan, model.program));
-  plan.layers[1].scheme.input = std::nullopt;
-  plan.layers[1].rank = 2;
-  EXPECT_TRUE(can_stream(plan, model.program));
-  plan.mixed.schemes = {plan.layers[1].scheme.weight};
-  EXPECT_TRUE(can_stream(plan, model.program));
-  plan.transforms = {"smoothquant", "awq"};
-  EXPECT_TRUE(can_stream(plan, model.program));
-  plan.transforms = {"equalize"};
-  EXPECT_FALSE(can_stream(plan, model.program));
-  plan.transforms.clear();
-  for (const char* method : {"rtn", "awq", "imatrix", "hqq", "autoround"}) {
-    plan.layers[1].method = method;
-    EXPECT_TRUE(can_stream(plan, model.program)) << method;
-  }
-  plan.layers[1].method = "adaround";
-  EXPECT_FALSE(can_stream(plan, model.program));
-}
-
 // Plans that find something before layers are solved, or keep more than codes.
 std::vector<std::pair<std::string, Plan>> other_plans(const Artifact& model) {
   std::vector<std::pair<std::string, Plan>> plans;

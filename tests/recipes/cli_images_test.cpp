@@ -11,30 +11,12 @@ using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-// Seeded images, bright in a channel and a half that the label says: learnable.
-void write_images(const fs::path& file, int count, uint64_t seed) {
-  SplitMix64 random(seed);
-  std::ofstream out(file, std::ios::binary);
-  for (int i = 0; i < count; ++i) {
-    const int label = static_cast<int>(random.below(10));
-    out.put(static_cast<char>(label));
-    for (int p = 0; p < 3072; ++p) {
-      const int bright =
-          (p / 1024 == label % 3 ? 120 : 0) + ((p % 32 < 16) == (label < 5) ? 80 : 0);
-      out.put(static_cast<char>(bright + static_cast<int>(random.below(50))));
-    }
-  }
-}
-
 class CliImages : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!built_with_torch(directory_.path()))
       GTEST_SKIP() << "this build has no LibTorch";
-    fs::create_directory(at("model"));
-    std::ofstream(at("model/config.json"))
-        << R"({"architectures":["ResNetCIFAR"],"depth":8,"widths":[8,16,32],"num_classes":10,
-               "image_mean":[0.5,0.5,0.5],"image_std":[0.25,0.25,0.25]})";
+    write_small_resnet(at("model"));
     fs::create_directory(at("data"));
     write_images(at("data/train.bin"), 96, 1);
     write_images(at("data/test_batch.bin"), 48, 2);

@@ -11,9 +11,14 @@ namespace nibble {
 namespace {
 
 using ::testing::HasSubstr;
+using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr int kKills = 20;
+
+// A command that quantizes: its arguments, for an output and with more of them.
+using Request = std::function<std::vector<std::string>(
+    const std::string& output, const std::vector<std::string>& more)>;
 
 class Streaming : public ::testing::Test {
  protected:
@@ -21,6 +26,17 @@ class Streaming : public ::testing::Test {
     shared_ = new TemporaryDirectory;
     write_small_llama(shared_->path() / "model");
     std::ofstream(shared_->path() / "train.txt") << story_text(1, 200);
+    const fs::path net = shared_->path() / "net";
+    write_small_resnet(net);
+    LoadOptions options;
+    options.initialise = true;
+    options.seed = 4;
+    const Result<Artifact> model = load_model(net, options);
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    ASSERT_TRUE(write_safetensors(net / "model.safetensors", model->tensors, {}).ok());
+    fs::create_directory(shared_->path() / "images");
+    write_images(shared_->path() / "images/train.bin", 512, 1);
+    write_images(shared_->path() / "images/test_batch.bin", 16, 2);
   }
   static void TearDownTestSuite() { delete shared_; }
   void SetUp() override {
@@ -51,7 +67,33 @@ class Streaming : public ::testing::Test {
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   }
-  void kill_again_and_again(const std::string& recipe, int times);
+  Request text(const std::string& recipe) const {
+    return
+        [this, recipe](const std::string& output, const std::vector<std::string>& more) {
+          return quantize(output, more, recipe);
+        };
+  }
+  // A convolutional net, by what is set of w8a8-static.
+  Request images(const std::vector<std::string>& settings) const {
+    return [this, settings](const std::string& output,
+                            const std::vector<std::string>& more) {
+      std::vector<std::string> arguments = {"quantize",      at("net"),
+                                            "--recipe",      "w8a8-static",
+                                            "--calibration", at("images"),
+                                            "--set",         "calibration.sequences=112",
+                                            "--set",         "evaluation.images=16",
+                                            "--threads",     "1",
+                                            "--output",      mine(output)};
+      for (const std::string& setting : settings) {
+        arguments.push_back("--set");
+        arguments.push_back(setting);
+      }
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      return arguments;
+    };
+  }
+  void kill_again_and_again(const Request& request, int times);
+  void expect_same_bytes_of_ranks(const std::string& name, const Request& request);
 
   TemporaryDirectory scratch_;
   static TemporaryDirectory* shared_;
@@ -60,10 +102,10 @@ TemporaryDirectory* Streaming::shared_ = nullptr;
 
 // Kills a run at random instants and runs it again, `times` kills in all: always the
 // bytes of a run that nobody killed.
-void Streaming::kill_again_and_again(const std::string& recipe, int times) {
+void Streaming::kill_again_and_again(const Request& request, int times) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
-  ASSERT_EQ(nibble(quantize("whole", {}, recipe), scratch_.path()).code, 0);
+  ASSERT_EQ(nibble(request("whole", {}), scratch_.path()).code, 0);
   const double whole = std::chrono::duration<double>(Clock::now() - start).count();
   const auto expected = files_of(mine("whole"));
 
@@ -74,7 +116,7 @@ void Streaming::kill_again_and_again(const std::string& recipe, int times) {
   };
   // On, a while, where none came between a finished block and the end.
   while (kills < times || (resumed == 0 && kills < 4 * times)) {
-    Command command(quantize("parted", {}, recipe), scratch_.path());
+    Command command(request("parted", {}), scratch_.path());
     const fs::path work = mine("parted.run");
     if (kills % 4 == 3) {
       // Between a finished block and the end, however fast or slow the machine is just now.
@@ -107,7 +149,7 @@ void Streaming::kill_again_and_again(const std::string& recipe, int times) {
     EXPECT_EQ(files_of(mine("parted")), expected);
     fs::remove_all(mine("parted"));
   }
-  const Outcome last = nibble(quantize("parted", {}, recipe), scratch_.path());
+  const Outcome last = nibble(request("parted", {}), scratch_.path());
   ASSERT_EQ(last.code, 0) << last.error;
   look(last);
   const auto parted = files_of(mine("parted"));
@@ -119,19 +161,31 @@ void Streaming::kill_again_and_again(const std::string& recipe, int times) {
 }
 
 TEST_F(Streaming, TwentyKillsAndTheSameBytes) {
-  kill_again_and_again("w4a16-gptq", kKills);
+  kill_again_and_again(text("w4a16-gptq"), kKills);
 }
 
 TEST_F(Streaming, KilledTransformsGoOnToTheSameBytes) {
-  kill_again_and_again("w4a16-awq", 8);
+  kill_again_and_again(text("w4a16-awq"), 8);
 }
 
 TEST_F(Streaming, KilledTuningGoesOnToTheSameBytes) {
-  kill_again_and_again("w4a16-autoround", 8);
+  kill_again_and_again(text("w4a16-autoround"), 8);
 }
 
 TEST_F(Streaming, KilledMixedPrecisionGoesOnToTheSameBytes) {
-  kill_again_and_again("mixed-gptq", 8);
+  kill_again_and_again(text("mixed-gptq"), 8);
+}
+
+// What follows the layers, and reads them back, included.
+const std::vector<std::string> kCorrected = {
+    "weight=int4/r@f32", "method=adaround", "adaround.iterations=100",
+    "transforms=equalize", "batch_norm_reestimation=64"};
+
+TEST_F(Streaming, KilledImageNetsGoOnToTheSameBytes) {
+  kill_again_and_again(images(kCorrected), 8);
+  fs::remove_all(mine("whole"));
+  fs::remove_all(mine("parted"));
+  kill_again_and_again(images({"method=gptq"}), 4);
 }
 
 TEST_F(Streaming, AnotherRecipeBeginsAnewAndSaysSo) {
@@ -190,24 +244,62 @@ TEST_F(Streaming, ACapOfMemoryIsKeptWithTheSameBytes) {
                                       "found \"lots\""));
 }
 
+void Streaming::expect_same_bytes_of_ranks(const std::string& name,
+                                           const Request& request) {
+  const Outcome alone = nibble(request("one-" + name, {}), scratch_.path());
+  ASSERT_EQ(alone.code, 0) << alone.error;
+  const auto one = files_of(mine("one-" + name));
+  for (const int ranks : {2, 4}) {
+    const std::string output = cat("ranks", ranks, "-", name);
+    const Outcome outcome = nibble_on_ranks(ranks, request(output, {}), scratch_.path());
+    if (outcome.code == -1) GTEST_SKIP() << outcome.out;
+    ASSERT_EQ(outcome.code, 0) << outcome.out;
+    EXPECT_THAT(outcome.out, HasSubstr(cat(" by ", ranks, " processes")));
+    const auto files = files_of(mine(output));
+    for (const auto& [file, text] : one)
+      EXPECT_TRUE(files.count(file) > 0 && files.at(file) == text)
+          << name << " " << ranks << " " << file;
+  }
+}
+
 TEST_F(Streaming, OneTwoAndFourRanksGiveTheSameBytes) {
   for (const std::string recipe : {"w4a16-gptq", "w4a16-awq", "w8a8-smoothquant",
-                                   "w4a4-rotated", "w4a16-autoround", "mixed-gptq"}) {
-    ASSERT_EQ(nibble(quantize("one-" + recipe, {}, recipe), scratch_.path()).code, 0);
-    const auto one = files_of(mine("one-" + recipe));
-    for (const int ranks : {2, 4}) {
-      const std::string output = cat("ranks", ranks, "-", recipe);
-      const Outcome outcome =
-          nibble_on_ranks(ranks, quantize(output, {}, recipe), scratch_.path());
-      if (outcome.code == -1) GTEST_SKIP() << outcome.out;
-      ASSERT_EQ(outcome.code, 0) << outcome.out;
-      EXPECT_THAT(outcome.out, HasSubstr(cat(" by ", ranks, " processes")));
-      const auto files = files_of(mine(output));
-      for (const auto& [name, text] : one)
-        EXPECT_TRUE(files.count(name) > 0 && files.at(name) == text)
-            << recipe << " " << ranks << " " << name;
-    }
-  }
+                                   "w4a4-rotated", "w4a16-autoround", "mixed-gptq"})
+    expect_same_bytes_of_ranks(recipe, text(recipe));
+}
+
+TEST_F(Streaming, RanksGiveTheSameBytesOfImageNets) {
+  expect_same_bytes_of_ranks("corrected", images(kCorrected));
+  expect_same_bytes_of_ranks(
+      "gptq", images({"method=gptq", "activations.observer=kl", "bias_correction=64"}));
+  expect_same_bytes_of_ranks(
+      "mixed",
+      images({"mixed.bits=5", "mixed.schemes=int3/r@f32,int4/r@f32,int8/r@f32"}));
+  // Fewer samples than shards: some ranks have none.
+  expect_same_bytes_of_ranks("few", images({"method=adaround", "adaround.iterations=20",
+                                            "calibration.sequences=32"}));
+}
+
+// Activations to disk, then too little for that.
+TEST_F(Streaming, ACapOfMemoryIsKeptForImageNets) {
+  const Request request =
+      images({"method=gptq", "weight=int4/r@f32", "calibration.sequences=512"});
+  ASSERT_EQ(nibble(request("free", {}), scratch_.path()).code, 0);
+  const Json plan =
+      parsed(nibble(request("x", {"--dry-run", "--json"}), scratch_.path()));
+  const auto predicted = plan["memory_bytes"].get<int64_t>();
+  const Json capped = parsed(nibble(
+      request("capped", {"--memory", cat(predicted - 1), "--json"}), scratch_.path()));
+  EXPECT_LE(capped["memory"]["peak_bytes"].get<int64_t>(), predicted);
+  EXPECT_LT(capped["memory"]["predicted_bytes"].get<int64_t>(), predicted);
+  const auto free = files_of(mine("free")), kept = files_of(mine("capped"));
+  for (const char* file : {"model.safetensors", "manifest.json"})
+    EXPECT_EQ(free.at(file), kept.at(file)) << file;
+  const Outcome refused = nibble(request("none", {"--memory", "60MB"}), scratch_.path());
+  EXPECT_EQ(refused.code, 10);
+  EXPECT_THAT(last_line(refused, scratch_.path()),
+              HasSubstr("[quantize] --memory: at least "));
+  EXPECT_FALSE(fs::exists(mine("none.run")));
 }
 
 TEST_F(Streaming, ADeviceThatIsNotThereIsNamed) {

@@ -158,6 +158,30 @@ inline void write_small_llama(const std::filesystem::path& directory,
       write_safetensors(directory / "model.safetensors", model->tensors, {}).ok());
 }
 
+// A CIFAR ResNet-8 without weights.
+inline void write_small_resnet(const std::filesystem::path& directory) {
+  std::filesystem::create_directory(directory);
+  std::ofstream(directory / "config.json")
+      << R"({"architectures":["ResNetCIFAR"],"depth":8,"widths":[8,16,32],"num_classes":10,
+             "image_mean":[0.5,0.5,0.5],"image_std":[0.25,0.25,0.25]})";
+}
+
+// Seeded images in CIFAR-10's format, bright in a channel and a half that the label says:
+// learnable.
+inline void write_images(const std::filesystem::path& file, int count, uint64_t seed) {
+  SplitMix64 random(seed);
+  std::ofstream out(file, std::ios::binary);
+  for (int i = 0; i < count; ++i) {
+    const int label = static_cast<int>(random.below(10));
+    out.put(static_cast<char>(label));
+    for (int p = 0; p < 3072; ++p) {
+      const int bright =
+          (p / 1024 == label % 3 ? 120 : 0) + ((p % 32 < 16) == (label < 5) ? 80 : 0);
+      out.put(static_cast<char>(bright + static_cast<int>(random.below(50))));
+    }
+  }
+}
+
 // Every regular file below: path -> contents.
 inline std::map<std::string, std::string> files_of(
     const std::filesystem::path& directory) {
