@@ -11,7 +11,8 @@
 // Runs decoders of embedding, linear, rms_norm, rope, attention, silu_mul and add, whose
 // last node is a linear layer. Weights: what pack_linear takes as it is; any other
 // scheme, and float ones, as 16-bit floats (kernels() says which). Inputs of layers:
-// floats, or dynamic int8n/r@f32 where the artifact asks for it. KV caches: f16 (in place
+// floats, or dynamic int8n/r@f32, e4m3/r@f32 or static e4m3/t@f32 where the artifact asks
+// for it. KV caches: f16 (in place
 // of f32), int8n/gH@f16 and e4m3/gH@f16, H = head_dim.
 //
 // unsupported: an op, input or cache without a kernel (names it). not_found: a tensor

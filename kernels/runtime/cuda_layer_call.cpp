@@ -56,52 +56,76 @@ Status LayerCall::run(Runner& runner, const Scratch& scratch, int tokens) const 
 }
 
 Status LayerCall::multiply(Runner& runner, const Scratch& scratch, int tokens) const {
-  ProductCall product{.type = is_s8()                      ? ProductType::s8
-                              : call.input == Float16::f16 ? ProductType::f16
-                                                           : ProductType::bf16,
-                      .sums = needs_epilogue(),
-                      .rows = call.rows,
-                      .cols = call.cols,
-                      .tokens = tokens,
-                      .w = scratch.weight,
-                      .w_stride = weight_stride(),
-                      .x = call.x,
-                      .x_stride = call.x_stride,
-                      .d = call.y,
-                      .d_stride = call.y_stride};
-  if (is_s8()) {
-    // Whole 16 bytes, as cuBLASLt asks: the weight's are 0 where x's mean nothing.
-    product.cols = static_cast<int>(weight_stride());
-    NIBBLE_RETURN_IF_ERROR(runner.run(UnpackCodesCall{.form = call.form,
-                                                      .rows = call.rows,
-                                                      .cols = call.cols,
-                                                      .tiles = call.tiles,
-                                                      .units = call.units,
-                                                      .codes = call.codes,
-                                                      .w = scratch.weight,
-                                                      .stride = weight_stride()}));
-  } else {
-    DequantizeCall floats = dequantize_call(call);
-    floats.w = scratch.weight;
-    floats.stride = weight_stride();
-    NIBBLE_RETURN_IF_ERROR(runner.run(floats));
+  if (is_s8()) return multiply_codes(runner, scratch, tokens);
+  const bool has_row_scales = call.groups == 1 && call.scale == LinearScale::f32;
+  if (x_codes != nullptr && call.form == LinearForm::e4m3 && has_row_scales) {
+    const Status done = multiply_codes(runner, scratch, tokens);
+    // A GPU without FP8 products, or a shape that they do not take.
+    if (done.code() != StatusCode::unsupported) return done;
   }
-  if (!needs_epilogue()) return runner.run(product);
-  product.d = scratch.sums;
-  product.d_stride = call.rows;
-  NIBBLE_RETURN_IF_ERROR(runner.run(product));
-  return runner.run(
-      EpilogueCall{.int_sums = is_s8(),
-                   .sums = scratch.sums,
-                   .sums_stride = call.rows,
-                   .w_scales = is_s8() ? static_cast<const float*>(call.scales) : nullptr,
-                   .x_scales = call.x_scales,
-                   .bias = call.bias,
-                   .output = call.output,
-                   .y = call.y,
-                   .y_stride = call.y_stride,
-                   .rows = call.rows,
-                   .tokens = tokens});
+  DequantizeCall floats = dequantize_call(call);
+  floats.w = scratch.weight;
+  floats.stride = weight_stride();
+  NIBBLE_RETURN_IF_ERROR(runner.run(floats));
+  const bool sums = needs_epilogue();
+  NIBBLE_RETURN_IF_ERROR(runner.run(ProductCall{
+      .type = call.input == Float16::f16 ? ProductType::f16 : ProductType::bf16,
+      .sums = sums,
+      .rows = call.rows,
+      .cols = call.cols,
+      .tokens = tokens,
+      .w = scratch.weight,
+      .w_stride = weight_stride(),
+      .x = call.x,
+      .x_stride = call.x_stride,
+      .d = sums ? scratch.sums : call.y,
+      .d_stride = sums ? call.rows : call.y_stride}));
+  return sums ? finish(runner, scratch, tokens, /*of_codes=*/false) : ok_status();
+}
+
+// Of int8, or of FP8 codes on both sides.
+Status LayerCall::multiply_codes(Runner& runner, const Scratch& scratch,
+                                 int tokens) const {
+  NIBBLE_RETURN_IF_ERROR(runner.run(UnpackCodesCall{.form = call.form,
+                                                    .rows = call.rows,
+                                                    .cols = call.cols,
+                                                    .tiles = call.tiles,
+                                                    .units = call.units,
+                                                    .codes = call.codes,
+                                                    .w = scratch.weight,
+                                                    .stride = weight_stride()}));
+  // Whole 16 bytes, as cuBLASLt asks: the weight's are 0 where int8 x's mean nothing.
+  NIBBLE_RETURN_IF_ERROR(
+      runner.run(ProductCall{.type = is_s8() ? ProductType::s8 : ProductType::e4m3,
+                             .sums = true,
+                             .rows = call.rows,
+                             .cols = static_cast<int>(weight_stride()),
+                             .tokens = tokens,
+                             .w = scratch.weight,
+                             .w_stride = weight_stride(),
+                             .x = is_s8() ? call.x : x_codes,
+                             .x_stride = is_s8() ? call.x_stride : weight_stride(),
+                             .d = scratch.sums,
+                             .d_stride = call.rows}));
+  return finish(runner, scratch, tokens, /*of_codes=*/true);
+}
+
+// of_codes: sums of codes' products, which the weight's scales are still missing from.
+Status LayerCall::finish(Runner& runner, const Scratch& scratch, int tokens,
+                         bool of_codes) const {
+  return runner.run(EpilogueCall{
+      .int_sums = is_s8(),
+      .sums = scratch.sums,
+      .sums_stride = call.rows,
+      .w_scales = of_codes ? static_cast<const float*>(call.scales) : nullptr,
+      .w_unit = is_s8() ? 1.0f : 0x1p-8f,
+      .x_scales = call.x_scales,
+      .bias = call.bias,
+      .output = call.output,
+      .y = call.y,
+      .y_stride = call.y_stride,
+      .rows = call.rows,
+      .tokens = tokens});
 }
 
 Status run_plain_layer(Runner& runner, const Scratch& scratch,

@@ -23,15 +23,22 @@ struct LayerCall {
   LinearCall call;
   int multiprocessors = 0;
   bool has_products = false;
+  // Where x are the numbers of e4m3 codes: those, 0 behind the columns, weight_stride()
+  // apart. A product takes them as they are where it can.
+  const void* x_codes = nullptr;
   bool is_s8() const { return call.form == LinearForm::int8_s8; }
   int64_t weight_stride() const { return whole_16(call.cols); }
   int64_t weight_bytes() const { return call.rows * weight_stride() * (is_s8() ? 1 : 2); }
-  bool needs_epilogue() const { return is_s8() || call.bias != nullptr; }
+  bool needs_epilogue() const {
+    return is_s8() || call.bias != nullptr || call.x_scales != nullptr;
+  }
 
   Status run(Runner& runner, const Scratch& scratch, int tokens) const;
 
  private:
   Status multiply(Runner& runner, const Scratch& scratch, int tokens) const;
+  Status multiply_codes(Runner& runner, const Scratch& scratch, int tokens) const;
+  Status finish(Runner& runner, const Scratch& scratch, int tokens, bool of_codes) const;
 };
 
 // A layer of 16-bit floats, of call.tokens tokens.

@@ -40,10 +40,11 @@ struct Place {
 struct Layer {
   std::vector<const Node*> nodes;
   std::vector<int64_t> rows;  // of each
-  bool int8_input = false;
+  std::optional<ActivationScheme> input;  // codes that are read in place of floats
   std::optional<LinearPacked> packed;
   LinearWeight plain;  // where it is not packed
   std::vector<float> bias;
+  bool reads_int8() const { return input && input->scheme.code != Element::e4m3; }
   int64_t all_rows() const {
     int64_t sum = 0;
     for (const int64_t r : rows) sum += r;
@@ -236,20 +237,25 @@ class NodeMaker {
     layer.nodes = {&node};
     layer.rows = {weight.rows};
     if (const ActivationScheme* asked = asked_input(artifact_, node)) {
-      layer.int8_input = true;
-      if (!asked->dynamic || to_string(asked->scheme) != "int8n/r@f32" ||
-          weight.is_plain() || !can_pack_linear(weight.scheme, weight.cols, true)) {
+      layer.input = *asked;
+      const std::string scheme = to_string(asked->scheme);
+      const bool known = asked->dynamic
+                             ? scheme == "int8n/r@f32" || scheme == "e4m3/r@f32"
+                             : scheme == "e4m3/t@f32" && asked->scale > 0;
+      if (!known || weight.is_plain() ||
+          !can_pack_linear(weight.scheme, weight.cols, layer.reads_int8())) {
         return failure(
             StatusCode::unsupported, node.name,
-            "float inputs, or dynamic int8n/r@f32 ones with intN weights under "
-            "one scale a row, were required; found ",
-            to_string(asked->scheme), " with ", to_string(weight.scheme),
+            "float inputs, e4m3 ones with weights that a kernel packs, or dynamic "
+            "int8n/r@f32 ones with intN weights under one scale a row were required; "
+            "found ",
+            asked->dynamic ? "" : "static ", scheme, " with ", to_string(weight.scheme),
             "; run this model on the CPU");
       }
     }
     if (!weight.is_plain() &&
-        can_pack_linear(weight.scheme, weight.cols, layer.int8_input)) {
-      NIBBLE_ASSIGN_OR_RETURN(layer.packed, pack_linear(weight, layer.int8_input));
+        can_pack_linear(weight.scheme, weight.cols, layer.reads_int8())) {
+      NIBBLE_ASSIGN_OR_RETURN(layer.packed, pack_linear(weight, layer.reads_int8()));
     } else {
       layer.plain = std::move(weight);
     }
@@ -259,7 +265,7 @@ class NodeMaker {
 
   // Joins b to a where one call can do both.
   static bool join(Layer& a, Layer& b) {
-    if (!a.packed || !b.packed || a.int8_input != b.int8_input ||
+    if (!a.packed || !b.packed || a.input != b.input ||
         !can_stack(*a.packed, *b.packed)) {
       return false;
     }
@@ -289,20 +295,31 @@ class NodeMaker {
         layers.push_back(std::move(layer));
     }
     const Place from = input(node, 0);
-    bool has_codes = false;  // of x
+    std::optional<ActivationScheme> made;  // of x: what its codes are just now
     for (Layer& layer : layers) {
-      if (layer.int8_input && !std::exchange(has_codes, true))
-        NIBBLE_RETURN_IF_ERROR(make_codes(from));
+      if (layer.input && made != layer.input) {
+        NIBBLE_RETURN_IF_ERROR(make_codes(from, *layer.input));
+        made = layer.input;
+      }
       NIBBLE_RETURN_IF_ERROR(make_layer(layer, from, is_last(i)));
     }
     return ok_status();
   }
 
-  // x as int8 codes with a scale a token, for the linear layers that follow.
-  Status make_codes(const Place& x) {
-    int8_t*& codes = codes_[x.features];
+  // x as codes with a scale a token, for the linear layers that follow; of FP8 also as
+  // numbers.
+  Status make_codes(const Place& x, const ActivationScheme& input) {
+    const bool fp8 = input.scheme.code == Element::e4m3;
+    const int64_t stride = whole_16(x.features), size = kChunk * stride;
+    uint8_t*& codes = codes_[x.features];
     if (codes == nullptr) {
-      NIBBLE_ASSIGN_OR_RETURN(codes, allocate<int8_t>(kChunk * whole_16(x.features)));
+      NIBBLE_ASSIGN_OR_RETURN(codes, allocate<uint8_t>(size));
+      const std::vector<uint8_t> zeros(static_cast<size_t>(size), 0);
+      NIBBLE_RETURN_IF_ERROR(runner_.copy_in(codes, zeros.data(), size));
+    }
+    uint16_t*& numbers = numbers_[x.features];
+    if (fp8 && numbers == nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(numbers, allocate<uint16_t>(size));
     }
     if (x_scales_ == nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(x_scales_, allocate<float>(kChunk));
@@ -310,9 +327,13 @@ class NodeMaker {
     QuantizeRowsCall call{.input = options_.type,
                           .x = data(x),
                           .x_stride = x.stride,
+                          .fp8 = fp8,
                           .codes = codes,
-                          .stride = whole_16(x.features),
+                          .stride = stride,
                           .scales = x_scales_,
+                          .scale = input.dynamic ? 0 : input.scale,
+                          .numbers = fp8 ? numbers : nullptr,
+                          .numbers_stride = stride,
                           .cols = static_cast<int>(x.features)};
     add_call(call);
     return ok_status();
@@ -337,7 +358,7 @@ class NodeMaker {
                                                           : Output::bf16;
     for (const Node* node : layer.nodes) {
       net_.kernels[node->parameter("weight")] =
-          linear_name(layer.int8_input, options_.type,
+          linear_name(layer.reads_int8(), options_.type,
                       layer.packed ? std::optional(layer.packed->form) : std::nullopt);
     }
     if (!layer.packed) return make_plain(layer, x, bias, y, output, makes_logits);
@@ -349,15 +370,22 @@ class NodeMaker {
     NIBBLE_ASSIGN_OR_RETURN(call.codes, upload_bytes(packed.codes));
     NIBBLE_ASSIGN_OR_RETURN(call.scales, upload_bytes(packed.scales));
     NIBBLE_ASSIGN_OR_RETURN(call.zeros, upload_bytes(packed.zeros));
-    call.x = layer.int8_input ? static_cast<const void*>(codes_.at(x.features)) : data(x);
-    call.x_stride = layer.int8_input ? whole_16(x.features) : x.stride;
-    call.x_scales = layer.int8_input ? x_scales_ : nullptr;
+    call.x = data(x);
+    call.x_stride = x.stride;
+    if (layer.input) {
+      call.x = layer.reads_int8() ? static_cast<const void*>(codes_.at(x.features))
+                                  : numbers_.at(x.features);
+      call.x_stride = whole_16(x.features);
+      call.x_scales = x_scales_;
+    }
     call.bias = bias;
     call.y = y;
     call.y_stride = y_stride;
+    const bool reads_fp8 = layer.input && !layer.reads_int8();
     const LayerCall of_layer{
         call, runner_.multiprocessors(),
-        runner_.has_products() && !makes_logits && (!layer.int8_input || rows % 4 == 0)};
+        runner_.has_products() && !makes_logits && (!layer.reads_int8() || rows % 4 == 0),
+        reads_fp8 ? codes_.at(x.features) : nullptr};
     for (const int tokens : {8, kMostTokens}) {
       const LinearPlan plan =
           plan_linear(call.form, call.rows, call.cols, tokens, of_layer.multiprocessors);
@@ -368,7 +396,7 @@ class NodeMaker {
       if (of_layer.needs_epilogue())
         scratch_->sum_bytes = std::max(scratch_->sum_bytes, kChunk * rows * 4);
     }
-    const int64_t x_bytes = layer.int8_input ? 1 : 2;
+    const int64_t x_bytes = layer.reads_int8() ? 1 : 2;
     net_.calls.push_back([&runner = runner_, scratch = scratch_, of_layer, makes_logits,
                           x_bytes](int tokens, int with_logits) {
       if (!makes_logits) return of_layer.run(runner, *scratch, tokens);
@@ -677,7 +705,8 @@ class NodeMaker {
   std::vector<Buffer> buffers_;
   std::map<std::string, Place> places_;
   std::map<std::string, const void*> tables_;
-  std::map<int64_t, int8_t*> codes_;  // by columns
+  std::map<int64_t, uint8_t*> codes_;  // by columns
+  std::map<int64_t, uint16_t*> numbers_;
   float* x_scales_ = nullptr;
   std::vector<Angles> angles_;
   std::map<std::string, Cache> caches_;

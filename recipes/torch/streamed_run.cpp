@@ -299,7 +299,7 @@ Artifact StreamedRun::freeze(const Provenance& provenance) {
 
 Status StreamedRun::finish(const Artifact& artifact, RunReport& report) {
   if (has_corrections(plan_)) {
-    const auto staged = [&](const fs::path& directory) -> Status {
+    const auto staged = [this](const fs::path&) -> Status {
       // From the next step on the layers by themselves are no longer needed; that they
       // are gone says so (remove_finished_work).
       writer_.reset();

@@ -91,7 +91,8 @@ void bench_linear(const LinearRow& row, int rows, int cols, int tokens,
                counters = require(DeviceBuffer::allocate(plan.row_blocks * 4));
   require(counters.fill(0));
   call.x = x.data();
-  call.x_scales = static_cast<const float*>(x_scales.data());
+  if (row.form == LinearForm::int8_s8)
+    call.x_scales = static_cast<const float*>(x_scales.data());
   call.y = y.data();
   call.partial = partial.data();
   call.counters = static_cast<uint32_t*>(counters.data());

@@ -28,13 +28,14 @@ struct DecoderCase {
                             .layers = 2,
                             .context = 128};
   int prompt = 9;
-  bool int8_inputs = false;
+  const char* inputs = nullptr;  // codes that linear layers read
+  float input_scale = 0;         // of static ones
   bool mixed = false;  // q_proj of another scheme, o_proj and lm_head float
   bool other_values = false;  // v_proj alone of another scheme
 };
 
 inline std::vector<DecoderCase> decoder_cases() {
-  std::vector<DecoderCase> cases(10);
+  std::vector<DecoderCase> cases(13);
   cases[0].name = "int4";
   cases[1].name = "a prompt of two chunks";
   cases[1].prompt = 70;
@@ -51,7 +52,7 @@ inline std::vector<DecoderCase> decoder_cases() {
   cases[3].size.interleaved = true;
   cases[4].name = "int8 inputs";
   cases[4].scheme = "int8/r@f32";
-  cases[4].int8_inputs = true;
+  cases[4].inputs = "int8n/r@f32";
   cases[4].size.layers = 1;
   cases[4].prompt = 70;
   cases[5].name = "schemes of all kinds";
@@ -70,6 +71,23 @@ inline std::vector<DecoderCase> decoder_cases() {
   cases[9].other_values = true;
   cases[9].prompt = 66;
   cases[9].size.layers = 1;
+  cases[10].name = "fp8 inputs, in a prompt of two chunks";
+  cases[10].scheme = "e4m3/r@f32";
+  cases[10].inputs = "e4m3/r@f32";
+  cases[10].size.bias = true;
+  cases[10].size.layers = 1;
+  cases[10].prompt = 70;
+  cases[11].name = "static fp8 inputs, bf16";
+  cases[11].type = Float16::bf16;
+  cases[11].scheme = "e4m3/r@f32";
+  cases[11].inputs = "e4m3/t@f32";
+  cases[11].input_scale = 0.01f;
+  cases[11].prompt = 70;
+  cases[11].size.layers = 1;
+  cases[12].name = "fp8 inputs of int4 weights";
+  cases[12].inputs = "e4m3/r@f32";
+  cases[12].prompt = 70;
+  cases[12].size.layers = 1;
   return cases;
 }
 
@@ -95,9 +113,11 @@ inline Artifact decoder_artifact(const DecoderCase& c) {
     artifact = sample::quantized(std::move(artifact), c.scheme);
   }
   for (const Node& node : artifact.program.nodes) {
-    if (!c.int8_inputs || node.op != "linear") continue;
-    artifact.layers[node.parameter("weight")].input = ActivationScheme{
-        .scheme = sample::take(parse_scheme("int8n/r@f32")), .dynamic = true};
+    if (c.inputs == nullptr || node.op != "linear") continue;
+    artifact.layers[node.parameter("weight")].input =
+        ActivationScheme{.scheme = sample::take(parse_scheme(c.inputs)),
+                         .dynamic = c.input_scale == 0,
+                         .scale = c.input_scale};
   }
   return artifact;
 }
@@ -158,7 +178,7 @@ inline std::string check_decoder(const DecoderCase& c, std::shared_ptr<Runner> r
   // it costs to have codes at all is one such rounding; two that know nothing of each
   // other differ by its root of 2.
   DecoderCase exact = c;
-  exact.int8_inputs = false;
+  exact.inputs = nullptr;
   allowed +=
       1.42 *
       distance(executor_logits(std::make_shared<const Artifact>(decoder_artifact(exact)),
@@ -176,7 +196,8 @@ inline std::string check_decoder(const DecoderCase& c, std::shared_ptr<Runner> r
   const double apart = distance(last, {found.data() + (c.prompt - 1) * vocabulary,
                                        found.data() + c.prompt * vocabulary});
   // Whole numbers are summed exactly, whoever sums them.
-  if (!(apart <= (c.int8_inputs ? 0 : allowed)))
+  const bool whole = c.inputs != nullptr && std::string(c.inputs) == "int8n/r@f32";
+  if (!(apart <= (whole ? 0 : allowed)))
     return cat("a prompt in one piece is ", apart, " off the same in chunks");
 
   // Greedily, against its own logits a token at a time.

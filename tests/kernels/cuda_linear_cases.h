@@ -22,13 +22,15 @@ struct LinearCase {
   int multiprocessors = 132;  // decides how K is split
   bool aligned = true;        // x's address and stride
   Output output = Output::f32;
+  bool scaled = false;  // float activations are codes' numbers, a scale a token
 };
 inline std::string text(const LinearCase& c) {
   return cat(c.scheme, " [", c.rows, ", ", c.cols, "], ", c.tokens, " tokens of ",
              c.int8_activations        ? "int8"
              : c.input == Float16::f16 ? "f16"
                                        : "bf16",
-             c.aligned ? "" : ", unaligned", ", ", c.multiprocessors, " multiprocessors");
+             c.aligned ? "" : ", unaligned", c.scaled ? ", scaled" : "", ", ",
+             c.multiprocessors, " multiprocessors");
 }
 
 // The codes, levels, x and y of a case in host memory, NaN where nothing is set.
@@ -83,6 +85,11 @@ inline Result<LinearData> make_linear_data(const LinearCase& c) {
       d.x16[static_cast<size_t>(d.x_first + t * d.x_stride + k)] =
           c.input == Float16::f16 ? f16_from_float(v) : bf16_from_float(v);
     }
+  }
+  if (c.scaled) {
+    d.x_scales = random_floats(c.tokens, 4);
+    for (int i = 0; i < c.tokens * c.cols; ++i)
+      x[static_cast<size_t>(i)] *= d.x_scales[static_cast<size_t>(i / c.cols)];
   }
   const size_t count = static_cast<size_t>(c.tokens) * static_cast<size_t>(c.rows);
   d.expected.resize(count);
@@ -163,7 +170,7 @@ inline std::string run_linear_case(Runner& runner, LinearData& d) {
                ? static_cast<const void*>(upload(runner, d.x8) + d.x_first)
                : upload(runner, d.x16) + d.x_first;
   call.x_stride = d.x_stride;
-  call.x_scales = upload(runner, d.x_scales);
+  call.x_scales = d.x_scales.empty() ? nullptr : upload(runner, d.x_scales);
   call.tokens = d.c.tokens;
   call.bias = upload(runner, d.bias);
   std::fill(d.y.begin(), d.y.end(), 0xff);
@@ -226,7 +233,7 @@ inline std::vector<LinearCase> linear_cases() {
       for (int k = 0; k < 2; ++k, ++i) {
         cases.push_back({scheme, std::vector<int>{33, 1, 130, 64, 15}[i % 5],
                          columns[i % 4], 1 + i % 8, input, false, i % 3 == 0 ? 1 : 132,
-                         i % 7 != 3, static_cast<Output>(i % 3)});
+                         i % 7 != 3, static_cast<Output>(i % 3), i % 5 == 2});
       }
     }
     cases.push_back({scheme, 40, 640, std::vector<int>{9, 17, 33, 64}[i % 4],

@@ -527,6 +527,8 @@ inline std::string check_prefill(Runner& runner) {
         y(static_cast<size_t>(tokens * rows), std::nanf(""));
     uint8_t *const out_w = upload(runner, w), *const out_codes = upload(runner, codes);
     float *const out_scales = upload(runner, scales), *const out = upload(runner, y);
+    uint16_t* const out_numbers =
+        upload(runner, std::vector<uint16_t>(codes.size(), 0x7fff));
     const float* const w_scales = static_cast<float*>(upload(runner, packed->scales));
     Status status = runner.run(UnpackCodesCall{.form = packed->form,
                                                .rows = rows,
@@ -544,6 +546,8 @@ inline std::string check_prefill(Runner& runner) {
                                          .codes = out_codes,
                                          .stride = stride,
                                          .scales = out_scales,
+                                         .numbers = fp8 ? out_numbers : nullptr,
+                                         .numbers_stride = stride,
                                          .tokens = tokens,
                                          .cols = cols});
     if (!status.ok()) return status.message();
@@ -553,6 +557,17 @@ inline std::string check_prefill(Runner& runner) {
     const auto number = [&](uint8_t code) {
       return fp8 ? float_from_e4m3(code) : static_cast<float>(static_cast<int8_t>(code));
     };
+    if (fp8) {
+      std::vector<uint16_t> numbers(codes.size());
+      download(runner, out_numbers, numbers);
+      for (size_t i = 0; i < codes.size(); ++i) {
+        const bool is_x = static_cast<int>(i) % stride < cols;
+        if (is_x ? from_16(Float16::f16, numbers[i]) != number(codes[i])
+                 : numbers[i] != 0x7fff)
+          return cat("number of code ", static_cast<int>(codes[i]), " is ",
+                     from_16(Float16::f16, numbers[i]));
+      }
+    }
     // The product that cuBLASLt is asked for; whole numbers below 2^24.
     std::vector<float> sums(y.size());
     std::vector<int32_t> whole(y.size());

@@ -480,6 +480,8 @@ struct LinearMma {
                                 level_place(row % kTileRows))));
       value = static_cast<float>(static_cast<int32_t>(sum)) * scale;
       value = value * p.x_scales[token];
+    } else if (p.x_scales != nullptr) {
+      value = value * p.x_scales[token];
     }
     if (p.bias != nullptr) value = value + p.bias[row];
     store_output(p.y, token * p.y_stride + row, p.output, value);

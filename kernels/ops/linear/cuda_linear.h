@@ -2,7 +2,8 @@
 //
 // y[t, n] = sum_k x[t, k] w[n, k] + bias[n]
 //
-//   x     [tokens, K] f16 or bf16, or int8 codes under one scale a token (quantize_rows)
+//   x     [tokens, K] f16 or bf16, or int8 codes under one scale a token (quantize_rows);
+//         16-bit floats may be codes' numbers under one scale a token likewise (FP8)
 //   w     [N, K] packed; pack_cuda_linear lays it out
 //   bias  [N] f32 or null
 //   y     [tokens, N] f16, bf16 or f32
@@ -90,7 +91,7 @@ struct LinearCall {
   const void *codes = nullptr, *scales = nullptr, *zeros = nullptr;
   const void* x = nullptr;
   int64_t x_stride = 0;             // elements
-  const float* x_scales = nullptr;  // [tokens], int8_s8
+  const float* x_scales = nullptr;  // [tokens]; int8_s8 has them, others may
   int tokens = 0;
   const float* bias = nullptr;
   void* y = nullptr;

@@ -20,6 +20,12 @@ NIBBLE_DEVICE uint32_t e4m3_of(float x) {
   a += 0x7ffff + (a >> 20 & 1);
   return sign | a >> 20;
 }
+NIBBLE_DEVICE float number_of_e4m3(uint32_t code) {
+  const uint32_t a = code & 0x7f;
+  const float number = a < 8 ? static_cast<float>(a) * 0.001953125f  // 2^-9
+                             : as_float((a << 20) + (120u << 23));
+  return (code & 0x80) != 0 ? -number : number;
+}
 NIBBLE_DEVICE int int8_of(float x) {
   return static_cast<int>(smaller(larger(nearest_integer(x), -127.0f), 127.0f));
 }
@@ -31,9 +37,25 @@ struct QuantizeRows {
   static constexpr int kSharedBytes = kThreads / 32 * 4;
 
   NIBBLE_DEVICE static void run(const Params& p) {
-    float* const most = reinterpret_cast<float*>(shared_memory());
     const uint16_t* const row =
         static_cast<const uint16_t*>(p.x) + block_x() * p.x_stride;
+    const float scale = p.scale > 0 ? p.scale : scale_of(p, row);
+    if (thread_index() == 0) p.scales[block_x()] = scale;
+    for (int c = thread_index(); c < p.cols; c += kThreads) {
+      const float x = quotient(low_float<kInput>(row[c]), scale);
+      const uint32_t code = p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x));
+      static_cast<uint8_t*>(p.codes)[block_x() * p.stride + c] =
+          static_cast<uint8_t>(code);
+      if (p.numbers != nullptr) {
+        store_output(p.numbers, block_x() * p.numbers_stride + c,
+                     kInput == Float16::f16 ? Output::f16 : Output::bf16,
+                     number_of_e4m3(code));
+      }
+    }
+  }
+
+  NIBBLE_DEVICE static float scale_of(const Params& p, const uint16_t* row) {
+    float* const most = reinterpret_cast<float*>(shared_memory());
     float highest = 0;
     for (int c = thread_index(); c < p.cols; c += kThreads) {
       highest = larger(highest, magnitude(low_float<kInput>(row[c])));
@@ -42,14 +64,8 @@ struct QuantizeRows {
     if (thread_index() % 32 == 0) most[thread_index() / 32] = highest;
     sync_threads();
     for (int w = 0; w < kThreads / 32; ++w) highest = larger(highest, most[w]);
-    float scale = quotient(highest, p.fp8 ? 448.0f : 127.0f);
-    if (!(scale > 0)) scale = 1;
-    if (thread_index() == 0) p.scales[block_x()] = scale;
-    for (int c = thread_index(); c < p.cols; c += kThreads) {
-      const float x = quotient(low_float<kInput>(row[c]), scale);
-      static_cast<uint8_t*>(p.codes)[block_x() * p.stride + c] =
-          static_cast<uint8_t>(p.fp8 ? e4m3_of(x) : static_cast<uint32_t>(int8_of(x)));
-    }
+    const float scale = quotient(highest, p.fp8 ? 448.0f : 127.0f);
+    return scale > 0 ? scale : 1;
   }
 };
 
@@ -103,6 +119,12 @@ Status dispatch_quantize_rows(const QuantizeRowsCall& call, Launcher& launcher) 
                  "[quantize_rows] cuda: x, codes, scales and at least one number are "
                  "needed; found ",
                  call.tokens, " tokens of ", call.cols);
+  }
+  if (call.numbers != nullptr && (!call.fp8 || call.numbers_stride < call.cols)) {
+    return error(StatusCode::invalid_argument,
+                 "[quantize_rows] cuda: numbers of e4m3 codes and a stride of at least ",
+                 call.cols, " are needed; found ", call.fp8 ? "e4m3" : "int8",
+                 ", stride ", call.numbers_stride);
   }
   const Grid grid = {call.tokens};
   if (call.input == Float16::f16) {

@@ -1,8 +1,10 @@
 // Activations to codes on a GPU: int8 rows for W8A8, and the rows of a coded KV cache.
 //
 // run_quantize_rows: quantize_rows.h's codes and scales, bit for bit; or e4m3 codes under
-// max |x| / 448 (1 for a row of zeros), as e4m3/r@f32 has them.
+// max |x| / 448 (1 for a row of zeros), as e4m3/r@f32 has them, or under one scale that
+// is given, as static e4m3/t@f32 does.
 //   x  [tokens, K] f16 or bf16   codes  [tokens, stride]   scales  [tokens] f32
+//   numbers  [tokens, numbers_stride], or null: what e4m3 codes are, in x's type, exactly
 //
 // run_store_kv: what KvRows stores under f16, int8n/gH@f16 and e4m3/gH@f16, bit for bit,
 // of keys and values at once.
@@ -29,6 +31,9 @@ struct QuantizeRowsCall {
   void* codes = nullptr;
   int64_t stride = 0;
   float* scales = nullptr;
+  float scale = 0;  // of all rows; 0: each has its own
+  void* numbers = nullptr;
+  int64_t numbers_stride = 0;
   int tokens = 0, cols = 0;
 };
 Status run_quantize_rows(const QuantizeRowsCall& call, void* stream);
