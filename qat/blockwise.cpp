@@ -70,7 +70,9 @@ class Stream {
   Stream(ProgramModule module, const std::vector<torch::Tensor>& inputs)
       : module_(std::move(module)) {
     const std::string& name = module_->program().inputs[0].name;
-    for (const torch::Tensor& input : inputs) {
+    const at::Device device = module_->parameters().at(0).device();
+    for (const torch::Tensor& given : inputs) {
+      const torch::Tensor input = given.to(device);
       Values values = {{name, input}};
       for (size_t i = 1; i < module_->program().inputs.size(); ++i)
         values[module_->program().inputs[i].name] = at::zeros_like(input);
@@ -135,6 +137,7 @@ std::vector<BlockFit> train_blocks(ProgramModule module, ProgramModule teacher,
          "at least one batch was required; found none; give more data");
   }
   for (ProgramModule one : {module, teacher}) {
+    one->to(at::Device(options.device));
     one->eval();
     one->set_bf16_products(options.precision == "bf16");
   }
@@ -211,7 +214,10 @@ std::vector<BlockFit> train_blocks(ProgramModule module, ProgramModule teacher,
   }
   for (const TrainStep& entry : state.history)
     fits.push_back({static_cast<int>(entry.step), entry.learning_rate, entry.loss});
-  for (ProgramModule one : {module, teacher}) one->set_bf16_products(false);
+  for (ProgramModule one : {module, teacher}) {
+    one->to(at::kCPU);
+    one->set_bf16_products(false);
+  }
   return fits;
 }
 

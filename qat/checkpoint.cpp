@@ -92,6 +92,7 @@ std::string training_settings(const TrainOptions& o, int64_t steps,
        << "\ndistill " << o.distill_weight << " " << o.distill_temperature << " "
        << o.distill_hidden << "\noscillations " << o.dampen << " "
        << o.freeze_oscillations << "\n";
+  if (o.device != "cpu") text << "device " << o.device << "\n";  // sums in another order
   return text.str();
 }
 

@@ -16,7 +16,7 @@ torch::Tensor code_values(const CodedMatrix& coded, const torch::Tensor& weight)
   for (int code = 0; code < 256; ++code)
     table[code] = value_of(element, static_cast<uint8_t>(code));
   for (size_t i = 0; i < coded.codes.size(); ++i) out[i] = table[coded.codes[i]];
-  return values.view(weight.sizes());
+  return values.view(weight.sizes()).to(weight.device());
 }
 
 }  // namespace
@@ -57,8 +57,10 @@ void Oscillations::add_damping() {
     // Outside the range w^ is the range's end, and clip(w) - w^ is nothing.
     const CodedMatrix levels = layer.quantizer->levels(weight);
     const torch::Tensor away = weight - rounded;
-    const torch::Tensor half =
-        at::tensor(expanded_scales(levels), at::kFloat).view(weight.sizes()) * 0.5;
+    const torch::Tensor half = at::tensor(expanded_scales(levels), at::kFloat)
+                                   .view(weight.sizes())
+                                   .to(weight.device()) *
+                               0.5;
     const torch::Tensor inside = away.abs() <= half * 1.0001f;
     weight.mutable_grad().add_(at::where(inside, away, at::zeros_like(away)),
                                2 * dampen_);
@@ -87,13 +89,14 @@ void Oscillations::after_step() {
     const torch::Tensor held =
         at::where(layer.frozen != 0, layer.mean.round(), codes).contiguous();
     layer.mean.copy_(at::where(layer.frozen != 0, held, layer.mean));
-    const float* value = held.const_data_ptr<float>();
+    const torch::Tensor numbers = held.cpu();
+    const float* value = numbers.const_data_ptr<float>();
     for (size_t i = 0; i < coded.codes.size(); ++i)
       coded.codes[i] = code_of(coded.scheme, value[i]);
     torch::Tensor quantized = at::empty(weight.sizes(), at::kFloat);
     throw_if_error(
         dequantize(coded, {quantized.mutable_data_ptr<float>(), coded.rows, coded.cols}));
-    weight.copy_(at::where(layer.frozen != 0, quantized, weight));
+    weight.copy_(at::where(layer.frozen != 0, quantized.to(weight.device()), weight));
     layer.last.copy_(held);
   }
 }

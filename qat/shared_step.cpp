@@ -19,6 +19,24 @@ std::vector<torch::Tensor> running_statistics(const ProgramModule& module) {
   return result;
 }
 
+// MPI moves memory of the CPU.
+void send_to_first(Ranks& ranks, const torch::Tensor& x) {
+  ranks.send(x.cpu().contiguous(), 0);
+}
+
+torch::Tensor received(Ranks& ranks, const torch::Tensor& like, int from) {
+  torch::Tensor x = at::empty(like.sizes(), like.scalar_type());
+  ranks.receive(x, from);
+  return x.to(like.device());
+}
+
+void broadcast(Ranks& ranks, torch::Tensor& x) {
+  if (x.is_cpu()) return ranks.broadcast(x, 0);
+  torch::Tensor held = x.cpu();
+  ranks.broadcast(held, 0);
+  x.copy_(held);
+}
+
 }  // namespace
 
 SharedStep::SharedStep(ProgramModule module, std::vector<torch::Tensor> trained,
@@ -96,9 +114,9 @@ void SharedStep::send(double loss) {
   for (size_t i = 0; i < trained_.size(); ++i) fact[1 + i] = trained_[i].grad().defined();
   ranks_.send(facts, 0);
   for (const torch::Tensor& parameter : trained_) {
-    if (parameter.grad().defined()) ranks_.send(parameter.grad().contiguous(), 0);
+    if (parameter.grad().defined()) send_to_first(ranks_, parameter.grad());
   }
-  for (const torch::Tensor& statistic : seen_) ranks_.send(statistic, 0);
+  for (const torch::Tensor& statistic : seen_) send_to_first(ranks_, statistic);
 }
 
 double SharedStep::add_next(int from) {
@@ -109,8 +127,7 @@ double SharedStep::add_next(int from) {
   const double* fact = facts.data_ptr<double>();
   for (size_t i = 0; i < trained_.size(); ++i) {
     if (fact[1 + i] == 0) continue;
-    torch::Tensor part = at::empty(trained_[i].sizes(), trained_[i].options());
-    ranks_.receive(part, from);
+    const torch::Tensor part = received(ranks_, trained_[i], from);
     torch::Tensor& sum = trained_[i].mutable_grad();
     if (sum.defined()) {
       sum.add_(part);
@@ -119,10 +136,8 @@ double SharedStep::add_next(int from) {
     }
   }
   std::vector<torch::Tensor> seen;
-  for (const torch::Tensor& statistic : statistics_) {
-    seen.push_back(at::empty_like(statistic));
-    ranks_.receive(seen.back(), from);
-  }
+  for (const torch::Tensor& statistic : statistics_)
+    seen.push_back(received(ranks_, statistic, from));
   move_statistics(seen);
   return fact[0];
 }
@@ -144,9 +159,9 @@ void SharedStep::spread(double& loss, bool& interrupted) {
       continue;
     }
     sum = sum.defined() ? sum.contiguous() : at::empty(trained_[i].sizes(), trained_[i].options());
-    ranks_.broadcast(sum, 0);
+    broadcast(ranks_, sum);
   }
-  for (torch::Tensor& statistic : statistics_) ranks_.broadcast(statistic, 0);
+  for (torch::Tensor& statistic : statistics_) broadcast(ranks_, statistic);
 }
 
 }  // namespace nibble

@@ -23,6 +23,7 @@ struct TrainOptions {
   double clip_norm = 1.0;            // 0: none
   double label_smoothing = 0;        // images
   std::string precision = "f32";     // f32 | bf16: operands of products
+  std::string device = "cpu";  // where the model is while it trains, LibTorch's name
   bool recompute = false;            // blocks run again in the backward pass: less memory
   double average = 0;                // decay of the weights' moving average; 0: none
   uint64_t seed = 1;

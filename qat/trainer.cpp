@@ -59,12 +59,31 @@ void check(const TrainOptions& options, const TrainingData& data) {
           "at least one batch an epoch");
 }
 
+ProgramModule moved(ProgramModule module, at::Device device) {
+  if (module) module->to(device);
+  return module;
+}
+
+TrainingBatch moved(TrainingBatch batch, at::Device device) {
+  if (device.is_cpu()) return batch;
+  if (batch.input.defined()) batch.input = batch.input.to(device);
+  if (batch.target.defined()) batch.target = batch.target.to(device);
+  if (!batch.signals) return batch;
+  for (auto* steps : {&batch.signals->inputs, &batch.signals->targets}) {
+    for (SignalBatch::Values& values : *steps) {
+      for (auto& [name, value] : values) value = value.to(device);
+    }
+  }
+  return batch;
+}
+
 // One run: what train() does, step by step.
 class Run {
  public:
   Run(ProgramModule module, const TrainingData& data, const TrainOptions& options,
       const std::filesystem::path& checkpoint, const TrainHooks& hooks)
-      : module_(module),
+      : device_(options.device),
+        module_(moved(module, device_)),
         data_(data),
         options_(options),
         folder_(checkpoint),
@@ -76,7 +95,7 @@ class Run {
                                          static_cast<double>(data.batches_per_epoch) /
                                          static_cast<double>(options.accumulate)))),
         optimizer_(make_optimizer(trained_parameters(module), options)),
-        distillation_(module, hooks.teacher, options),
+        distillation_(module, moved(hooks.teacher, device_), options),
         oscillations_(module, options),
         trained_(optimizer_.parameters()),
         shared_(module, trained_, options.accumulate) {
@@ -144,8 +163,9 @@ class Run {
     const double value = shared_.run(
         [&](int64_t pass) {
           const int64_t index = state_.step * options_.accumulate + pass;
-          const TrainingBatch batch = data_.batch(index / data_.batches_per_epoch,
-                                                  index % data_.batches_per_epoch);
+          const TrainingBatch batch = moved(data_.batch(index / data_.batches_per_epoch,
+                                                        index % data_.batches_per_epoch),
+                                            device_);
           torch::Tensor loss = loss_of(batch);
           if (options_.accumulate > 1)
             loss = loss / static_cast<double>(options_.accumulate);
@@ -279,6 +299,8 @@ class Run {
     module_->set_bf16_products(false);
     module_->set_recompute(false);
     module_->eval();
+    (void)moved(module_, at::kCPU);
+    (void)moved(hooks_.teacher, at::kCPU);
     return {.history = state_.history,
             .evaluations = state_.evaluations,
             .steps = state_.step,
@@ -288,6 +310,7 @@ class Run {
                     .count()};
   }
 
+  const at::Device device_;
   ProgramModule module_;
   const TrainingData& data_;
   const TrainOptions& options_;

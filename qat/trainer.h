@@ -21,6 +21,10 @@
 // generator, history and position: a resumed run gives the same bytes as one that never
 // stopped, at the same thread count.
 //
+// options.device: the model, its teacher and the batches are there while it trains, and
+// back on the CPU afterwards. Quantizers on a grid of integers run there too
+// (ptq/module/fake_quantize_composed.h), others through the CPU's memory.
+//
 // Throws nibble::Error. invalid_argument: an option makes no sense (names it).
 // out_of_range: the loss is not finite (names the step). data_loss: the checkpoint cannot
 // be read, or is of another model or other options. cancelled: after writing a

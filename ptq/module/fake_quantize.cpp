@@ -11,6 +11,7 @@
 #include "kernels/scheme/kv_scheme.h"
 #include "ptq/error.h"
 #include "ptq/module/fake_quantize_any.h"
+#include "ptq/module/fake_quantize_composed.h"
 #include "ptq/module/fake_quantize_kernel.h"
 
 namespace nibble {
@@ -57,8 +58,13 @@ class GridFunction : public torch::autograd::Function<GridFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_any, const Tensor& scale,
                         const Tensor& zero, c10::intrusive_ptr<GridHolder> holder) {
     const Tensor x = dense(x_any);
-    Tensor y = at::empty_like(x);
-    grid_forward(holder->grid, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
+    Tensor y;
+    if (x.is_cpu()) {
+      y = at::empty_like(x);
+      grid_forward(holder->grid, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
+    } else {
+      y = composed::grid_forward(holder->grid, x);
+    }
     ctx->save_for_backward({x});
     ctx->saved_data["grid"] = torch::IValue::make_capsule(holder);
     ctx->saved_data["values"] = scale.numel();
@@ -73,23 +79,41 @@ class GridFunction : public torch::autograd::Function<GridFunction> {
     const ScaleGrid& grid = holder->grid;
     const int64_t values = ctx->saved_data["values"].toInt();
     const int64_t zeros = ctx->saved_data["zeros"].toInt();
-    Tensor dx = at::empty_like(x);
     // dy in the memory order of x.
     Tensor dy = gradients[0];
     if (dy.strides() != x.strides()) dy = at::empty_like(x).copy_(dy);
+    Tensor dx;
     std::vector<CellGradient> cells(values + zeros > 0 ? grid.scales.size() : 0);
-    grid_backward(grid, x.const_data_ptr<float>(), dy.const_data_ptr<float>(),
-                  dx.mutable_data_ptr<float>(), cells.empty() ? nullptr : cells.data());
+    if (x.is_cpu()) {
+      dx = at::empty_like(x);
+      grid_backward(grid, x.const_data_ptr<float>(), dy.const_data_ptr<float>(),
+                    dx.mutable_data_ptr<float>(), cells.empty() ? nullptr : cells.data());
+    } else {
+      dx = composed_backward(grid, x, dy, cells);
+    }
     Tensor ds, dz;
     if (values > 0) {
-      ds = to_level(grid, grid.level0, values,
-                    [&](int64_t i) { return cells[i].scale * grid.outer_of(i); });
+      ds = to_level(grid, grid.level0, values, [&](int64_t i) {
+             return cells[i].scale * grid.outer_of(i);
+           }).to(x.device());
     }
     if (zeros > 0) {
-      dz = to_level(grid, grid.zero_level, zeros,
-                    [&](int64_t i) { return cells[i].zero; });
+      dz = to_level(grid, grid.zero_level, zeros, [&](int64_t i) {
+             return cells[i].zero;
+           }).to(x.device());
     }
     return {dx, ds, dz, Tensor()};
+  }
+
+ private:
+  static Tensor composed_backward(const ScaleGrid& grid, const Tensor& x,
+                                  const Tensor& dy, std::vector<CellGradient>& cells) {
+    const composed::GridGradients found = composed::grid_backward(grid, x, dy);
+    if (cells.empty()) return found.dx;
+    const Tensor scale = found.scale.cpu(), zero = found.zero.cpu();
+    for (size_t i = 0; i < cells.size(); ++i)
+      cells[i] = {scale.const_data_ptr<double>()[i], zero.const_data_ptr<double>()[i]};
+    return found.dx;
   }
 };
 
@@ -104,19 +128,20 @@ class AnyFunction : public torch::autograd::Function<AnyFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x_any, const Tensor& scale,
                         const Tensor& minimum, c10::intrusive_ptr<LevelsHolder> holder) {
-    const Tensor x = x_any.contiguous();
+    const Tensor x = x_any.cpu().contiguous();  // loops of the CPU alone
     Tensor y = at::empty_like(x);
     any_forward(holder->levels, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
     ctx->save_for_backward({x});
     ctx->saved_data["levels"] = torch::IValue::make_capsule(holder);
     ctx->saved_data["values"] = scale.numel();
     ctx->saved_data["minima"] = minimum.numel();
-    return y;
+    return y.to(x_any.device());
   }
 
   static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
     const Tensor x = ctx->get_saved_variables()[0];
-    const Tensor dy = gradients[0].contiguous();
+    const at::Device device = gradients[0].device();
+    const Tensor dy = gradients[0].cpu().contiguous();
     auto holder = c10::static_intrusive_pointer_cast<LevelsHolder>(
         ctx->saved_data["levels"].toCapsule());
     Tensor dx = at::empty_like(x);
@@ -127,9 +152,11 @@ class AnyFunction : public torch::autograd::Function<AnyFunction> {
                  minimum.empty() ? nullptr : &minimum);
     const auto gradient = [&](const std::vector<double>& sums) {
       if (sums.empty()) return Tensor();
-      return at::tensor(sums, at::kDouble).mul_(holder->gradient_scale).to(at::kFloat);
+      return at::tensor(sums, at::kDouble)
+          .mul_(holder->gradient_scale)
+          .to(device, at::kFloat);
     };
-    return {dx, gradient(scale), gradient(minimum), Tensor()};
+    return {dx.to(device), gradient(scale), gradient(minimum), Tensor()};
   }
 };
 
@@ -328,6 +355,7 @@ void FakeQuantizeImpl::learn_minimum() {
 void FakeQuantizeImpl::keep_positive() {
   if (!scale_.defined()) return;
   torch::NoGradGuard no_grad;
+  floor_ = floor_.to(scale_.device());
   at::maximum_out(scale_, scale_, floor_);
   if (!zero_.defined()) return;
   const ElementInfo& element = element_info(scheme_.offsets[0].element);
@@ -360,14 +388,16 @@ CodedMatrix FakeQuantizeImpl::levels_of(const float* x, int64_t rows,
   levels.rows = rows;
   levels.cols = cols;
   if (scale_.defined()) {
-    const float* learned = scale_.const_data_ptr<float>();
+    const Tensor held = scale_.detach().cpu();
+    const float* learned = held.const_data_ptr<float>();
     std::vector<float>& values = levels.scales[0].values;
     for (size_t i = 0; i < values.size(); ++i) {
       values[i] = round_to_element(scheme_.scales[0].element, learned[i] / scale_unit_);
     }
   }
   if (zero_.defined()) {
-    const float* learned = zero_.const_data_ptr<float>();
+    const Tensor held = zero_.detach().cpu();
+    const float* learned = held.const_data_ptr<float>();
     std::vector<float>& values = levels.offsets[0].values;
     for (size_t i = 0; i < values.size(); ++i) {
       values[i] = round_to_element(scheme_.offsets[0].element, learned[i] / zero_unit_);
@@ -404,10 +434,13 @@ Tensor FakeQuantizeImpl::forward(const Tensor& x) {
     levels = levels_of(nullptr, rows, cols);
   } else {
     input = values.contiguous();
-    levels = levels_of(input.detach().const_data_ptr<float>(), rows, cols);
+    // Scales that are there already do not look at the values.
+    const Tensor held = levels_.scales.empty() ? input.detach().cpu() : Tensor();
+    levels =
+        levels_of(held.defined() ? held.const_data_ptr<float>() : nullptr, rows, cols);
   }
   // Autograd nodes take no undefined tensors: no learned scale is a scale of no values.
-  const Tensor none = at::empty({0}, at::kFloat);
+  const Tensor none = at::empty({0}, x.options());
   const Tensor learned = !scale_.defined() ? none
                          : learns_clip_    ? scale_ / scale_unit_
                                            : scale_;
@@ -452,12 +485,12 @@ Tensor FakeQuantizeImpl::seen(const Tensor& x) const {
 }
 
 CodedMatrix FakeQuantizeImpl::levels(const Tensor& weight) const {
-  const Tensor x = seen(weight.detach()).contiguous();
+  const Tensor x = seen(weight.detach()).cpu().contiguous();
   return levels_of(x.const_data_ptr<float>(), x.size(0), x.numel() / x.size(0));
 }
 
 CodedMatrix FakeQuantizeImpl::coded(const Tensor& weight) const {
-  const Tensor x = seen(weight.detach()).contiguous();
+  const Tensor x = seen(weight.detach()).cpu().contiguous();
   CodedMatrix result = levels(weight);
   throw_if_error(quantize({x.const_data_ptr<float>(), result.rows, result.cols}, result));
   return result;

@@ -17,8 +17,8 @@ struct Holder : torch::CustomClassHolder {
   Holder(std::shared_ptr<const PackedTensor> p, bool b) : packed(std::move(p)), bf16(b) {}
   std::shared_ptr<const PackedTensor> packed;
   bool bf16;
-  Tensor weight() const {
-    const Tensor w = dequantized(*packed);
+  Tensor weight(at::Device device) const {
+    const Tensor w = dequantized(*packed).to(device);
     return bf16 ? w.to(at::kBFloat16) : w;
   }
   Tensor operand(const Tensor& x) const { return bf16 ? x.to(at::kBFloat16) : x; }
@@ -29,13 +29,13 @@ class PackedLinear : public torch::autograd::Function<PackedLinear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x,
                         c10::intrusive_ptr<Holder> holder) {
     ctx->saved_data["holder"] = torch::IValue::make_capsule(holder);
-    return dense_linear(holder->operand(x), holder->weight()).to(at::kFloat);
+    return dense_linear(holder->operand(x), holder->weight(x.device())).to(at::kFloat);
   }
   static tensor_list backward(AutogradContext* ctx, tensor_list gradients) {
     auto holder =
         c10::static_intrusive_pointer_cast<Holder>(ctx->saved_data["holder"].toCapsule());
     const Tensor& y = gradients[0];
-    const Tensor w = holder->weight();
+    const Tensor w = holder->weight(y.device());
     std::vector<int64_t> shape = y.sizes().vec();
     shape.back() = w.size(1);
     const Tensor rows = holder->operand(y).reshape({-1, w.size(0)});

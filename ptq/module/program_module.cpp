@@ -266,9 +266,10 @@ torch::Tensor ProgramModuleImpl::bias_of(const Node& node,
              "a row or a tensor were required to round its bias; found none; quantize "
              "both"));
   }
-  const torch::Tensor unit =
-      at::tensor(levels.scales[0].values, at::kFloat).mul((*input)->activation().scale);
   const torch::Tensor bias = by_name_.at(tensor_name);
+  const torch::Tensor unit = at::tensor(levels.scales[0].values, at::kFloat)
+                                 .mul((*input)->activation().scale)
+                                 .to(bias.device());
   // Double, as integer_bias divides.
   const torch::Tensor counts =
       bias.detach().to(at::kDouble).div(unit.to(at::kDouble)).round();

@@ -355,9 +355,10 @@ Status run_quantize_verb(const std::vector<std::string>& arguments) {
   line.text("memory", "SIZE",
             "keep resident memory below SIZE (3GiB, 500MB): activations wait on disk if "
             "they must");
-  line.text("device", "cpu|cuda[:N]",
-            "where language models run while rtn and gptq calibrate, as LibTorch has it; "
-            "layers are solved and results measured on the CPU");
+  line.text(
+      "device", "cpu|cuda[:N]",
+      "where models run while layers calibrate, as LibTorch has it; layers are solved "
+      "and results measured on the CPU");
   line.text(
       "sweep", "KEY=A,B,C",
       "run once for each value of one setting; one table and one report for all. Recipes "
@@ -417,6 +418,9 @@ Status run_train_verb(const std::vector<std::string>& arguments) {
             true);
   line.waive("data", "dry-run");
   line.flag("resume", "continue an interrupted run of the same command");
+  line.text(
+      "device", "cpu|cuda[:N]",
+      "where the model trains, as LibTorch has it; results are measured on the CPU");
   line.flag("overwrite", "replace DIR if it is there");
   line.example(
       "nibble train recipes/examples/stories --recipe w4a16-qat --set group=32 --set "

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <malloc.h>
 
 #include <cstdlib>
@@ -22,6 +21,7 @@
 #include "recipes/recipe/predict.h"
 #include "recipes/report/text_table.h"
 #include "recipes/torch/calibration.h"
+#include "recipes/torch/device.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
 #include "recipes/torch/streamed_run.h"
@@ -162,28 +162,6 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   return report;
 }
 
-Status check_device(const std::string& name) {
-  const auto wrong = [&](StatusCode code, const auto&... parts) {
-    return error(code, "[quantize] --device: ", parts..., "; found ", name,
-                 "; leave it out to run on the CPU");
-  };
-  const bool cuda = name.starts_with("cuda");
-  if (name != "cpu" && name != "cuda" &&
-      (!name.starts_with("cuda:") || name.size() == 5 ||
-       name.find_first_not_of("0123456789", 5) != std::string::npos || name.size() > 7)) {
-    return wrong(StatusCode::invalid_argument, "cpu, cuda or cuda:N is required");
-  }
-  if (!cuda) return ok_status();
-  if (!at::hasCUDA())
-    return wrong(StatusCode::unsupported, "a LibTorch with CUDA and a GPU are required");
-  const int64_t count = at::detail::getCUDAHooks().deviceCount();
-  if (at::Device(name).index() >= count) {
-    return wrong(StatusCode::invalid_argument, "one of this machine's ", count,
-                 " GPUs is required");
-  }
-  return ok_status();
-}
-
 }  // namespace
 
 Result<RunReport> or_all_end(Result<RunReport> report) {
@@ -196,7 +174,7 @@ Result<RunReport> or_all_end(Result<RunReport> report) {
 
 Result<RunReport> run_quantize(const PipelineRequest& request) {
   return or_all_end(catching("quantize", [&request]() -> Result<RunReport> {
-    NIBBLE_RETURN_IF_ERROR(check_device(request.device));
+    NIBBLE_RETURN_IF_ERROR(check_device(request.device, "quantize"));
     at::set_num_threads(thread_count());
     // What is no tensor: from this size on (256 KiB) it is mapped, and goes back at once
     // instead of leaving a hole in the heap.

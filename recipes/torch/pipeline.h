@@ -37,7 +37,7 @@ struct PipelineRequest {
   bool overwrite = false;
   bool resume = false;  // train
   int64_t memory = 0;   // quantize: bytes that resident memory may take; 0: all
-  std::string device = "cpu";  // quantize: where calibration runs, as LibTorch names it
+  std::string device = "cpu";  // where calibration runs or training, as LibTorch names it
   // quantize: shared by requests that differ in a mixed budget alone; may be null.
   std::shared_ptr<MixedLosses> mixed_losses;
   Progress progress;  // may be empty

@@ -19,6 +19,7 @@
 #include "recipes/recipe/mixed_costs.h"
 #include "recipes/report/training_log.h"
 #include "recipes/torch/calibration.h"
+#include "recipes/torch/device.h"
 #include "recipes/torch/exact_check.h"
 #include "recipes/torch/pipeline_error.h"
 #include "recipes/torch/run_parts.h"
@@ -199,7 +200,9 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
 }
 
 // What the steps of a run are set to: a net over values heard its teacher before them.
-TrainOptions options_for(const RunData& data, TrainOptions options) {
+TrainOptions options_for(const PipelineRequest& request, const RunData& data) {
+  TrainOptions options = request.recipe.train;
+  options.device = request.device;
   if (data.is_signals()) options.distill_weight = 0;
   return options;
 }
@@ -238,9 +241,8 @@ TrainResult train_module(const PipelineRequest& request, const Artifact& model,
   };
   const TrainingData batches =
       make_training_data(model, data, request.recipe.train, request.recipe);
-  const TrainResult result =
-      train(module, batches, options_for(data, request.recipe.train), folder,
-            request.resume, request.progress, hooks);
+  const TrainResult result = train(module, batches, options_for(request, data), folder,
+                                   request.resume, request.progress, hooks);
   set_course(report, result.history, result.evaluations);
   report.training_seconds += result.seconds;
   return result;
@@ -274,7 +276,7 @@ std::string train_with_norms(const PipelineRequest& request, const Artifact& mod
                              Calibrated& ready, RunReport& report) {
   const Recipe& recipe = request.recipe;
   if (recipe.norms.epochs == 0) return "";
-  TrainOptions options = options_for(data, recipe.train);
+  TrainOptions options = options_for(request, data);
   options.steps = 0;
   options.epochs = recipe.norms.epochs;
   options.learning_rate = recipe.norms.learning_rate;
@@ -299,7 +301,7 @@ std::string train_blocks_alone(const PipelineRequest& request, const Artifact& m
                                ProgramModule teacher) {
   const Recipe& recipe = request.recipe;
   if (recipe.blocks.epochs == 0) return "";
-  TrainOptions options = recipe.train;
+  TrainOptions options = options_for(request, data);
   options.optimizer = "adamw";
   options.steps = 0;
   options.epochs = recipe.blocks.epochs;
@@ -632,6 +634,7 @@ Result<RunReport> train_adapters(const PipelineRequest& request) {
 Result<RunReport> run_train(const PipelineRequest& request) {
   return or_all_end(catching("train", [&request]() -> Result<RunReport> {
     Ranks::instance().check();
+    NIBBLE_RETURN_IF_ERROR(check_device(request.device, "train"));
     NIBBLE_RETURN_IF_ERROR(check_request(request, "train", {"float", "qat", "lora"}));
     if (is_first_rank()) NIBBLE_RETURN_IF_ERROR(check_checkpoint(request));
     Ranks::instance().barrier();  // what it removes, nobody has written again

@@ -5,7 +5,9 @@
 
 #include "ptq/calibration/sample_stream.h"
 #include "ptq/calibration/value_stream.h"
+#include "ptq/error.h"
 #include "ptq/methods/hessian.h"
+#include "ptq/module/fake_quantize_composed.h"
 #include "ptq/module/fused_ops.h"
 #include "tests/ptq/small_models.h"
 
@@ -30,6 +32,39 @@ TEST(Device, ComposedOpsGiveWhatFusedOnesGive) {
   }
   for (const int64_t block : {1, 4, 16})
     EXPECT_LT(distance(hadamard(x, block), composed::hadamard(x, block)), 1e-5);
+}
+
+// Forward to the bit; sums in another order.
+TEST(Device, ComposedGridGivesWhatTheFusedOneGives) {
+  at::Generator generator = at::detail::createCPUGenerator(4);
+  for (const char* text : {"int8/t@f32", "int4/r@f32", "int4/g8@f16",
+                           "uint4/g8@f16+z/g8@uint4", "uint2/r@f32+z/r@uint2"}) {
+    for (const bool rounding_error : {true, false}) {
+      const int64_t rows = 5, cols = 20;  // the last group of a row is short
+      const at::Tensor x = at::randn({rows, cols}, generator, at::kFloat);
+      const at::Tensor dy = at::randn({rows, cols}, generator, at::kFloat);
+      CodedMatrix levels =
+          value_or_throw(choose_scales({x.const_data_ptr<float>(), rows, cols},
+                                       value_or_throw(parse_scheme(text)), ScaleRule{}));
+      for (float& scale : levels.scales[0].values) scale *= 0.5f;  // some values are cut
+      ScaleGrid grid;
+      ASSERT_TRUE(make_grid(levels, 0, &grid)) << text;
+      grid.rounding_error = rounding_error;
+      at::Tensor y = at::empty_like(x), dx = at::empty_like(x);
+      grid_forward(grid, x.const_data_ptr<float>(), y.mutable_data_ptr<float>());
+      EXPECT_TRUE(at::equal(composed::grid_forward(grid, x), y)) << text;
+      std::vector<CellGradient> cells(grid.scales.size());
+      grid_backward(grid, x.const_data_ptr<float>(), dy.const_data_ptr<float>(),
+                    dx.mutable_data_ptr<float>(), cells.data());
+      EXPECT_FALSE(at::equal(dx, dy)) << text;
+      const composed::GridGradients found = composed::grid_backward(grid, x, dy);
+      EXPECT_TRUE(at::equal(found.dx, dx)) << text;
+      for (size_t i = 0; i < cells.size(); ++i) {
+        EXPECT_NEAR(found.scale.const_data_ptr<double>()[i], cells[i].scale, 1e-4);
+        EXPECT_NEAR(found.zero.const_data_ptr<double>()[i], cells[i].zero, 1e-4);
+      }
+    }
+  }
 }
 
 TEST(Device, ADecoderBeginsWhereThereIsNoMemory) {

@@ -311,6 +311,12 @@ TEST_F(Streaming, ADeviceThatIsNotThereIsNamed) {
   EXPECT_NE(far.code, 0);  // a build without CUDA, or no such GPU
   EXPECT_THAT(far.error, HasSubstr("found cuda:99; leave it out to run on the CPU"));
   EXPECT_FALSE(fs::exists(mine("far")));
+  const Outcome training =
+      nibble({"train", at("model"), "--recipe", "w4a16-qat", "--data", at("train.txt"),
+              "--device", "cuda:99", "--output", mine("far")},
+             scratch_.path());
+  EXPECT_NE(training.code, 0);
+  EXPECT_THAT(training.error, HasSubstr("[train] --device: "));
 }
 
 }  // namespace
