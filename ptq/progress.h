@@ -11,7 +11,7 @@ using Progress = std::function<void(const std::string& stage, const std::string&
                                     int64_t total)>;
 
 // A block whose layers are all solved, or which a transform is through with. block: -1
-// and `blocks` are what stands before and behind the blocks.
+// and `blocks` are what stands before and behind the blocks; blocks 0: layer by layer.
 struct BlockDone {
   std::string step;  // "awq"; "" for solving
   int block = 0, blocks = 0;

@@ -368,8 +368,9 @@ void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
   std::optional<RowSample> rows;
   if (samples_rows) rows = sample.finish();
   solve(layers, std::make_shared<Hessian>(sum.finish()), rows ? &*rows : nullptr);
-  // Of a net without blocks, each station is one: what a kill costs.
-  if (model_.program.block_count() == 0) end_block(reader.block);
+  // Of a net that is no decoder, whose blocks are few and uneven, each station is one:
+  // what a kill costs.
+  if (!model_.program.is_language_model()) end_block(reader.block);
 }
 
 // Does the method look at what a ReLU, which alone reads the layer, lets through?
@@ -679,7 +680,7 @@ void StreamingSolver::end_block(int block) {
     options_.block_done(
         {.step = "",
          .block = block,
-         .blocks = model_.program.block_count(),
+         .blocks = model_.program.is_language_model() ? model_.program.block_count() : 0,
          .layers = block_layers_,
          .output_error = block_error_ / static_cast<double>(block_layers_),
          .done = done_,

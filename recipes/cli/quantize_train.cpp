@@ -127,9 +127,11 @@ Status dry_run(const PipelineRequest& request, bool as_json) {
   NIBBLE_ASSIGN_OR_RETURN(const Artifact planned, prepare_for_recipe(model, recipe));
   NIBBLE_ASSIGN_OR_RETURN(const Plan plan, make_plan(recipe, planned.program));
   const PlanSize size = predict_size(plan, planned);
+  MemoryRequest memory_request{.cap = request.memory, .threads = thread_count()};
+  if (recipe.evaluation_exact_images > 0)
+    memory_request.exact = recipe.evaluation_exact_images;
   NIBBLE_ASSIGN_OR_RETURN(const MemoryPlan needs,
-                          plan_memory(plan, planned,
-                                      {.cap = request.memory, .threads = thread_count()}));
+                          plan_memory(plan, planned, memory_request));
   const std::vector<MemoryPart>& memory = needs.parts;
   const int64_t memory_bytes = needs.bytes();
 

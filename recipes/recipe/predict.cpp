@@ -575,7 +575,7 @@ int64_t held_bytes(const Artifact& model, int64_t* largest) {
 }
 
 // Of nets whose values are codes: codes of both forms, and one in wider numbers.
-int64_t exact_bytes(const Plan& plan, const Shapes& values) {
+int64_t exact_bytes(const Plan& plan, const Shapes& values, int64_t images) {
   constexpr int64_t kEach = 16;
   if (plan.activations.empty()) return 0;
   int64_t all = 0;
@@ -584,7 +584,7 @@ int64_t exact_bytes(const Plan& plan, const Shapes& values) {
     for (const int64_t n : shape) count *= n == kUnknownSize ? 1 : n;
     all += count;
   }
-  return kExactImages * kEach * all;
+  return std::min(kExactImages, images) * kEach * all;
 }
 
 }  // namespace
@@ -633,7 +633,7 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
         {"tensors kept for reuse",
          products && model.program.is_language_model() ? kPool : 0},
         {"logits of both", 2 * logits},
-        {"values of the exact mode's check", exact_bytes(plan, values)}};
+        {"values of the exact mode's check", exact_bytes(plan, values, request.exact)}};
     result.evaluates = fits(evaluation);
     result.evaluation = held + total(evaluation);
     if (result.evaluates) result.parts = larger(std::move(result.parts), evaluation);

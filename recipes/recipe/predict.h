@@ -41,6 +41,7 @@ struct MemoryRequest {
   // Of the calibration sequences, when they are known: all their tokens, and the longest's.
   int64_t tokens = 0, longest = 0;
   int64_t data = 0;       // bytes of images and values that stay in memory
+  int64_t exact = kExactImages;  // images of the exact mode's check, at most so many
   bool evaluates = true;  // both models are run at the end
   bool compares = true;   // on data, and the float one against itself
 };

@@ -105,6 +105,9 @@ Result<RunReport> quantize(const PipelineRequest& request) {
 
   MemoryRequest needs = {.cap = request.memory,
                          .threads = thread_count(),
+                         .exact = recipe.evaluation_exact_images > 0
+                                      ? recipe.evaluation_exact_images
+                                      : held.count(),
                          .evaluates = Ranks::instance().is_first(),
                          .compares = held.count() > 0};
   for (const RunData* images : {&data, &held})

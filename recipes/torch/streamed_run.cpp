@@ -151,7 +151,7 @@ bool counts_layers(const BlockDone& done) {
 
 // "block 2 of 8: 7 layers, output error 0.000331, peak 345.47 MB, 3 s, 9 s left"; seconds
 // since the start, when first_done layers were solved already. Of a transform
-// "awq, block 2 of 8: 4 groups of layers, peak ...", of a net without blocks
+// "awq, block 2 of 8: 4 groups of layers, peak ...", of a net that is no decoder
 // "3 of 20 layers, output error ...".
 std::string block_text(const BlockDone& done, double seconds, int64_t first_done) {
   const bool counts = done.blocks == 0 && done.step.empty();
@@ -189,7 +189,7 @@ void StreamedRun::check_peak(bool kept, const std::string& after) {
 }
 
 void StreamedRun::block_done(const BlockDone& done, double seconds, int64_t first_done) {
-  // A net without blocks is through layer after layer.
+  // Other nets than decoders are through layer after layer.
   const bool brief = done.blocks == 0 && done.done < done.total &&
                      seconds_since(last_note_) < kNoteEvery;
   if (request_.note && !brief) {
