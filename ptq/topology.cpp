@@ -172,4 +172,12 @@ std::set<std::string> scaled_tensors(const Plan& plan, const Program& program,
   return names;
 }
 
+bool feeds_a_relu_alone(const Program& program, const Node& node) {
+  const std::string& value = node.outputs.at(0);
+  const std::vector<const Node*> readers = program.consumers(value);
+  return readers.size() == 1 && readers[0]->op == "relu" &&
+         std::none_of(program.outputs.begin(), program.outputs.end(),
+                      [&](const ProgramValue& output) { return output.name == value; });
+}
+
 }  // namespace nibble

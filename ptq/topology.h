@@ -45,6 +45,8 @@ std::vector<ScaleGroup> scale_groups(const Program& program,
 Result<std::vector<ScaleGroup>> groups_to_scale(
     const std::string& transform, const Plan& plan, const Program& program,
     const std::map<std::string, Tensor>& tensors);
+// Does a ReLU alone read what the node makes?
+bool feeds_a_relu_alone(const Program& program, const Node& node);
 // The tensors of these groups, of all the plan's transforms: they become f32.
 std::set<std::string> scaled_tensors(const Plan& plan, const Program& program,
                                      const std::map<std::string, Tensor>& tensors);

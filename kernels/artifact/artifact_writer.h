@@ -40,6 +40,7 @@ class ArtifactWriter {
     std::map<std::string, WeightShape> packed;
   };
 
+  static Outline outline_of(const Artifact& artifact);
   // directory is there and empty.
   static Result<ArtifactWriter> begin(const std::filesystem::path& directory,
                                       const Outline& outline,

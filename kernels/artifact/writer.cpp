@@ -688,6 +688,15 @@ Status ArtifactWriter::finish(const Artifact& artifact,
 const fs::path& ArtifactWriter::directory() const { return implementation_->directory; }
 const std::string& ArtifactWriter::note() const { return implementation_->note; }
 
+ArtifactWriter::Outline ArtifactWriter::outline_of(const Artifact& artifact) {
+  Outline outline;
+  for (const auto& [name, tensor] : artifact.tensors)
+    outline.floats[name] = {tensor.dtype, tensor.shape};
+  for (const auto& [name, packed] : artifact.packed)
+    outline.packed[name] = {packed.scheme, packed.shape};
+  return outline;
+}
+
 Status write_artifact(const Artifact& artifact, const std::filesystem::path& directory,
                       bool overwrite,
                       const std::map<std::string, std::string>& extra_files,
@@ -699,13 +708,10 @@ Status write_artifact(const Artifact& artifact, const std::filesystem::path& dir
   }
   NIBBLE_ASSIGN_OR_RETURN(AtomicDirectory staged,
                           AtomicDirectory::create(directory, overwrite));
-  ArtifactWriter::Outline outline;
-  for (const auto& [name, tensor] : artifact.tensors)
-    outline.floats[name] = {tensor.dtype, tensor.shape};
-  for (const auto& [name, packed] : artifact.packed)
-    outline.packed[name] = {packed.scheme, packed.shape};
-  NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer, ArtifactWriter::begin(
-                                                     staged.staging(), outline, shard_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(
+      ArtifactWriter writer,
+      ArtifactWriter::begin(staged.staging(), ArtifactWriter::outline_of(artifact),
+                            shard_bytes));
   NIBBLE_RETURN_IF_ERROR(writer.add_all(artifact));
   NIBBLE_RETURN_IF_ERROR(writer.finish(artifact, extra_files));
   if (complete) NIBBLE_RETURN_IF_ERROR(complete(staged.staging()));

@@ -94,7 +94,7 @@ Status LayerCall::multiply_codes(Runner& runner, const Scratch& scratch,
                                                     .codes = call.codes,
                                                     .w = scratch.weight,
                                                     .stride = weight_stride()}));
-  // Whole 16 bytes, as cuBLASLt asks: the weight's are 0 where int8 x's mean nothing.
+  // Whole 16 bytes, as cuBLASLt asks: both are 0 behind the columns.
   NIBBLE_RETURN_IF_ERROR(
       runner.run(ProductCall{.type = is_s8() ? ProductType::s8 : ProductType::e4m3,
                              .sums = true,

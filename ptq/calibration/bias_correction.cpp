@@ -9,6 +9,7 @@
 #include "ptq/methods/method.h"
 #include "ptq/module/program_module.h"
 #include "ptq/module/torch_ops.h"
+#include "ptq/one_thread.h"
 
 namespace nibble {
 namespace {
@@ -214,6 +215,7 @@ bool has_corrections(const Plan& plan) {
 }
 
 void apply_corrections(Calibrated& calibrated, const CalibrationData& data) {
+  const OneThread one_thread;  // sums decide scales and biases
   if (calibrated.plan.bias_correction > 0)
     correct_biases(calibrated, to_torch(data.images));
   if (calibrated.plan.batch_norm_reestimation > 0)

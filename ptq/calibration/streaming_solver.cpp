@@ -20,6 +20,7 @@
 #include "ptq/module/dense_product.h"
 #include "ptq/module/mixture.h"
 #include "ptq/one_thread.h"
+#include "ptq/topology.h"
 
 namespace nibble {
 namespace {
@@ -375,13 +376,8 @@ void StreamingSolver::solve_readers(ShardedStreams& streams, size_t node,
 
 // Does the method look at what a ReLU, which alone reads the layer, lets through?
 bool StreamingSolver::minds_relu(const LayerPlan& layer) const {
-  if (!method_of(layer)->wants_rows) return false;
-  const std::string& value = owner_of(model_.program, layer.node)->outputs.at(0);
-  const std::vector<const Node*> readers = model_.program.consumers(value);
-  const std::vector<ProgramValue>& outputs = model_.program.outputs;
-  return readers.size() == 1 && readers[0]->op == "relu" &&
-         std::none_of(outputs.begin(), outputs.end(),
-                      [&](const ProgramValue& output) { return output.name == value; });
+  return method_of(layer)->wants_rows &&
+         feeds_a_relu_alone(model_.program, *owner_of(model_.program, layer.node));
 }
 
 // The layers from a node on that read what it reads, if the node is a layer to be solved.

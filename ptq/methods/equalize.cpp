@@ -17,11 +17,14 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <cstring>
 #include <set>
 
 #include "kernels/base/cancel.h"
+#include "kernels/base/parallel.h"
 #include "kernels/program/edits/scale_channels.h"
 #include "ptq/calibration/samples.h"
+#include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 #include "ptq/methods/round_trip.h"
 #include "ptq/methods/transform.h"
@@ -161,9 +164,10 @@ std::map<std::string, at::Tensor> channel_maxima(const TransformProblem& problem
       [&](const std::string& name) { return to_torch(problem.model.tensors.at(name)); },
       problem.data.device, watched);
   std::map<std::string, at::Tensor> most;
-  for (int64_t first = 0; first < stream.size(); first += kRound) {
+  // A maximum is the same in any order: no more samples at once than run side by side.
+  for (int64_t first = 0; first < stream.size(); first += thread_count()) {
     throw_if_error(check_cancelled("calibrate"));
-    const int64_t last = std::min(stream.size(), first + kRound);
+    const int64_t last = std::min<int64_t>(stream.size(), first + thread_count());
     stream.run(0, program.nodes.size(), first, last);
     for (int64_t sample = first; sample < last; ++sample) {
       for (const std::string& name : watched) {
@@ -229,6 +233,14 @@ void apply(const Group& group, const std::vector<double>& scale,
   }
 }
 
+// The first rank's on every rank: makes of CPU may differ in the last bit of a power.
+void share(std::vector<double>& scale) {
+  const std::string own(reinterpret_cast<const char*>(scale.data()),
+                        scale.size() * sizeof(double));
+  const std::string first = Ranks::instance().broadcast(own, 0);
+  std::memcpy(scale.data(), first.data(), own.size());
+}
+
 }  // namespace
 
 void transform_equalize(const TransformProblem& problem) {
@@ -265,6 +277,7 @@ void transform_equalize(const TransformProblem& problem) {
   for (size_t i = 0; i < groups.size(); ++i) {
     const auto& [sum, count] = logarithms.at(groups[i].meets);
     for (double& s : scales[i]) s /= std::exp(sum / static_cast<double>(count));
+    share(scales[i]);
     apply(groups[i], scales[i], problem.model.tensors);
     const auto [low, high] = std::minmax_element(scales[i].begin(), scales[i].end());
     problem.notes[groups[i].maker->parameter("weight")] =

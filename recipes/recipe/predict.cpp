@@ -124,6 +124,7 @@ class CalibrationPeak {
       });
     }
     for (const std::string& transform : plan_.transforms) {
+      if (transform == "equalize") most = larger(std::move(most), at_equalization());
       const auto groups =
           groups_to_scale(transform, plan_, model_.program, model_.tensors);
       std::map<std::string, const ScaleGroup*> left;  // by value
@@ -297,10 +298,13 @@ class CalibrationPeak {
     // Rows of both nets, once more while they are put in order
     // (ptq/methods/row_sample.h).
     const bool keeps_rows =
-        node.op == "conv2d" &&
-        std::any_of(layers.begin(), layers.end(),
-                    [](const LayerPlan* layer) { return layer->method == "adaround"; });
-    const int64_t kept = keeps_rows ? plan_.adaround.rows * columns * 4 : 0;
+        std::any_of(layers.begin(), layers.end(), [this](const LayerPlan* layer) {
+          const Node* owner = model_.program.find(layer->node);
+          return layer->method == "adaround" && owner != nullptr &&
+                 feeds_a_relu_alone(model_.program, *owner);
+        });
+    const int64_t most_rows = std::min(plan_.adaround.rows, all_ * positions_of(node));
+    const int64_t kept = keeps_rows ? most_rows * columns * 4 : 0;
     passing.push_back({"rows of inputs", streams_ * kept});
     solving.push_back({"rows of inputs", (streams_ + 1) * kept});
     std::vector<MemoryPart> most = larger(std::move(passing), std::move(solving));
@@ -446,6 +450,25 @@ class CalibrationPeak {
     return size;
   }
 
+  // Where channels' largest values are looked for: samples side by side, with what their
+  // layers make, and every weight (ptq/methods/equalize.cpp).
+  std::vector<MemoryPart> at_equalization() {
+    int64_t watched = 0, parameters = 0, most = 0;
+    alive_.clear();
+    now_ = 0;
+    for (size_t i = 0; i < model_.program.nodes.size(); ++i) {
+      const Node& node = model_.program.nodes[i];
+      parameters += stretch(i, i + 1);
+      most = std::max(most, widest_);
+      const auto made = values_.find(node.outputs.at(0));
+      if (!layers_of(node).empty() && made != values_.end())
+        watched += value_bytes(made->second);
+    }
+    return {{"the program with LibTorch", kProgram + kProducts},
+            {"activations on their way", threads_ * each_ * (most + watched)},
+            {"a stretch of weights in float32", parameters}};
+  }
+
   // Where the values of both nets are compared, all images at once
   // (ptq/calibration/bias_correction.h).
   std::vector<MemoryPart> at_correction() {
@@ -490,10 +513,15 @@ class CalibrationPeak {
     return (2 * streams_ - 1) * round_ * each_ * columns * 4;
   }
   int64_t read_bytes(const Node& node, int64_t columns) const {
+    if (node.op != "conv2d") return read_bytes(columns);
+    return (streams_ + 1) * each_ * positions_of(node) * columns * 4;
+  }
+  // Of a convolution's output; 1 of any other.
+  int64_t positions_of(const Node& node) const {
     const auto made = values_.find(node.outputs.at(0));
-    if (node.op != "conv2d" || made == values_.end()) return read_bytes(columns);
-    const int64_t positions = made->second.at(2) * made->second.at(3);
-    return (streams_ + 1) * each_ * positions * columns * 4;
+    if (node.op != "conv2d" || made == values_.end()) return 1;
+    return std::max<int64_t>(made->second.at(2), 1) *
+           std::max<int64_t>(made->second.at(3), 1);
   }
 
   const Plan& plan_;
@@ -597,6 +625,14 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
   int64_t largest = 0;
   int64_t held = held_bytes(model, &largest);
   held += request.data;
+  // Equalized weights are floats of their own beside those that were loaded.
+  const bool equalizes = std::count(plan.transforms.begin(), plan.transforms.end(),
+                                    std::string("equalize")) > 0;
+  int64_t equalized = 0;
+  for (const auto& [name, tensor] : model.tensors) {
+    if (equalizes && tensor.is_float()) equalized += 4 * tensor.numel();
+  }
+  held += equalized;
   const auto fits = [&request, held](const std::vector<MemoryPart>& parts) {
     return request.cap == 0 || held + total(parts) <= request.cap;
   };
@@ -639,8 +675,11 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
     if (result.evaluates) result.parts = larger(std::move(result.parts), evaluation);
   }
   const bool whole = fits(result.parts);
-  if (held > request.data)
-    result.parts.push_back({"weights that are in memory already", held - request.data});
+  if (held > request.data + equalized) {
+    result.parts.push_back(
+        {"weights that are in memory already", held - request.data - equalized});
+  }
+  if (equalized > 0) result.parts.push_back({"equalized weights", equalized});
   if (request.data > 0) result.parts.push_back({"data", request.data});
   sort_parts(result.parts);
   if (!whole) {

@@ -110,8 +110,14 @@ Result<RunReport> quantize(const PipelineRequest& request) {
                                       : held.count(),
                          .evaluates = Ranks::instance().is_first(),
                          .compares = held.count() > 0};
-  for (const RunData* images : {&data, &held})
-    needs.data += static_cast<int64_t>(images->images.pixels.capacity());
+  for (const RunData* loaded : {&data, &held}) {
+    needs.data += static_cast<int64_t>(loaded->images.pixels.capacity());
+    for (const SignalRows* rows :
+         {&loaded->signals.inputs, &loaded->signals.starts, &loaded->signals.targets}) {
+      for (const auto& [name, values] : *rows)
+        needs.data += static_cast<int64_t>(values.capacity() * sizeof(float));
+    }
+  }
   needs.data += static_cast<int64_t>(calibration.images.bytes.size());
   for (const auto& [input, values] : calibration.values)
     needs.data += static_cast<int64_t>(values.bytes.size());

@@ -425,15 +425,12 @@ fs::path decide_output(const PipelineRequest& request, RunReport& report) {
 }
 
 Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
-                       RunReport& report,
-                       const std::function<Status(const fs::path&)>& staged) {
+                       RunReport& report) {
   const fs::path path = decide_output(request, report);
-  return write_artifact(
-      artifact, path, request.overwrite || report.rejected, report_files(report),
-      kShardBytes, [&](const fs::path& directory) -> Status {
-        NIBBLE_RETURN_IF_ERROR(write_proof(report, artifact, directory));
-        return staged ? staged(directory) : ok_status();
-      });
+  return write_artifact(artifact, path, request.overwrite || report.rejected,
+                        report_files(report), kShardBytes, [&](const fs::path& staged) {
+                          return write_proof(report, artifact, staged);
+                        });
 }
 
 Status write_proof(const RunReport& report, const Artifact& artifact,

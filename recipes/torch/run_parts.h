@@ -2,7 +2,6 @@
 // They need no LibTorch themselves.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -87,10 +86,8 @@ Status set_kv_schemes(const PipelineRequest& request, Artifact& artifact);
 // nothing at output. failed_precondition: gates, and nothing to measure them on.
 // The gates alone, and where the artifact goes.
 std::filesystem::path decide_output(const PipelineRequest& request, RunReport& report);
-// staged: called with the finished directory before it gets its name.
-Status finish_artifact(
-    const PipelineRequest& request, const Artifact& artifact, RunReport& report,
-    const std::function<Status(const std::filesystem::path&)>& staged = {});
+Status finish_artifact(const PipelineRequest& request, const Artifact& artifact,
+                       RunReport& report);
 Status check_gate_data(const PipelineRequest& request, const Artifact& model,
                        const RunData& data, const char* verb);
 

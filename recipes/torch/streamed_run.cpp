@@ -30,6 +30,8 @@ std::string duration_text(double seconds) {
 }
 
 constexpr double kNoteEvery = 5;  // seconds
+constexpr const char* kCorrected = "corrected";
+constexpr const char* kReady = "ready";
 constexpr const char* kAnother =
     "an interrupted run of another request was there: begins anew";
 
@@ -45,7 +47,10 @@ fs::path work_folder(const fs::path& output) {
 void remove_finished_work(const fs::path& output) {
   const fs::path work = work_folder(output);
   std::error_code failed;
-  if (!fs::exists(work / "artifact", failed)) fs::remove_all(work, failed);
+  const bool has_its_place =
+      fs::exists(work / kReady, failed) && !fs::exists(work / kCorrected, failed);
+  if (has_its_place || !fs::exists(work / "artifact", failed))
+    fs::remove_all(work, failed);
 }
 
 StreamedRun::StreamedRun(const PipelineRequest& request,
@@ -263,7 +268,7 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   if (ranks.is_first() && has_corrections(plan_)) {
     read_back();
     apply_corrections(*calibrated_, data_);
-    check_peak(true, "the layers, which were then corrected");
+    check_peak(true, "the correction of the layers");
   }
   report.calibration_seconds = seconds_since(start);
   return ok_status();
@@ -276,11 +281,7 @@ void StreamedRun::read_back() {
     if (layer.method == "float") continue;
     const LedgerEntry& entry = writer_->entry(layer.tensor);
     layer.method = entry.method;
-    std::optional<LowRankFactors> factors;
-    if (layer.rank > 0) {
-      factors = {value_or_throw(writer_->stored_float(low_rank_a(layer.node))),
-                 value_or_throw(writer_->stored_float(low_rank_b(layer.node)))};
-    }
+    // Corrections are for nets of codes, whose layers have no factors beside them.
     kept.put(layer, value_or_throw(unpack(value_or_throw(writer_->packed(layer.tensor)))),
              {.tokens = entry.tokens,
               .error = entry.error,
@@ -288,7 +289,7 @@ void StreamedRun::read_back() {
               .rtn_error = entry.rtn_error,
               .rtn_output_error = entry.rtn_output_error,
               .note = entry.note},
-             std::move(factors));
+             {});
   }
 }
 
@@ -297,19 +298,30 @@ Artifact StreamedRun::freeze(const Provenance& provenance) {
   return nibble::freeze(*calibrated_, provenance, *writer_);
 }
 
+// A corrected net is written beside the layers that it was made of. They stay until it
+// has its place: a file says when that is all that is missing.
+Status StreamedRun::finish_corrected(const Artifact& artifact, RunReport& report) {
+  const fs::path output = decide_output(request_, report);
+  const fs::path made = work_ / kCorrected;
+  std::error_code failed;
+  fs::remove(work_ / kReady, failed);
+  fs::remove_all(made, failed);
+  fs::create_directories(made, failed);
+  NIBBLE_ASSIGN_OR_RETURN(
+      ArtifactWriter writer,
+      ArtifactWriter::begin(made, ArtifactWriter::outline_of(artifact)));
+  NIBBLE_RETURN_IF_ERROR(writer.add_all(artifact));
+  NIBBLE_RETURN_IF_ERROR(writer.finish(artifact, report_files(report)));
+  NIBBLE_RETURN_IF_ERROR(write_proof(report, artifact, made));
+  NIBBLE_ASSIGN_OR_RETURN(
+      AtomicDirectory directory,
+      AtomicDirectory::adopt(made, output, request_.overwrite || report.rejected));
+  NIBBLE_RETURN_IF_ERROR(write_file_atomically(work_ / kReady, ""));
+  return directory.commit();
+}
+
 Status StreamedRun::finish(const Artifact& artifact, RunReport& report) {
-  if (has_corrections(plan_)) {
-    const auto staged = [this](const fs::path&) -> Status {
-      // From the next step on the layers by themselves are no longer needed; that they
-      // are gone says so (remove_finished_work).
-      writer_.reset();
-      std::error_code failed;
-      fs::remove(work_ / "journal", failed);
-      fs::remove_all(work_ / "artifact", failed);
-      return ok_status();
-    };
-    return finish_artifact(request_, artifact, report, staged);
-  }
+  if (has_corrections(plan_)) return finish_corrected(artifact, report);
   const fs::path output = decide_output(request_, report);
   NIBBLE_RETURN_IF_ERROR(writer_->finish(artifact, report_files(report)));
   NIBBLE_RETURN_IF_ERROR(write_proof(report, artifact, writer_->directory()));

@@ -45,6 +45,7 @@ class StreamedRun {
   std::string fingerprint(const Provenance& provenance, const Plan& plan) const;
   void share_resumed(SolvedLayers& solved, const Plan& plan, const ArtifactSink* sink);
   void read_back();
+  Status finish_corrected(const Artifact& artifact, RunReport& report);
   void check_peak(bool kept, const std::string& after);
   void block_done(const BlockDone& done, double seconds, int64_t first_done);
 

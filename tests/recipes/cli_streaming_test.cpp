@@ -11,6 +11,7 @@ namespace nibble {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
@@ -157,6 +158,8 @@ void Streaming::kill_again_and_again(const Request& request, int times) {
     EXPECT_TRUE(parted.count(name) > 0 && parted.at(name) == text) << name;
   EXPECT_EQ(parted.size(), expected.size());
   EXPECT_FALSE(fs::exists(mine("parted.run")));
+  for (const auto& entry : fs::directory_iterator(scratch_.path()))
+    EXPECT_THAT(entry.path().string(), Not(HasSubstr(".partial"))) << "left behind";
   EXPECT_GT(resumed, 0) << kills << " kills, " << finished << " finished";
 }
 
@@ -278,6 +281,19 @@ TEST_F(Streaming, RanksGiveTheSameBytesOfImageNets) {
   // Fewer samples than shards: some ranks have none.
   expect_same_bytes_of_ranks("few", images({"method=adaround", "adaround.iterations=20",
                                             "calibration.sequences=32"}));
+}
+
+TEST_F(Streaming, CorrectedImageNetsAreTheSameAtOneAndTwoThreads) {
+  std::vector<std::string> one = images(kCorrected)("one", {});
+  std::vector<std::string> two = images(kCorrected)("two", {});
+  const auto threads = std::find(two.begin(), two.end(), "--threads");
+  ASSERT_NE(threads, two.end());
+  threads[1] = "2";
+  ASSERT_EQ(nibble(one, scratch_.path()).code, 0);
+  ASSERT_EQ(nibble(two, scratch_.path()).code, 0);
+  const auto first = files_of(mine("one")), second = files_of(mine("two"));
+  for (const char* file : {"model.safetensors", "manifest.json"})
+    EXPECT_EQ(first.at(file), second.at(file)) << file;
 }
 
 // Activations to disk, then too little for that.
