@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "ptq/calibration/samples.h"
 #include "ptq/error.h"
 #include "ptq/methods/method.h"
 #include "ptq/module/program_module.h"
@@ -217,9 +218,9 @@ bool has_corrections(const Plan& plan) {
 void apply_corrections(Calibrated& calibrated, const CalibrationData& data) {
   const OneThread one_thread;  // sums decide scales and biases
   if (calibrated.plan.bias_correction > 0)
-    correct_biases(calibrated, to_torch(data.images));
+    correct_biases(calibrated, view_of(data.images));
   if (calibrated.plan.batch_norm_reestimation > 0)
-    reestimate_batch_norms(calibrated, to_torch(data.images));
+    reestimate_batch_norms(calibrated, view_of(data.images));
 }
 
 void correct_biases(Calibrated& calibrated, const torch::Tensor& images) {

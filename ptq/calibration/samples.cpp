@@ -87,6 +87,12 @@ void check_calibration_data(const Artifact& model, const Plan& plan,
   }
 }
 
+at::Tensor view_of(const Tensor& values) {
+  if (values.dtype != DType::f32) return to_torch(values);
+  return at::from_blob(const_cast<std::byte*>(values.bytes.data()), values.shape,
+                       at::kFloat);
+}
+
 int64_t sample_count(const Artifact& model, const Plan& plan) {
   const int64_t each = model.program.is_language_model() ? 1 : kImagesPerSample;
   return (plan.calibration_sequences + each - 1) / each;
@@ -118,11 +124,11 @@ std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
   }
   std::map<std::string, std::pair<at::Tensor, int64_t>> values;  // with the batch's axis
   if (data.values.empty()) {
-    values[input] = {to_torch(data.images), 0};
+    values[input] = {view_of(data.images), 0};
   } else {
     for (const ProgramValue& value : program.inputs) {
       if (data.values.count(value.name))
-        values[value.name] = {to_torch(data.values.at(value.name)), batch_axis(value)};
+        values[value.name] = {view_of(data.values.at(value.name)), batch_axis(value)};
     }
   }
   for (int64_t i = first; i < last; ++i) {

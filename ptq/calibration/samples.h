@@ -23,6 +23,9 @@ std::vector<StreamValues> make_samples(const Artifact& model, const Plan& plan,
                                        const CalibrationData& data, int64_t first,
                                        int64_t last);
 
+// f32 values of the data where they lie, which outlive the tensor; others as to_torch.
+at::Tensor view_of(const Tensor& values);
+
 // At least as many sequences (images) as the plan says, each of a length and of ids that
 // the model takes. needed_by: who asks, for the message when there is no data at all.
 // Throws nibble::Error.
