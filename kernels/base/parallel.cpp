@@ -25,22 +25,51 @@ void relax() {
 #endif
 }
 
-struct Job {
-  const std::function<void(int64_t)>* body = nullptr;
-  int64_t n = 0;
-  std::atomic<int64_t> next{0};
+// Each thread has a run of neighbouring indices of its own, and helps with the others'
+// when that is done: weights that lie one behind another are read as one stream, which is
+// what prefetchers follow.
+class Job {
+ public:
+  explicit Job(int threads)
+      : threads_(static_cast<size_t>(threads)), ranges_(new Range[threads_]) {}
 
-  void work() {
+  void begin(int64_t n, const std::function<void(int64_t)>& body) {
+    body_ = &body;
+    const int64_t threads = static_cast<int64_t>(threads_);
+    for (int64_t t = 0; t < threads; ++t) {
+      Range& range = ranges_[static_cast<size_t>(t)];
+      range.next.store(n * t / threads, std::memory_order_relaxed);
+      range.end = n * (t + 1) / threads;
+    }
+  }
+  void work(size_t thread) {
     inside_parallel_for = true;
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) (*body)(i);
+    for (size_t t = 0; t < threads_; ++t) {
+      Range& range = ranges_[(thread + t) % threads_];
+      for (int64_t i;
+           (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+        (*body_)(i);
+      }
+    }
     inside_parallel_for = false;
   }
+
+ private:
+  struct alignas(64) Range {  // a cache line each
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  const std::function<void(int64_t)>* body_ = nullptr;
+  size_t threads_;
+  std::unique_ptr<Range[]> ranges_;
 };
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  explicit Pool(int threads) : job_(threads) {
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this, i] { loop(static_cast<size_t>(i)); });
+    }
   }
 
   ~Pool() {
@@ -54,16 +83,14 @@ class Pool {
   }
 
   void run(int64_t n, const std::function<void(int64_t)>& body) {
-    job_.body = &body;
-    job_.n = n;
-    job_.next.store(0, std::memory_order_relaxed);
+    job_.begin(n, body);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       open_ = true;
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    job_.work();
+    job_.work(0);
     {
       // Every index is taken: who comes now finds the door shut, and is not waited for. On
       // a machine with more to do than this, a sleeping worker may take long to come.
@@ -80,7 +107,7 @@ class Pool {
   }
 
  private:
-  void loop() {
+  void loop(size_t thread) {
     uint64_t seen = 0;
     for (;;) {
       for (int i = 0; i < kPolls && generation_.load(std::memory_order_acquire) == seen;
@@ -96,7 +123,7 @@ class Pool {
         if (!open_) continue;
         busy_.fetch_add(1, std::memory_order_relaxed);
       }
-      job_.work();
+      job_.work(thread);
       busy_.fetch_sub(1, std::memory_order_release);
     }
   }

@@ -66,15 +66,6 @@ int64_t segments_of(const Conv2dShape& s, int64_t first, int64_t count, Segment*
   return n;
 }
 
-// Codes of 4 channels as dwords, the first in the lowest byte; `flip` shifts them.
-void interleave_row(const uint8_t* a, const uint8_t* b, const uint8_t* c,
-                    const uint8_t* d, int64_t n, uint32_t flip, uint32_t* out) {
-  for (int64_t j = 0; j < n; ++j) {
-    out[j] =
-        (a[j] | uint32_t{b[j]} << 8 | uint32_t{c[j]} << 16 | uint32_t{d[j]} << 24) ^ flip;
-  }
-}
-
 // What a run of neighbouring outputs reads: out[(a, b, quad), j] for each tap and pixel
 // j. `in` is the first pixel of the first tap. Lengths that are known become a few moves.
 template <int64_t kLength>
@@ -159,6 +150,26 @@ void pack_lanes(const ConvLanes& isa, const int8_t* rows, int64_t outputs, int64
       }
     }
   });
+}
+
+// Do the pixels of a vector lie in one row of the image, side by side? Then nothing is
+// copied. Ends of rows leave lanes idle.
+bool reads_image(const Conv2dShape& s, const PanelIsa& isa) {
+  const int64_t whole = (s.out_width() + isa.lanes - 1) / isa.lanes * isa.lanes;
+  return s.stride_w == 1 && 5 * s.out_width() >= 4 * whole;
+}
+
+// Where each step's dwords lie, in bytes from the first tap's: taps row by row, then 4
+// channels each.
+std::vector<int64_t> places_of(const Conv2dShape& s, int64_t quads) {
+  const int64_t wide = s.width + 2 * s.pad_w, plane = (s.height + 2 * s.pad_h) * wide;
+  std::vector<int64_t> at;
+  for (int64_t a = 0; a < s.kernel_h; ++a) {
+    for (int64_t b = 0; b < s.kernel_w; ++b) {
+      for (int64_t c = 0; c < quads; ++c) at.push_back(4 * (c * plane + a * wide + b));
+    }
+  }
+  return at;
 }
 
 // Channels of a group as the s8 rows store them: whole steps of 4 codes.
@@ -269,6 +280,12 @@ Result<PreparedConv2dS8> prepare_conv2d_s8(const Conv2dShape& shape,
                  conv.packed.data() + g * wide * steps);
     }
     return conv;
+  }
+  conv.by_image = reads_image(shape, isa);
+  if (conv.by_image) {
+    conv.at = places_of(shape, stored / 4);
+  } else {
+    for (int64_t i = 0; i < steps; ++i) conv.at.push_back(4 * i * 2 * isa.lanes);
   }
   const int64_t padded = isa.padded_rows(outputs);
   conv.packed.resize(static_cast<size_t>(shape.groups * padded * steps * isa.dwords));
@@ -485,10 +502,17 @@ void run_lanes_s8(const PreparedConv2dS8& conv, const uint8_t* codes, const int3
   });
 }
 
-// store(o, first, count, sums): `count` pixels of output o from the `first` on; sums has
-// room for a whole block.
+// A vector of neighbouring pixels: those that exist, and where the first one's first tap
+// lies.
+struct PixelRun {
+  int64_t first, count;
+  const uint8_t* from;
+};
+
+// store(o, rows, run, sums): outputs [o, o + rows) of a run's pixels; sums [rows, 2
+// lanes], what is behind the run's pixels undefined. bias: null, or [outputs].
 template <class Store>
-void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
+void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes, const int32_t* bias,
                   const Store& store) {
   const Conv2dShape& s = conv.shape;
   const PanelIsa& isa = *conv.kernel->panel;
@@ -504,38 +528,47 @@ void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
   const uint8_t zero = conv.unsigned_input ? 0 : kShift;
 
   // [groups, quads, high, wide] dwords of 4 channels, shifted to unsigned, the border
-  // holding code 0: what a step reads of neighbouring pixels lies together.
+  // holding code 0: what a step reads of neighbouring pixels lies together. A vector may
+  // read beyond the last.
   const int64_t quads = stored / 4, plane = high * wide;
+  const int64_t dwords = s.groups * quads * plane;
   static thread_local Scratch<uint32_t> image_scratch;
-  uint32_t* image = image_scratch.get(static_cast<size_t>(s.groups * quads * plane));
+  uint32_t* image = image_scratch.get(static_cast<size_t>(dwords + isa.lanes));
   const auto interleave = [&](int64_t i) {
     const int64_t first = i / quads * channels + i % quads * 4;
     const int64_t count = std::min<int64_t>(4, channels - i % quads * 4);
     uint32_t* to = image + i * plane;
-    std::fill_n(to, plane, zero * 0x01010101u);
+    std::memset(to, zero, static_cast<size_t>(plane) * sizeof(uint32_t));
     for (int64_t row = 0; row < s.height; ++row) {
       const uint8_t* in = codes + (first * s.height + row) * s.width;
       const int64_t apart = s.height * s.width;
+      uint32_t* out = to + (row + s.pad_h) * wide + s.pad_w;
       // A channel that is not there repeats the last; its weights are 0.
-      interleave_row(in, in + std::min<int64_t>(1, count - 1) * apart,
+      isa.interleave(in, in + std::min<int64_t>(1, count - 1) * apart,
                      in + std::min<int64_t>(2, count - 1) * apart,
-                     in + std::min<int64_t>(3, count - 1) * apart, s.width,
-                     zero * 0x01010101u, to + (row + s.pad_h) * wide + s.pad_w);
+                     in + std::min<int64_t>(3, count - 1) * apart, s.width, zero,
+                     reinterpret_cast<uint8_t*>(out));
     }
   };
-  if (s.groups * quads * plane < kShortImage) {
+  if (dwords < kShortImage) {
     for (int64_t i = 0; i < s.groups * quads; ++i) interleave(i);
   } else {
     parallel_for(s.groups * quads, interleave);
   }
-  const int64_t blocks = (pixels + width - 1) / width;
-  parallel_for(s.groups * blocks, [&](int64_t task) {
-    const int64_t g = task / blocks;
-    const int64_t first = task % blocks * width;
-    const int64_t count = std::min(width, pixels - first);
+  const int64_t in_row = (s.out_width() + isa.lanes - 1) / isa.lanes;
+  const int64_t runs = s.out_height() * in_row;
+  const int64_t blocks = conv.by_image ? (runs + 1) / 2 : (pixels + width - 1) / width;
+  const auto run_at = [&](int64_t g, int64_t i) -> PixelRun {
+    const int64_t row = i / in_row, column = i % in_row * isa.lanes;
+    const uint32_t* from = image + g * quads * plane + row * s.stride_h * wide + column;
+    return {row * s.out_width() + column,
+            std::min<int64_t>(isa.lanes, s.out_width() - column),
+            reinterpret_cast<const uint8_t*>(from)};
+  };
+  // What the pixels [first, first + count) read, one step after another.
+  const auto gathered = [&](int64_t g, int64_t first, int64_t count) {
     static thread_local Scratch<uint32_t> panel_scratch;
     uint32_t* panel = panel_scratch.get(static_cast<size_t>(steps * width));
-    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(panel);
     Segment segments[kWidest];
     const int64_t n = segments_of(s, first, count, segments);
     for (int64_t i = 0; i < n; ++i) {
@@ -547,21 +580,38 @@ void run_tiles_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
     for (int64_t k = 0; count < width && k < steps; ++k) {
       std::fill_n(panel + k * width + count, width - count, 0u);
     }
-    // Sums may pass 2^31 on their way and come back: vector int32 wraps, so the end is
-    // exact.
+    return reinterpret_cast<const uint8_t*>(panel);
+  };
+  parallel_for(s.groups * blocks, [&](int64_t task) {
+    const int64_t g = task / blocks, block = task % blocks;
+    PixelRun run[2];
+    if (conv.by_image) {
+      run[0] = run_at(g, 2 * block);
+      run[1] = run_at(g, std::min(2 * block + 1, runs - 1));
+      if (2 * block + 1 == runs) run[1].count = 0;
+    } else {
+      const int64_t first = block * width, count = std::min(width, pixels - first);
+      const uint8_t* panel = gathered(g, first, count);
+      run[0] = {first, std::min<int64_t>(count, isa.lanes), panel};
+      run[1] = {first + isa.lanes, count - run[0].count, panel + 4 * isa.lanes};
+    }
+    // Sums may pass 2^31 on their way and come back: unsigned, and vectors, wrap, so the
+    // end is exact.
     alignas(64) int32_t sums[kTallest * kWidest];
     int32_t start[kTallest];
     for_tiles(isa, outputs, [&](int mr, int64_t o, int64_t rows) {
+      const int64_t at = g * outputs + o;
       for (int64_t m = 0; m < mr; ++m) {
-        start[m] =
-            m < rows ? -zero * conv.sums[static_cast<size_t>(g * outputs + o + m)] : 0;
+        const auto sum = m < rows ? static_cast<uint32_t>(conv.sums[at + m]) : 0u;
+        const auto own =
+            bias != nullptr && m < rows ? static_cast<uint32_t>(bias[at + m]) : 0u;
+        start[m] = static_cast<int32_t>(own - zero * sum);
       }
       isa.product_s32(mr,
                       conv.packed.data() + (g * padded_outputs + o) * steps * isa.dwords,
-                      bytes, bytes + 4 * isa.lanes, 4 * width, steps, start, sums);
-      for (int64_t m = 0; m < rows; ++m) {
-        store(g * outputs + o + m, first, count, sums + m * width);
-      }
+                      run[0].from, run[1].from, conv.at.data(), steps, start, sums);
+      for (int i = 0; i < 2 && run[i].count > 0; ++i)
+        store(at, rows, run[i], sums + i * isa.lanes);
     });
   });
 }
@@ -586,10 +636,13 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes, int32_t* 
                           }
                         });
   }
-  run_tiles_s8(conv, codes,
-               [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
-                 std::memcpy(acc + o * pixels + first, sums,
-                             static_cast<size_t>(count) * sizeof(int32_t));
+  const int64_t width = 2 * conv.kernel->panel->lanes;
+  run_tiles_s8(conv, codes, nullptr,
+               [&](int64_t o, int64_t rows, const PixelRun& run, const int32_t* sums) {
+                 for (int64_t m = 0; m < rows; ++m) {
+                   std::memcpy(acc + (o + m) * pixels + run.first, sums + m * width,
+                               static_cast<size_t>(run.count) * sizeof(int32_t));
+                 }
                });
 }
 
@@ -637,17 +690,18 @@ void run_conv2d_s8(const PreparedConv2dS8& conv, const uint8_t* codes,
           }
         });
   }
-  const auto requantize = conv.kernel->panel->requantize;
-  const int64_t width = 2 * conv.kernel->panel->lanes;
-  run_tiles_s8(
-      conv, codes, [&](int64_t o, int64_t first, int64_t count, const int32_t* sums) {
-        uint8_t rounded[kWidest];
-        uint8_t* out = y + o * pixels + first;
-        requantize(sums, target.bias[o], target.multiplier[o], target.scale,
-                   static_cast<float>(target.lowest), static_cast<float>(target.highest),
-                   count == width ? out : rounded);
-        if (count < width) std::memcpy(out, rounded, static_cast<size_t>(count));
-      });
+  run_tiles_s8(conv, codes, target.bias,
+               [&](int64_t o, int64_t rows, const PixelRun& run, const int32_t* sums) {
+                 conv.kernel->panel->requantize(
+                     sums, {.rows = rows,
+                            .count = run.count,
+                            .multiplier = target.multiplier + o,
+                            .scale = target.scale,
+                            .low = static_cast<float>(target.lowest),
+                            .high = static_cast<float>(target.highest),
+                            .out = y + o * pixels + run.first,
+                            .stride = pixels});
+               });
 }
 
 }  // namespace nibble

@@ -84,10 +84,12 @@ struct PreparedConv2dS8 {
   Conv2dShape shape;
   bool unsigned_input = false;
   std::vector<int8_t> weight;   // reference: [outputs, patch]
-  bool by_lanes = false;        // vectors of outputs (lanes.h), else of pixels
+  bool by_lanes = false;        // vectors of outputs (lanes.h), else of pixels,
+  bool by_image = false;        // read where they lie, else gathered
   // else tiles [steps, mr, dwords], channels innermost; by lanes [steps, 1, 2 or 4
   // vectors]
   std::vector<int32_t> packed;
+  std::vector<int64_t> at;      // of pixels: where each step lies, bytes
   std::vector<int32_t> sums;    // [outputs], of each output's codes
 };
 // As above; unsupported: patch > 2^16.

@@ -87,6 +87,8 @@ struct LinearIsa {
   // int4 codes of panels p and p + 1 as bytes in the int8 arrangement: u
   // [padded_cols / 4][2][lanes] dwords.
   void (*unpack_int4)(const PanelCodes& w, int64_t p, uint8_t* u);
+  // The sum of n codes.
+  int32_t (*sum_codes)(const int8_t* codes, int64_t n);
   // The s8 definition (linear.h) but for the activation's scale and the bias:
   // acc[m, 2 lanes] of panels p and p + 1, for mr = tile or small_tile rows.
   //   x     packed codes [padded_cols / 4, mr, dwords]

@@ -154,6 +154,9 @@ struct PaddedGroups {
         padded_group(w.bits <= 8 ? (w.group + 7) / 8 * 8 : w.group),
         cols(w.cols) {}
   int64_t count(int64_t g) const { return std::min(group, cols - g * group); }
+  bool is_padded(int64_t padded_cols) const {
+    return padded_cols != cols || padded_group != group;
+  }
   // in [cols] to out [padded], zeros between
   template <class T>
   void spread(const T* in, int64_t padded_cols, T* out) const {
@@ -427,19 +430,19 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   parallel_for(tile_count, [&](int64_t i) {
     const Tile& tile = tiles[static_cast<size_t>(i)];
     static thread_local Scratch<int8_t> code_scratch, padded_scratch;
-    int8_t* row = code_scratch.get(static_cast<size_t>(w.cols));
     int8_t* padded = padded_scratch.get(static_cast<size_t>(tile.mr * w.padded_cols));
+    const bool spreads = layout.is_padded(w.padded_cols);
+    int8_t* apart = spreads ? code_scratch.get(static_cast<size_t>(w.cols)) : nullptr;
     int32_t* tile_sums = sums + tile.at * w.groups;  // [groups, mr]
     for (int64_t j = 0; j < w.groups * tile.mr; ++j) tile_sums[j] = 0;
     for (int64_t m = 0; m < tile.count; ++m) {
       const int64_t t = tile.first + m;
+      int8_t* row = spreads ? apart : padded + m * w.padded_cols;
       quantize(MatrixView<const float>(x.row(t), 1, w.cols),
                MatrixView<int8_t>(row, 1, w.cols), scales + t);
-      layout.spread(row, w.padded_cols, padded + m * w.padded_cols);
+      if (spreads) layout.spread(row, w.padded_cols, padded + m * w.padded_cols);
       for (int64_t g = 0; g < w.groups; ++g) {
-        int32_t sum = 0;
-        for (int64_t k = 0; k < layout.count(g); ++k) sum += row[g * w.group + k];
-        tile_sums[g * tile.mr + m] = sum;
+        tile_sums[g * tile.mr + m] = linear.sum_codes(row + g * w.group, layout.count(g));
       }
     }
     pack_codes(isa, padded, w.padded_cols, tile.count, steps, tile.mr,

@@ -133,6 +133,16 @@ struct V {
         x, _mm256_broadcastsi128_si256(
                _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
   }
+  // 8 dwords of a byte of each, a's the lowest.
+  static I interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c,
+                      const uint8_t* d) {
+    const auto row = [](const uint8_t* p) {
+      return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    };
+    const __m128i ab = _mm_unpacklo_epi8(row(a), row(b));
+    const __m128i cd = _mm_unpacklo_epi8(row(c), row(d));
+    return _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+  }
   // The first N dwords of each 16 bytes, `count` of those, `stride` dwords apart.
   template <int N>
   static void store_quarters(int32_t* p, int64_t stride, I x, int64_t count) {

@@ -133,6 +133,20 @@ struct V {
         x, _mm512_broadcast_i32x4(
                _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
   }
+  // 16 dwords of a byte of each, a's the lowest.
+  static I interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c,
+                      const uint8_t* d) {
+    const auto row = [](const uint8_t* p) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    };
+    I x = _mm512_castsi128_si512(row(a));
+    x = _mm512_inserti32x4(x, row(b), 1);
+    x = _mm512_inserti32x4(x, row(c), 2);
+    x = _mm512_inserti32x4(x, row(d), 3);
+    const I quarters =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return turn_bytes(_mm512_permutexvar_epi32(quarters, x));
+  }
   // The first N dwords of each 16 bytes, `count` of those, `stride` dwords apart.
   template <int N>
   static void store_quarters(int32_t* p, int64_t stride, I x, int64_t count) {

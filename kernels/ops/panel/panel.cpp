@@ -1,5 +1,6 @@
 #include "kernels/ops/panel/panel.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace nibble {
@@ -18,20 +19,28 @@ void pack_rows(const float* x, int64_t stride, int64_t n, int64_t k, int mr,
 
 void pack_codes(const PanelIsa& isa, const int8_t* codes, int64_t stride, int64_t n,
                 int64_t steps, int mr, int32_t* packed) {
-  for (int m = 0; m < mr; ++m) {
-    const int8_t* row = codes + m * stride;
-    int32_t* out = packed + m * isa.dwords;
-    for (int64_t s = 0; s < steps; ++s, out += mr * isa.dwords) {
+  const int64_t width = mr * isa.dwords;
+  // What a cache line of a row becomes, row by row: a few lines that stay near.
+  constexpr int64_t kSteps = 16;
+  for (int64_t first = 0; first < steps; first += kSteps) {
+    const int64_t end = std::min(steps, first + kSteps);
+    for (int m = 0; m < mr; ++m) {
+      const int8_t* row = codes + m * stride;
+      int32_t* out = packed + first * width + m * isa.dwords;
       if (m >= n) {
-        for (int i = 0; i < isa.dwords; ++i) out[i] = 0;
+        for (int64_t s = first; s < end; ++s, out += width)
+          std::memset(out, 0, static_cast<size_t>(isa.dwords) * sizeof(int32_t));
       } else if (isa.dwords == 1) {
-        std::memcpy(out, row + s * 4, 4);
+        for (int64_t s = first; s < end; ++s, out += width)
+          std::memcpy(out, row + s * 4, 4);
       } else {
         // Without VNNI a step is two 16-bit pairs: even codes, then odd ones, because the
         // weight bytes are widened by masking (even) and shifting (odd).
-        const int8_t* q = row + s * 4;
-        const int16_t pairs[4] = {q[0], q[2], q[1], q[3]};
-        std::memcpy(out, pairs, 8);
+        for (int64_t s = first; s < end; ++s, out += width) {
+          const int8_t* q = row + s * 4;
+          const int16_t pairs[4] = {q[0], q[2], q[1], q[3]};
+          std::memcpy(out, pairs, 8);
+        }
       }
     }
   }

@@ -9,7 +9,8 @@
 //          a step being 4 k; dwords as pack_codes fills them
 //   w, u   two panels side by side, w0 and w1, each [k, lanes] f32, or [steps, lanes, 4]
 //   u8
-//          with `stride` elements (f32) or bytes (u8) from one k or step to the next
+//          with `stride` elements from one k to the next (f32), or step i `at[i]` bytes
+//          behind w0 and w1 (u8)
 //   acc    [mr, 2 lanes], contiguous
 //
 // mr is `tile` or `small_tile`. j < lanes comes from w0, the rest from w1. s32 must stay
@@ -22,6 +23,16 @@
 
 namespace nibble {
 
+// Codes of one panel of a tile: (float(acc[m, j]) * multiplier[m]) / scale, rounded as
+// ops/requantize.h does, low and high being whole.
+struct PanelRounding {
+  int64_t rows, count;      // of the tile, of the panel's outputs: those that exist
+  const float* multiplier;  // [rows]
+  float scale, low, high;
+  uint8_t* out;    // [rows, count]
+  int64_t stride;  // bytes from one row to the next
+};
+
 struct PanelIsa {
   const char* name;  // "avx512vnni"
   uint32_t flags;
@@ -33,15 +44,16 @@ struct PanelIsa {
                    int64_t k, bool accumulate, float* acc);
   void (*small_f32)(const float* x, const float* w0, const float* w1, int64_t stride,
                     int64_t k, bool accumulate, float* acc);
-  void (*tile_s32)(const int32_t* x, const uint8_t* w0, const uint8_t* w1, int64_t stride,
-                   int64_t steps, const int32_t* start, int32_t* acc);
+  void (*tile_s32)(const int32_t* x, const uint8_t* w0, const uint8_t* w1,
+                   const int64_t* at, int64_t steps, const int32_t* start, int32_t* acc);
   void (*small_s32)(const int32_t* x, const uint8_t* w0, const uint8_t* w1,
-                    int64_t stride, int64_t steps, const int32_t* start, int32_t* acc);
+                    const int64_t* at, int64_t steps, const int32_t* start, int32_t* acc);
 
-  // out[j] = the code of (float(acc[j] + bias) * m) / scale, j < 2 lanes, as
-  // ops/requantize.h rounds it; low and high are whole.
-  void (*requantize)(const int32_t* acc, int32_t bias, float m, float scale, float low,
-                     float high, uint8_t* out);
+  void (*requantize)(const int32_t* acc, const PanelRounding& codes);
+
+  // out[j] = one dword of a, b, c and d at j < n, a in its lowest byte, all four by flip.
+  void (*interleave)(const uint8_t* a, const uint8_t* b, const uint8_t* c,
+                     const uint8_t* d, int64_t n, uint8_t flip, uint8_t* out);
 
   // Rows of the next tile when `left` rows are left: the large one while it is mostly
   // full.
@@ -59,9 +71,9 @@ struct PanelIsa {
     (mr == tile ? tile_f32 : small_f32)(x, w0, w1, stride, k, accumulate, acc);
   }
   void product_s32(int mr, const int32_t* x, const uint8_t* w0, const uint8_t* w1,
-                   int64_t stride, int64_t steps, const int32_t* start,
+                   const int64_t* at, int64_t steps, const int32_t* start,
                    int32_t* acc) const {
-    (mr == tile ? tile_s32 : small_s32)(x, w0, w1, stride, steps, start, acc);
+    (mr == tile ? tile_s32 : small_s32)(x, w0, w1, at, steps, start, acc);
   }
 };
 
