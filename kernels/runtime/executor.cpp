@@ -23,6 +23,7 @@
 #include "kernels/runtime/signal_step.h"
 #include "kernels/runtime/step.h"
 #include "kernels/runtime/summation_order.h"
+#include "kernels/runtime/value_slots.h"
 
 namespace nibble {
 namespace {
@@ -61,7 +62,7 @@ struct Executor::Implementation {
   std::vector<std::vector<float>> slots;
   // One step's input: rounded to FP8, or where sums run in reverse (floats alone do).
   std::vector<float> reversed;
-  std::vector<int64_t> slot_features;  // the widest value a slot holds
+  ValueSlots sharing;
   std::map<std::string, std::string> kernels;
   std::unique_ptr<IntegerPath> integer;
   std::unique_ptr<EncoderPath> encoder;
@@ -72,12 +73,6 @@ struct Executor::Implementation {
   std::vector<int64_t> image_shape;  // of one image
   int64_t classes = 0;
 
-  // Where each block begins, and the slots that hold a live value there.
-  struct Stage {
-    size_t step;
-    std::vector<size_t> slots;
-  };
-  std::vector<Stage> stages;
   std::vector<std::function<void()>> undo;  // of an exchanged layer
 
   // --- preparation
@@ -108,9 +103,7 @@ struct Executor::Implementation {
     const std::vector<int64_t>& input = shapes.at(program.inputs[0].name);
     image_shape.assign(input.begin(), input.end());
     const auto features = [&](const std::string& value) {
-      int64_t size = 1;
-      for (const int64_t n : shapes.at(value)) size *= n;
-      return size;
+      return features_of(shapes.at(value));
     };
     if (!artifact->activations.empty() && options.integer &&
         !program.is_language_model()) {
@@ -128,48 +121,22 @@ struct Executor::Implementation {
       NIBBLE_ASSIGN_OR_RETURN(kv.back(),
                               parse_kv_scheme(options.kv, state.kv_heads, state.head_dim));
     }
-    std::map<std::string, size_t> last_use;
-    for (size_t i = 0; i < program.nodes.size(); ++i) {
-      for (const std::string& name : program.nodes[i].inputs) last_use[name] = i;
-    }
-    for (const ProgramValue& output : program.outputs) last_use[output.name] = SIZE_MAX;
-    std::map<std::string, int> at;
-    std::vector<int> unused;
-    const auto take = [&](const std::string& value) {
-      int slot;
-      if (unused.empty()) {
-        slot = static_cast<int>(slots.size());
-        slots.emplace_back();
-        slot_features.push_back(0);
-      } else {
-        slot = unused.back();
-        unused.pop_back();
-      }
-      int64_t& widest = slot_features[static_cast<size_t>(slot)];
-      widest = std::max(widest, features(value));
-      at[value] = slot;
-      return slot;
-    };
+    sharing = share_slots(program, features);
+    slots.resize(sharing.features.size());
+    const std::map<std::string, int>& slot = sharing.slot;
     if (!program.is_language_model()) {
       for (const ProgramValue& value : program.inputs) {
-        if (!last_use.count(value.name)) continue;
+        if (!slot.count(value.name)) continue;  // nothing reads it
         input_ports.push_back(
-            {value.name, take(value.name), full.at(value.name), features(value.name)});
+            {value.name, slot.at(value.name), full.at(value.name), features(value.name)});
       }
     }
     steps.reserve(program.nodes.size());
-    for (size_t i = 0; i < program.nodes.size(); ++i) {
-      const Node& node = program.nodes[i];
-      if (i == 0 || node.block != program.nodes[i - 1].block) {
-        stages.push_back({i, {}});
-        for (const auto& [name, slot] : at) {
-          if (last_use.count(name)) stages.back().slots.push_back(static_cast<size_t>(slot));
-        }
-      }
+    for (const Node& node : program.nodes) {
       Step step;
       step.node = &node;
       for (const std::string& name : node.inputs) {
-        step.inputs.push_back(at.count(name) ? at.at(name) : -1);  // -1: token ids
+        step.inputs.push_back(slot.count(name) ? slot.at(name) : -1);  // -1: token ids
       }
       const auto shape = shapes.find(node.inputs[0]);
       if (shape != shapes.end()) {
@@ -183,21 +150,14 @@ struct Executor::Implementation {
         }
       }
       step.features = features(node.outputs[0]);
-      step.output = take(node.outputs[0]);
+      step.output = slot.at(node.outputs[0]);
       NIBBLE_RETURN_IF_ERROR(prepare_step(*artifact, options, step, ropes, &kernels));
-      for (const std::string& name : node.inputs) {
-        if (last_use[name] == i && at.count(name)) {
-          unused.push_back(at.at(name));
-          at.erase(name);
-        }
-      }
-      if (!last_use.count(node.outputs[0])) unused.push_back(step.output);
       steps.push_back(std::move(step));
     }
     classes = features(program.outputs[0].name);
     for (const ProgramValue& value : program.outputs) {
       output_ports.push_back(
-          {value.name, at.at(value.name), full.at(value.name), features(value.name)});
+          {value.name, slot.at(value.name), full.at(value.name), features(value.name)});
     }
     if (program.is_language_model() && classes != program.vocabulary) {
       return failure(StatusCode::invalid_argument, program.outputs[0].name,
@@ -210,8 +170,10 @@ struct Executor::Implementation {
   void reserve(int64_t wanted) {
     if (wanted <= rows) return;
     rows = wanted;
+    // Nothing of a batch outlives it: smaller ones go before larger ones come.
+    for (std::vector<float>& slot : slots) std::vector<float>().swap(slot);
     for (size_t i = 0; i < slots.size(); ++i) {
-      slots[i].resize(static_cast<size_t>(rows * slot_features[i]));
+      slots[i].resize(static_cast<size_t>(rows * sharing.features[i]));
     }
   }
 
@@ -334,10 +296,10 @@ struct Executor::Implementation {
 
   // Copies a stage's live values out of the slots, or back into them.
   template <class Copy>
-  void stage_values(const Stage& stage, int64_t n, const Copy& copy) {
+  void stage_values(const ValueSlots::Stage& stage, int64_t n, const Copy& copy) {
     size_t at = 0;
     for (const size_t slot : stage.slots) {
-      const size_t size = static_cast<size_t>(n * slot_features[slot]);
+      const size_t size = static_cast<size_t>(n * sharing.features[slot]);
       copy(slots[slot].data(), at, size);
       at += size;
     }
@@ -345,9 +307,9 @@ struct Executor::Implementation {
 
   void keep_stage(size_t step, int64_t n, BlockInputs& kept) {
     const size_t stage = kept.stages.size();
-    if (stage == stages.size() || stages[stage].step != step) return;
+    if (stage == sharing.stages.size() || sharing.stages[stage].node != step) return;
     std::vector<float>& values = kept.stages.emplace_back();
-    stage_values(stages[stage], n, [&](const float* from, size_t, size_t size) {
+    stage_values(sharing.stages[stage], n, [&](const float* from, size_t, size_t size) {
       values.insert(values.end(), from, from + size);
     });
   }
@@ -403,7 +365,7 @@ struct Executor::Implementation {
   // --- images
 
   Status run_images(int64_t n, const float* images, MatrixView<float> logits) {
-    reserve(std::max(n, kImages));
+    reserve(n);
     std::copy_n(images, n * input_ports[0].features, data(input_ports[0].slot));
     NIBBLE_RETURN_IF_ERROR(run_net(n));
     const float* from = data(output_ports[0].slot);
@@ -505,6 +467,11 @@ std::shared_ptr<const Artifact> Executor::shared_artifact() const {
   return implementation_->artifact;
 }
 
+int64_t Executor::row_bytes() const {
+  return implementation_->integer ? implementation_->integer->row_bytes()
+                                  : implementation_->sharing.row_bytes();
+}
+
 const std::vector<KvScheme>& Executor::kv_schemes() const { return implementation_->kv; }
 
 void Executor::set_tap(std::function<void(const TapValue&)> tap) {
@@ -592,18 +559,19 @@ Status Executor::forward_from(size_t stage, const BlockInputs& kept,
   NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
   Implementation& net = *implementation_;
   const int64_t n = static_cast<int64_t>(tokens.size());
-  if (kept.tokens != n || kept.stages.size() != net.stages.size() ||
-      stage >= net.stages.size()) {
-    return failure(StatusCode::invalid_argument, "stage", "one of ", net.stages.size(),
-                   " stages kept of ", n, " tokens was required; found stage ", stage, " of ",
+  if (kept.tokens != n || kept.stages.size() != net.sharing.stages.size() ||
+      stage >= net.sharing.stages.size()) {
+    return failure(StatusCode::invalid_argument, "stage", "one of ",
+                   net.sharing.stages.size(), " stages kept of ", n,
+                   " tokens was required; found stage ", stage, " of ",
                    kept.stages.size(), " kept of ", kept.tokens, " tokens");
   }
   net.reserve(n);
   const std::vector<float>& values = kept.stages[stage];
-  net.stage_values(net.stages[stage], n, [&](float* to, size_t at, size_t size) {
+  net.stage_values(net.sharing.stages[stage], n, [&](float* to, size_t at, size_t size) {
     std::copy_n(values.data() + at, size, to);
   });
-  return net.run_tokens(tokens, cache, logits, net.stages[stage].step);
+  return net.run_tokens(tokens, cache, logits, net.sharing.stages[stage].node);
 }
 
 Result<size_t> Executor::stage_of(const std::string& layer) const {
@@ -611,7 +579,8 @@ Result<size_t> Executor::stage_of(const std::string& layer) const {
   for (size_t i = 0; i < net.steps.size(); ++i) {
     if (role_of(*net.steps[i].node, layer).empty()) continue;
     size_t stage = 0;
-    while (stage + 1 < net.stages.size() && net.stages[stage + 1].step <= i) ++stage;
+    const std::vector<ValueSlots::Stage>& stages = net.sharing.stages;
+    while (stage + 1 < stages.size() && stages[stage + 1].node <= i) ++stage;
     return stage;
   }
   return failure(StatusCode::not_found, layer, "a layer of the program was required");

@@ -76,6 +76,8 @@ class Executor {
 
   const Artifact& artifact() const;
   std::shared_ptr<const Artifact> shared_artifact() const;
+  // That the values of one row, image or sample take; 0 for encoders.
+  int64_t row_bytes() const;
 
   // --- language models
   // An empty cache for `capacity` positions (at most the model's context), stored as

@@ -349,6 +349,12 @@ Result<std::unique_ptr<IntegerPath>> IntegerPath::create(
   return path;
 }
 
+int64_t IntegerPath::row_bytes() const {
+  int64_t bytes = 0;
+  for (const CodeValue& value : implementation_->values) bytes += value.size();
+  return bytes;
+}
+
 Status IntegerPath::run(std::span<const float> images, std::span<const int64_t> shape,
                         const std::function<void(const TapValue&)>& tap,
                         MatrixView<float> logits) {

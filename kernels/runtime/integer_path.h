@@ -25,6 +25,7 @@ class IntegerPath {
   // images [count, channels, height, width] floats -> logits [count, classes].
   Status run(std::span<const float> images, std::span<const int64_t> shape,
              const std::function<void(const TapValue&)>& tap, MatrixView<float> logits);
+  int64_t row_bytes() const;  // that the values of one image take
 
  private:
   IntegerPath();

@@ -35,6 +35,10 @@ class PooledAllocator final : public c10::Allocator {
     std::memcpy(to, from, bytes);
   }
 
+  void empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (bytes_ > 0) drop_oldest();
+  }
   static PooledAllocator& instance() {
     static PooledAllocator* const allocator = new PooledAllocator;  // outlives all tensors
     return *allocator;
@@ -105,6 +109,8 @@ class PooledAllocator final : public c10::Allocator {
 };
 
 }  // namespace
+
+void empty_memory_pool() { PooledAllocator::instance().empty(); }
 
 void use_pooled_allocator() { c10::SetCPUAllocator(&PooledAllocator::instance(), 1); }
 

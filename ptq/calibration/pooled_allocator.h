@@ -11,5 +11,7 @@ namespace nibble {
 
 // From now on, for all tensors on the CPU. Once a process; before other threads run.
 void use_pooled_allocator();
+// What waits goes back: nothing will ask for it soon.
+void empty_memory_pool();
 
 }  // namespace nibble

@@ -121,14 +121,14 @@ const char* scheme_of(const Candidate& candidate, const Shape& shape) {
   return shape.quantized ? candidate.scheme : "";
 }
 
-std::vector<CostCase> cost_cases(const Shape& shape,
-                                 const std::vector<int64_t>& model_bytes, int64_t cold) {
+std::vector<CostCase> cost_cases(const Shape& shape, const std::vector<int64_t>& touched,
+                                 int64_t cold) {
   std::vector<CostCase> cases;
   for (size_t i = 0; i < std::size(kCandidates); ++i) {
     const char* scheme = scheme_of(kCandidates[i], shape);
     cases.push_back({.scheme = scheme,
                      .activation = linear_activation(kCandidates[i].compute),
-                     .spread = std::min(cold, model_bytes[i])});
+                     .spread = std::min(cold, touched[i])});
   }
   return cases;
 }
@@ -343,28 +343,30 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice rest, time_model(executor, options, true));
   report.rest_decode = rest.decode_seconds;
   report.rest_prefill = rest.prefill_seconds;
+  const int64_t cache_bytes = KvCache::bytes_for(
+      program, executor.kv_schemes(), std::min(options.context, program.context_length));
+  // What a step of each candidate goes through: weights, and keys and values.
+  std::vector<int64_t> touched = model_bytes;
+  for (int64_t& bytes : touched) bytes += cache_bytes * options.batch;
   // A float step drives everything else out of the caches; one whose weights a cache
   // keeps does not.
   std::optional<MeasuredAdvice> cached_rest;
-  const auto smallest = std::min_element(model_bytes.begin(), model_bytes.end());
+  const auto smallest = std::min_element(touched.begin(), touched.end());
   const int64_t kept = machine.largest_cache() / 2;  // beside the rest itself
   if (*smallest < kept && float_bytes >= kept) {
     NIBBLE_ASSIGN_OR_RETURN(
         Executor small,
-        executor_of(model, kCandidates[smallest - model_bytes.begin()], options.kv));
+        executor_of(model, kCandidates[smallest - touched.begin()], options.kv));
     NIBBLE_ASSIGN_OR_RETURN(cached_rest, time_model(small, options, true));
   }
-  const int64_t cache_bytes = KvCache::bytes_for(
-      program, executor.kv_schemes(), std::min(options.context, program.context_length));
   progress(++done, total);
   std::vector<std::vector<LayerCost>> costs;  // of each shape, one a candidate
   for (const Shape& shape : shapes) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        auto of_shape,
-        time_layer(model->tensors.at(shape.sample), cost_cases(shape, model_bytes, cold),
-                   {.tokens = options.batch,
-                    .prompt = options.prefill,
-                    .repeats = options.repeats}));
+    NIBBLE_ASSIGN_OR_RETURN(auto of_shape, time_layer(model->tensors.at(shape.sample),
+                                                      cost_cases(shape, touched, cold),
+                                                      {.tokens = options.batch,
+                                                       .prompt = options.prefill,
+                                                       .repeats = options.repeats}));
     costs.push_back(std::move(of_shape));
     progress(++done, total);
   }
@@ -423,7 +425,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
       energy += weights;
     }
     advice.error = energy > 0 ? std::sqrt(lost / energy) : 0;
-    const bool cached = cached_rest && model_bytes[i] < kept;
+    const bool cached = cached_rest && touched[i] < kept;
     advice.decode_seconds += cached ? cached_rest->decode_seconds : report.rest_decode;
     advice.prefill_seconds += cached ? cached_rest->prefill_seconds : report.rest_prefill;
     report.advice.push_back(std::move(advice));

@@ -325,8 +325,9 @@ Result<ImageQuality> evaluate_images(Executor& model, Executor* reference,
         "[evaluate] images: at least one was required; found none; give a data set");
 
   const int64_t pixels = images.channels * images.height * images.width;
-  std::vector<float> input(static_cast<size_t>(kImageBatch * pixels));
-  std::vector<float> logits(static_cast<size_t>(kImageBatch * classes));
+  const int64_t batch = std::min(kImageBatch, images.count);
+  std::vector<float> input(static_cast<size_t>(batch * pixels));
+  std::vector<float> logits(static_cast<size_t>(batch * classes));
   const auto predict = [&](Executor& executor, int64_t first, int64_t count,
                            std::vector<int32_t>& out) -> Status {
     preprocess(images, first, count, executor.artifact().image_mean,

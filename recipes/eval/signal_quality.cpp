@@ -10,7 +10,8 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRows = 64;       // samples or streams that go through together
+constexpr int64_t kRows = 64;  // samples or streams that go through together, at most
+constexpr int64_t kMostBytes = int64_t{64} << 20;  // and what their values may take
 constexpr int64_t kUnitSteps = 32;  // of a stream that are drawn together
 constexpr double kNothing = 1e-30;  // sum of squares of an output of zeros
 
@@ -82,13 +83,15 @@ const ProgramValue& output_of(const Program& program, const std::string& name) {
   return program.outputs.front();
 }
 
-// Calls visit(course's streams, their number, step) for all of the set.
+// Calls visit(course's streams, their number, step) for all of the set. bytes: of the
+// widest net's values of a sample.
 template <class Begin, class Visit>
-Status walk(const SignalSet& set, const EvaluationProgress& progress, const Begin& begin,
-            const Visit& visit) {
+Status walk(const SignalSet& set, int64_t bytes, const EvaluationProgress& progress,
+            const Begin& begin, const Visit& visit) {
   int64_t done = 0;
-  for (int64_t first = 0; first < set.streams; first += kRows) {
-    const int64_t count = std::min(kRows, set.streams - first);
+  const int64_t rows = rows_together(bytes);
+  for (int64_t first = 0; first < set.streams; first += rows) {
+    const int64_t count = std::min(rows, set.streams - first);
     begin(first, count);
     for (int64_t step = 0; step < set.steps; ++step) {
       NIBBLE_RETURN_IF_ERROR(check_cancelled("evaluate"));
@@ -174,6 +177,10 @@ class Comparison {
 
 }  // namespace
 
+int64_t rows_together(int64_t bytes) {
+  return std::clamp<int64_t>(kMostBytes / std::max<int64_t>(bytes, 1), 1, kRows);
+}
+
 double SignalQuality::loss() const {
   double sum = 0;
   for (const Output& output : outputs)
@@ -193,7 +200,7 @@ Result<SignalQuality> evaluate_signals(Executor& model, Executor& reference,
   Comparison comparison(set);
   std::optional<Course> ours, theirs;
   NIBBLE_RETURN_IF_ERROR(walk(
-      set, progress,
+      set, std::max(model.row_bytes(), reference.row_bytes()), progress,
       [&](int64_t first, int64_t count) {
         ours.emplace(model, set, first, count);
         theirs.emplace(reference, set, first, count);
@@ -224,7 +231,7 @@ Result<SignalQuality> evaluate_targets(Executor& model, const SignalSet& set,
   Comparison comparison(set);
   std::optional<Course> course;
   NIBBLE_RETURN_IF_ERROR(walk(
-      set, progress,
+      set, model.row_bytes(), progress,
       [&](int64_t first, int64_t count) { course.emplace(model, set, first, count); },
       [&](int64_t first, int64_t count, int64_t step) -> Status {
         NIBBLE_ASSIGN_OR_RETURN(const auto found, course->step(step, nullptr));
@@ -256,7 +263,7 @@ Result<UnrolledSignals> unroll(Executor& model, const SignalSet& set,
   };
   std::optional<Course> course;
   NIBBLE_RETURN_IF_ERROR(walk(
-      set, progress,
+      set, model.row_bytes(), progress,
       [&](int64_t first, int64_t count) { course.emplace(model, set, first, count); },
       [&](int64_t first, int64_t count, int64_t step) -> Status {
         std::map<std::string, std::vector<float>> states;

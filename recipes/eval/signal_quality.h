@@ -24,6 +24,10 @@
 
 namespace nibble {
 
+// Samples or streams that go through a net together, whose values take so many bytes
+// each.
+int64_t rows_together(int64_t bytes);
+
 struct SignalQuality {
   struct Output {
     std::string name;

@@ -9,7 +9,9 @@
 
 #include "kernels/program/layers.h"
 #include "kernels/program/shape.h"
+#include "kernels/runtime/value_slots.h"
 #include "ptq/topology.h"
+#include "recipes/eval/signal_quality.h"
 
 namespace nibble {
 namespace {
@@ -35,9 +37,11 @@ constexpr int64_t kKeptRows = 1024;                      // transform.h
 constexpr int64_t kTriedRows = 256, kJudgedRows = 1024;  // round_trip.h
 constexpr int64_t kImagesPerSample = 16;
 // The program and LibTorch's pages that quantize touches; with products and threads at work.
-constexpr int64_t kProgram = 130'000'000, kProducts = 30'000'000;
+constexpr int64_t kProgram = 130'000'000, kProducts = 40'000'000;
+// A thread's room where factors are found: LAPACK's pages and blocks.
+constexpr int64_t kFactors = 10'000'000;
 // What ptq/calibration/pooled_allocator.h keeps for the next tensors of a size.
-constexpr int64_t kPool = 64 << 20;
+constexpr int64_t kPool = 64 << 20, kLargestPooled = 32 << 20;
 // Bytes a weight while its layer is solved: f32 weights, codes, and what is made of them
 // to search scales, to round, and to compare.
 constexpr int64_t kSolved = 17, kRounded = 14;
@@ -49,6 +53,10 @@ constexpr int64_t kMissing = 28, kVectors = 40;
 constexpr int64_t kWithGradient = 2;   // a value that gradients pass
 constexpr int64_t kTriedScheme = 32;   // bytes a weight of the rows that are tried
 constexpr int64_t kLogits = 64 << 20;  // recipes/eval: of each model
+// A code in recipes/torch/exact_check.cpp: int32 where it is made, and where it is kept
+// to be compared; and the most images' codes there.
+constexpr int64_t kExactBytes = 8;
+constexpr int64_t kMostExact = 128 << 20, kMostExactImages = 10;
 
 int64_t total(const std::vector<MemoryPart>& parts) {
   int64_t sum = 0;
@@ -165,7 +173,7 @@ class CalibrationPeak {
   void pass(const std::function<Station(const Node& node)>& station) {
     const Program& program = model_.program;
     alive_.clear();
-    now_ = widest_ = 0;
+    before_ = now_ = widest_ = 0;
     size_t done = 0;
     for (size_t i = 0; i < program.nodes.size(); ++i) {
       const Station here = station(program.nodes[i]);
@@ -224,11 +232,12 @@ class CalibrationPeak {
   }
 
   // Moves all samples over nodes [begin, end): the f32 parameters that this takes; the
-  // values that are alive then are in now_, the most on the way in widest_.
+  // values that were alive before are in before_, those after in now_, the most on the
+  // way in widest_.
   int64_t stretch(size_t begin, size_t end) {
     int64_t parameters = 0;
     std::set<std::string> loaded;
-    widest_ = now_;
+    before_ = widest_ = now_;
     for (size_t i = begin; i < end; ++i) {
       const Node& node = model_.program.nodes[i];
       for (const auto& [role, name] : node.parameters) {
@@ -243,6 +252,10 @@ class CalibrationPeak {
         now_ += alive_[output];
       }
       widest_ = std::max(widest_, now_);
+      int64_t pooled = 0;
+      for (const auto& [name, bytes] : alive_)
+        if (each_ * bytes <= kLargestPooled) pooled += bytes;
+      pooled_ = std::max(pooled_, pooled);
       for (auto at = alive_.begin(); at != alive_.end();) {
         const auto last = last_reader_.find(at->first);
         if (last == last_reader_.end() || last->second <= i) {
@@ -465,7 +478,7 @@ class CalibrationPeak {
         watched += value_bytes(made->second);
     }
     return {{"the program with LibTorch", kProgram + kProducts},
-            {"activations on their way", threads_ * each_ * (most + watched)},
+            {"activations on their way", going() * (most + watched)},
             {"a stretch of weights in float32", parameters}};
   }
 
@@ -484,29 +497,41 @@ class CalibrationPeak {
       // One of the nets' outputs is there once more, rounded.
       most = std::max(most, 2 * widest_ + (widest_ - before));
     }
-    return {{"the program with LibTorch", kProgram + kProducts},
-            {"tensors kept for reuse", kPool},
-            {"values of both nets", most * images}};
+    return {
+        {"the program with LibTorch", kProgram + kProducts},
+        {"tensors kept for reuse", std::min(kPool, most * images + going() * pooled_)},
+        {"values of both nets", most * images}};
   }
 
   // What samples hold that wait at a station where so many bytes are read (read_bytes).
-  std::vector<MemoryPart> waiting(int64_t read) const {
+  std::vector<MemoryPart> waiting(int64_t read) const { return holding(now_, read); }
+  // Where a sample holds so many bytes a token or image.
+  std::vector<MemoryPart> holding(int64_t alive, int64_t read) const {
     const int64_t tokens = spills_ ? round_ * each_ : all_;
     // Where a block will be tuned, its start waits too: on disk, if anything does.
     const int64_t start = tunes_ && !spills_ ? block_start_ : 0;
     // What waits on disk gives back the sizes that the next round asks for.
-    const int64_t kept = std::min(kPool, passing_bytes(read)) / (spills_ ? 2 : 1);
-    return {{"the program with LibTorch", kProgram + kProducts},
+    const int64_t rows = read <= 2 * kLargestPooled ? read : 0;
+    const int64_t kept = std::min(kPool, going() * pooled_ + rows) / (spills_ ? 2 : 1);
+    const int64_t factors = plan_.has_low_rank() ? threads_ * kFactors : 0;
+    return {{"the program with LibTorch", kProgram + kProducts + factors},
             {"tensors kept for reuse", kept},
-            {"calibration activations", (now_ * streams_ + start) * tokens}};
+            {"calibration activations", (alive * streams_ + start) * tokens}};
   }
   std::vector<MemoryPart> on_the_way(int64_t parameters, int64_t read) const {
-    std::vector<MemoryPart> parts = waiting(read);
-    parts.push_back({"activations on their way", passing_bytes(read)});
+    // The first samples go while the others hold what they held, the last while the
+    // others hold what they will; the one that goes is one of them, unless all wait on
+    // disk.
+    const int64_t held = spills_ ? now_ : std::max(before_, now_);
+    std::vector<MemoryPart> parts = holding(held, read);
+    const int64_t counted = spills_ ? 0 : going() * held;
+    parts.push_back({"activations on their way", passing_bytes(read) - counted});
     parts.push_back({"a stretch of weights in float32", parameters * streams_});
     return parts;
   }
-  int64_t passing_bytes(int64_t read) const { return threads_ * each_ * widest_ + read; }
+  // Tokens or images: a sample a thread.
+  int64_t going() const { return std::min(all_, threads_ * each_); }
+  int64_t passing_bytes(int64_t read) const { return going() * widest_ + read; }
   // The rows that statistics are made of: those of a round, or the patches under a
   // kernel, of a sample at a time, where they are in one order and in the other.
   int64_t read_bytes(int64_t columns) const {
@@ -536,7 +561,8 @@ class CalibrationPeak {
   int64_t block_start_ = 0;  // of a token or image: what is alive where its block begins
   std::map<std::string, size_t> last_reader_;
   std::map<std::string, int64_t> alive_;  // bytes a token or image
-  int64_t now_ = 0, widest_ = 0;
+  int64_t before_ = 0, now_ = 0, widest_ = 0;
+  int64_t pooled_ = 0;  // the most so far, of values that ptq/calibration pools
 };
 
 void sort_parts(std::vector<MemoryPart>& parts) {
@@ -588,6 +614,11 @@ PlanSize predict_size(const Plan& plan, const Artifact& model) {
 
 int64_t MemoryPlan::bytes() const { return total(parts); }
 
+int64_t exact_together(int64_t codes) {
+  return std::clamp<int64_t>(kMostExact / (kExactBytes * std::max<int64_t>(codes, 1)), 1,
+                             kMostExactImages);
+}
+
 namespace {
 
 // Weights that are no longer those of a mapped file: rotated, or read from a file that is
@@ -602,17 +633,42 @@ int64_t held_bytes(const Artifact& model, int64_t* largest) {
   return bytes;
 }
 
-// Of nets whose values are codes: codes of both forms, and one in wider numbers.
-int64_t exact_bytes(const Plan& plan, const Shapes& values, int64_t images) {
-  constexpr int64_t kEach = 16;
-  if (plan.activations.empty()) return 0;
-  int64_t all = 0;
-  for (const auto& [name, shape] : values) {
-    int64_t count = 1;
-    for (const int64_t n : shape) count *= n == kUnknownSize ? 1 : n;
-    all += count;
+// The values of an image that are codes.
+int64_t codes_of(const Plan& plan, const Shapes& values) {
+  int64_t codes = 0;
+  for (const auto& [name, activation] : plan.activations) {
+    const auto shape = values.find(name);
+    if (shape != values.end()) codes += features_of(shape->second);
   }
-  return std::min(kExactImages, images) * kEach * all;
+  return codes;
+}
+
+// The exact mode's.
+int64_t exact_bytes(const Plan& plan, const Shapes& values, int64_t images) {
+  const int64_t codes = codes_of(plan, values);
+  return std::min(exact_together(codes), images) * kExactBytes * codes;
+}
+
+// What both nets make of images or samples, many together (kernels/runtime), and the
+// inputs that they are given: where they are compared, and where they are timed.
+int64_t values_bytes(const Plan& plan, const Program& program, const Shapes& values,
+                     const MemoryRequest& request) {
+  constexpr int64_t kTogether = 16, kInputs = 100, kTimed = 32;
+  if (program.is_language_model()) return 0;
+  const int64_t floats = share_slots(program, [&](const std::string& value) {
+                           return features_of(values.at(value));
+                         }).row_bytes();
+  const int64_t codes = codes_of(plan, values);
+  const bool timed = program.inputs.size() == 1 && program.outputs.size() == 1;
+  int64_t rows = std::min(request.samples, kTogether), inputs = request.samples;
+  if (request.signals) {
+    rows = std::min(request.samples, rows_together(std::max(floats, codes)));
+    inputs = rows;
+  }
+  if (timed) rows = std::max(rows, kTogether);
+  inputs = std::max(std::min(inputs, kInputs), timed ? kTimed : 1);
+  return rows * floats + (codes > 0 ? std::min(rows, kTogether) * codes : rows * floats) +
+         inputs * 4 * features_of(values.at(program.inputs.front().name));
 }
 
 }  // namespace
@@ -660,19 +716,25 @@ Result<MemoryPlan> plan_memory(const Plan& plan, const Artifact& model,
     int64_t floats = 0;
     for (const auto& [name, tensor] : model.tensors)
       floats += (request.compares ? 8 : 4) * tensor.numel();
+    const int64_t program =
+        kProgram +
+        (products || plan.has_low_rank() || !plan.activations.empty() ? kProducts : 0);
     const std::vector<MemoryPart> evaluation = {
-        {"the program with LibTorch",
-         kProgram + (products || plan.has_low_rank() ? kProducts : 0)},
+        {"the program with LibTorch", program},
         {"the artifact and its kernels' copy", 2 * artifact},
         {"the float model and its kernels' copies", model.weight_bytes() + floats},
-        // Batches of images leave little behind.
-        {"tensors kept for reuse",
-         products && model.program.is_language_model() ? kPool : 0},
         {"logits of both", 2 * logits},
+        {"values of both", values_bytes(plan, model.program, values, request)}};
+    // Before it, of nets of codes.
+    const std::vector<MemoryPart> exact = {
+        {"the program with LibTorch", program},
+        {"the artifact and its kernels' copy", 2 * artifact},
         {"values of the exact mode's check", exact_bytes(plan, values, request.exact)}};
     result.evaluates = fits(evaluation);
     result.evaluation = held + total(evaluation);
     if (result.evaluates) result.parts = larger(std::move(result.parts), evaluation);
+    result.least = std::max(result.least, held + total(exact));
+    result.parts = larger(std::move(result.parts), exact);
   }
   const bool whole = fits(result.parts);
   if (held > request.data + equalized) {

@@ -32,8 +32,8 @@ struct MemoryPart {
   std::string what;
   int64_t bytes = 0;
 };
-// Images whose values the exact mode's check holds at a time, in both forms.
-inline constexpr int64_t kExactImages = 10;
+// Images whose values the exact mode's check holds at a time, of so many codes each.
+int64_t exact_together(int64_t codes);
 
 struct MemoryRequest {
   int64_t cap = 0;  // bytes of resident memory; 0: none
@@ -41,7 +41,10 @@ struct MemoryRequest {
   // Of the calibration sequences, when they are known: all their tokens, and the longest's.
   int64_t tokens = 0, longest = 0;
   int64_t data = 0;       // bytes of images and values that stay in memory
-  int64_t exact = kExactImages;  // images of the exact mode's check, at most so many
+  int64_t exact = 10;     // images of the exact mode's check, at most so many
+  // That both models are run on at the end: images, or samples of a net over values.
+  int64_t samples = 100;
+  bool signals = false;
   bool evaluates = true;  // both models are run at the end
   bool compares = true;   // on data, and the float one against itself
 };

@@ -345,6 +345,8 @@ std::string report_json(const RunReport& report) {
   if (report.peak_memory > 0) {
     json["memory"] = {{"peak_bytes", report.peak_memory},
                       {"predicted_bytes", report.predicted_memory}};
+    for (const auto& [what, bytes] : report.memory_parts)
+      json["memory"]["predicted_parts"][what] = bytes;
     json["calibration_seconds"] = report.calibration_seconds;
   }
   if (report.training_seconds > 0) json["training_seconds"] = report.training_seconds;

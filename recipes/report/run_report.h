@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "export/validate/attestation.h"
@@ -96,6 +97,7 @@ struct RunReport {
   std::vector<std::string> notes;
   std::vector<std::string> costs;  // time and memory of this run; not in report.html
   int64_t peak_memory = 0, predicted_memory = 0;  // quantize; bytes, 0: not known
+  std::vector<std::pair<std::string, int64_t>> memory_parts;  // of the predicted
   double calibration_seconds = 0;
   double training_seconds = 0;  // of its steps alone, in this run
 };

@@ -136,10 +136,11 @@ std::string check_exact(const Artifact& artifact, const RunData& data, int64_t c
       value_or_throw(Executor::create(std::make_shared<const Artifact>(artifact), {}));
   if (artifact.activations.empty()) return check_layers(artifact, executor, data, count);
   Compared total;
-  for (int64_t first = 0; first < count; first += kExactImages) {
+  const int64_t together = exact_together(executor.row_bytes());
+  for (int64_t first = 0; first < count; first += together) {
     const Compared batch =
         compare(artifact, executor,
-                input_of(artifact, data, first, std::min(kExactImages, count - first)));
+                input_of(artifact, data, first, std::min(together, count - first)));
     total.values = batch.values;
     total.codes += batch.codes;
   }

@@ -34,6 +34,8 @@ void add_costs(const PipelineRequest& request, const MemoryPlan& memory,
                RunReport& report) {
   report.peak_memory = process_memory().peak;
   report.predicted_memory = memory.bytes();
+  for (const MemoryPart& part : memory.parts)
+    report.memory_parts.emplace_back(part.what, part.bytes);
   const int ranks = Ranks::instance().count();
   report.costs.push_back(
       cat("calibrated and solved in ", number_text(report.calibration_seconds, 4), " s",
@@ -103,13 +105,15 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   }
   report.calibration = calibration.description;
 
-  MemoryRequest needs = {.cap = request.memory,
-                         .threads = thread_count(),
-                         .exact = recipe.evaluation_exact_images > 0
-                                      ? recipe.evaluation_exact_images
-                                      : held.count(),
-                         .evaluates = Ranks::instance().is_first(),
-                         .compares = held.count() > 0};
+  MemoryRequest needs = {
+      .cap = request.memory,
+      .threads = thread_count(),
+      .exact = recipe.evaluation_exact_images > 0 ? recipe.evaluation_exact_images
+                                                  : held.count(),
+      .samples = held.is_signals() ? held.signals.streams : held.count(),
+      .signals = held.is_signals(),
+      .evaluates = Ranks::instance().is_first(),
+      .compares = held.count() > 0};
   for (const RunData* loaded : {&data, &held}) {
     needs.data += static_cast<int64_t>(loaded->images.pixels.capacity());
     for (const SignalRows* rows :
@@ -151,10 +155,12 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(record_kernels(frozen));
   NIBBLE_RETURN_IF_ERROR(check_artifact(frozen));
   NIBBLE_RETURN_IF_ERROR(check_ledger(frozen.ledger, frozen.program));
+  empty_memory_pool();
   const auto artifact = std::make_shared<const Artifact>(std::move(frozen));
   report.ledger = artifact->ledger;
   if (recipe.static_activations && held.count() > 0) {
     report.notes.push_back(check_exact(*artifact, held, recipe.evaluation_exact_images));
+    empty_memory_pool();
   }
   if (memory.evaluates) {
     NIBBLE_RETURN_IF_ERROR(measure_models(request, model, artifact, held, report));
