@@ -1,7 +1,7 @@
 """Linear layers of low-precision weights: nibble beside the peers that are installed, in turns.
 
 against_peers.py NIBBLE [--shape 4096x4096] [--threads 1] [--tokens 1,8,512] [--rounds 5]
-                 [--working-set BYTES]
+                 [--working-set BYTES] [--ggml FOLDER] [--peers TEXT]
 
 A round times each once, one after the other, so that a slow minute of the machine hits all;
 medians and quartiles over the rounds are printed, as weight bytes a second (decode), GFLOP/s,
@@ -14,7 +14,9 @@ Error: max |y - exact| / max |exact| of one random token, exact in float64 from 
 and the dequantized weight.
 
 Peers: ONNX Runtime MatMulNBits (accuracy levels 1: float, 4: int8 activations), torch's int4pack,
-_int_mm and bfloat16 product. One that cannot be imported is left out, with the reason.
+_int_mm and bfloat16 product, and with --ggml, the folder of a built libggml.so, ggml_mul_mat of
+Q4_0 and Q8_0 weights in the buffer that its CPU backend chooses for them (repacked where it can).
+One that cannot be loaded is left out, with the reason.
 """
 import argparse
 import json
@@ -29,6 +31,8 @@ parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--tokens", default="1,8,512")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--working-set", type=int, default=1 << 30)
+parser.add_argument("--peers", default="", help="those whose name has TEXT in it")
+parser.add_argument("--ggml", help="folder of libggml.so, libggml-base.so and libggml-cpu.so")
 options = parser.parse_args()
 N, K = (int(n) for n in options.shape.split("x"))
 
@@ -178,6 +182,109 @@ class TorchInt8:
         return call, count
 
 
+class Ggml:
+    """Through the C API of ggml.h and ggml-backend.h."""
+
+    def __init__(self, type_name):
+        self.name = f"ggml {type_name}"
+        self.type, self.bits = (2, 4) if type_name == "Q4_0" else (8, 8)
+        self.group = 32
+        self.like = ("int4/g32@f16" if self.bits == 4 else "int8n/r@f32", "s8")
+
+    def weight(self):
+        """Blocks of 32 as the file has them, and their values."""
+        bytes_each = 16 if self.bits == 4 else 32
+        block = np.dtype([("d", "<f2"), ("q", "u1", bytes_each)])
+        w = np.empty((N, K // 32), block)
+        w["d"] = random.uniform(0.001, 0.01, w.shape)
+        w["q"] = random.integers(0, 256, (*w.shape, bytes_each), np.uint8)
+        if self.bits == 8:
+            return w, w["q"].view(np.int8), w["d"]
+        return w, np.concatenate([w["q"] & 15, w["q"] >> 4], -1).astype(np.int8) - 8, w["d"]
+
+    def prepare(self, tokens):
+        import ctypes
+        import os
+
+        for part in ("base", "cpu", ""):
+            path = os.path.join(options.ggml, f"libggml{'-' + part if part else ''}.so")
+            library = ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+
+        class InitParams(ctypes.Structure):
+            _fields_ = [("mem_size", size), ("mem_buffer", pointer), ("no_alloc", ctypes.c_bool)]
+
+        def function(name, result, *arguments):
+            f = getattr(library, name)
+            f.restype, f.argtypes = result, arguments
+            return f
+
+        init = function("ggml_init", pointer, InitParams)
+        new_2d = function("ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, ctypes.c_int64,
+                          ctypes.c_int64)
+        nbytes = function("ggml_nbytes", size, pointer)
+        mul_mat = function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+        backend = function("ggml_backend_cpu_init", pointer)()
+        function("ggml_backend_cpu_set_n_threads", None, pointer, ctypes.c_int)(
+            backend, options.threads)
+        device = function("ggml_backend_get_device", pointer, pointer)(backend)
+        registry = function("ggml_backend_dev_backend_reg", pointer, pointer)(device)
+        extra = function("ggml_backend_reg_get_proc_address", pointer, pointer,
+                         ctypes.c_char_p)(registry, b"ggml_backend_dev_get_extra_bufts")
+        buft_name = function("ggml_backend_buft_name", ctypes.c_char_p, pointer)
+        types = ctypes.CFUNCTYPE(ctypes.POINTER(pointer), pointer)(extra)(device)
+        supports = function("ggml_backend_dev_supports_op", ctypes.c_bool, pointer, pointer)
+        alloc = function("ggml_backend_buft_alloc_buffer", pointer, pointer, size)
+        base_of = function("ggml_backend_buffer_get_base", pointer, pointer)
+        place = function("ggml_backend_tensor_alloc", ctypes.c_int, pointer, pointer, pointer)
+        put = function("ggml_backend_tensor_set", None, pointer, pointer, size, size)
+        get = function("ggml_backend_tensor_get", None, pointer, pointer, size, size)
+
+        def put_array(tensor, array):
+            put(tensor, array.ctypes.data, 0, array.nbytes)
+
+        count = copies(weight_bytes(self.bits, 32), tokens)
+        weights = init(InitParams(64 << 20, None, True))
+        values = init(InitParams(64 << 20, None, True))
+        x = new_2d(values, 0, K, tokens)
+        plain = function("ggml_backend_cpu_buffer_type", pointer)()
+        wanted, i = plain, 0
+        while types and types[i]:  # the first that takes a product of this type
+            trial_context = init(InitParams(1 << 20, None, True))
+            trial = new_2d(trial_context, self.type, K, N)
+            buffer = alloc(types[i], nbytes(trial) + 4096)
+            place(buffer, trial, base_of(buffer))
+            if supports(device, mul_mat(trial_context, trial, x)):
+                wanted = types[i]
+                break
+            i += 1
+        self.name += f" ({buft_name(wanted).decode()})"
+        made = [new_2d(weights, self.type, K, N) for _ in range(count)]
+        each = (nbytes(made[0]) + 4095) // 4096 * 4096
+        buffer = alloc(wanted, each * count)
+        for i, tensor in enumerate(made):
+            place(buffer, tensor, base_of(buffer) + each * i)
+            blocks, codes, scales = self.weight()
+            if i == 0:
+                first = (codes.astype(np.float64) * scales[..., None]).reshape(N, K)
+            put_array(tensor, blocks)
+        graph = function("ggml_new_graph_custom", pointer, pointer, size, ctypes.c_bool)(
+            values, count + 16, False)
+        add = function("ggml_build_forward_expand", None, pointer, pointer)
+        outputs = [mul_mat(values, tensor, x) for tensor in made]
+        for y in outputs:
+            add(graph, y)
+        function("ggml_backend_alloc_ctx_tensors", pointer, pointer, pointer)(values, backend)
+        inputs = random.standard_normal((tokens, K)).astype(np.float32)
+        put_array(x, inputs)
+        compute = function("ggml_backend_graph_compute", ctypes.c_int, pointer, pointer)
+        assert compute(backend, graph) == 0
+        found = np.empty((tokens, N), np.float32)
+        get(outputs[0], found.ctypes.data, 0, found.nbytes)
+        self.error = error_of(found[:1], inputs[:1].astype(np.float64) @ first.T)
+        return lambda: compute(backend, graph), count
+
+
 def nibble(scheme, activation, tokens):
     out = subprocess.run(
         [options.nibble, "bench", "--kernels", "--shape", options.shape, "--threads",
@@ -196,7 +303,10 @@ def rate(seconds, bits, group, tokens):
 
 for tokens in (int(t) for t in options.tokens.split(",")):
     for peer in (OnnxRuntime(32, 4), OnnxRuntime(128, 4), OnnxRuntime(32, 1), TorchInt4(),
-                 TorchInt8(), TorchBf16()):
+                 TorchInt8(), TorchBf16(),
+                 *([Ggml("Q4_0"), Ggml("Q8_0")] if options.ggml else [])):
+        if options.peers not in peer.name:
+            continue
         try:
             call, count = peer.prepare(tokens)
         except Exception as reason:  # absent, or too old for this operator
