@@ -21,8 +21,10 @@ struct Level {
 
 constexpr uint32_t kAvx512VnniNeeds = kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni;
 constexpr uint32_t kAvx512Bf16Needs = kAvx512VnniNeeds | kCpuAvx512Bf16;
+constexpr uint32_t kAmxNeeds = kAvx512Bf16Needs | kCpuAmxInt8 | kCpuAmxBf16;
 constexpr Level kLevels[] = {
     // best first
+    {"amx", kAmxNeeds, kAmxNeeds | kCpuAvxVnni},
     {"avx512bf16", kAvx512Bf16Needs, kAvx512Bf16Needs | kCpuAvxVnni},
     {"avx512vnni", kAvx512VnniNeeds, kAvx512VnniNeeds | kCpuAvxVnni},
     {"avxvnni", kCpuAvx2 | kCpuAvxVnni, kCpuAvx2 | kCpuAvxVnni},

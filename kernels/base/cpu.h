@@ -1,10 +1,11 @@
 // What this CPU can do, and which of it kernels may use.
 //
 // NIBBLE_CPU (environment) or force_cpu (the CLI's --cpu) names an ISA level: reference,
-// avx2, avxvnni, avx512vnni, avx512bf16. Rows above the forced level are not selected. A
-// level that this CPU lacks is refused (unsupported; the message names the missing
-// flags), an unknown name too (invalid_argument). main calls check_cpu_environment first;
-// where nobody does, a refused NIBBLE_CPU selects the reference rows.
+// avx2, avxvnni, avx512vnni, avx512bf16, amx. Rows above the forced level are not
+// selected. A level that this CPU lacks is refused (unsupported; the message names the
+// missing flags), an unknown name too (invalid_argument). main calls
+// check_cpu_environment first; where nobody does, a refused NIBBLE_CPU selects the
+// reference rows.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +41,6 @@ Status force_cpu(std::string_view level);  // "" restores detection
 Status check_cpu_environment();  // whether NIBBLE_CPU, if set, is a level of this CPU
 std::vector<std::string>
 cpu_levels();  // the levels that this machine can run, best first
-std::string cpu_level_names();  // every level there is: "avx512bf16, ..., reference"
+std::string cpu_level_names();  // every level there is: "amx, ..., reference"
 
 }  // namespace nibble

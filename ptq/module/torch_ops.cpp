@@ -7,6 +7,7 @@
 
 #include "kernels/program/layers.h"
 #include "kernels/program/rope_attributes.h"
+#include "ptq/module/attention_op.h"
 #include "ptq/module/dense_product.h"
 #include "ptq/module/fused_ops.h"
 #include "ptq/module/mixture.h"
@@ -73,6 +74,20 @@ Tensor run_attention(const TorchOpCall& call) {
       node.number("scale", 1.0 / std::sqrt(static_cast<double>(head_dim)));
   const Tensor& q = call.inputs[0];
   const int64_t length = q.size(-2);
+  const bool causal = node.integer("causal", 1) != 0;
+  const auto plain = [](const Tensor& x) {
+    return x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() > 0;
+  };
+  if (plain(q) && plain(call.inputs[1]) && plain(call.inputs[2]) &&
+      call.inputs[1].size(-2) == length) {
+    return attention_op({.heads = heads,
+                         .kv_heads = kv_heads,
+                         .head_dim = head_dim,
+                         .scale = static_cast<float>(scale),
+                         .window = causal ? node.integer("window", 0) : 0,
+                         .causal = causal},
+                        q, call.inputs[1], call.inputs[2]);
+  }
   auto split = [&](const Tensor& x, int64_t count) {
     return x.reshape({-1, length, count, head_dim}).transpose(1, 2);
   };
@@ -87,7 +102,7 @@ Tensor run_attention(const TorchOpCall& call) {
   Tensor y = at::scaled_dot_product_attention(
       split(q, heads), split(call.inputs[1], kv_heads), split(call.inputs[2], kv_heads),
       mask, /*dropout_p=*/0.0,
-      /*is_causal=*/!windowed && node.integer("causal", 1) != 0, scale,
+      /*is_causal=*/!windowed && causal, scale,
       /*enable_gqa=*/heads != kv_heads);
   return y.transpose(1, 2).reshape(q.sizes());
 }

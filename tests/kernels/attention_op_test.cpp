@@ -185,6 +185,170 @@ TEST_P(AttentionRow, GivesTheSameBytesAtAnyThreadCount) {
   }
 }
 
+// The gradients of sum(dy * y) and the figures of their bounds (attention.h).
+struct Gradients {
+  Spaced q, k, v;
+  explicit Gradients(const Operands& o)
+      : q(o.q.rows, o.q.cols), k(o.k.rows, o.k.cols), v(o.v.rows, o.v.cols) {}
+};
+
+struct GradientBounds {
+  double q = 0, k = 0, v = 0;
+};
+GradientBounds bounds(const Operands& o, const Spaced& dy, int64_t sequences) {
+  const AttentionShape& shape = o.shape;
+  const int64_t length = o.q.rows / sequences, dim = shape.head_dim;
+  const int64_t group = shape.heads / shape.kv_heads;
+  double largest = 1, pull = 0, sum = 0, key = 0, query = 0, most = 0;
+  const auto peak = [](const Spaced& x) {
+    double found = 0;
+    for (int64_t r = 0; r < x.rows; ++r) {
+      for (int64_t c = 0; c < x.cols; ++c)
+        found = std::max(found, std::fabs(static_cast<double>(x.view()(r, c))));
+    }
+    return found;
+  };
+  key = peak(o.k), query = peak(o.q), most = peak(dy);
+  for (int64_t s = 0; s < sequences; ++s) {
+    for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
+      std::vector<double> sums(static_cast<size_t>(length));
+      for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+        for (int64_t t = 0; t < length; ++t) {
+          std::vector<double> a;
+          const int64_t begin = shape.first_seen(t);
+          for (int64_t j = begin; j < shape.end_seen(t, length); ++j) {
+            double score = 0, size = 0, value = 0;
+            for (int64_t d = 0; d < dim; ++d) {
+              const double x =
+                  static_cast<double>(o.q.view()(s * length + t, h * dim + d)) *
+                  o.k.view()(s * length + j, kv * dim + d);
+              score += x * shape.scale;
+              size += std::fabs(x) * shape.scale;
+              value +=
+                  std::fabs(static_cast<double>(dy.view()(s * length + t, h * dim + d)) *
+                            o.v.view()(s * length + j, kv * dim + d));
+            }
+            largest = std::max(largest, size);
+            pull = std::max(pull, value);
+            a.push_back(score);
+          }
+          const double top = *std::max_element(a.begin(), a.end());
+          double total = 0;
+          for (double& x : a) total += x = std::exp(x - top);
+          for (size_t j = 0; j < a.size(); ++j)
+            sums[static_cast<size_t>(begin) + j] += a[j] / total;
+        }
+      }
+      sum = std::max(sum, *std::max_element(sums.begin(), sums.end()));
+    }
+  }
+  const double e =
+      (8 * static_cast<double>(dim + 8) * largest + 2 * static_cast<double>(length + 8)) *
+      0x1p-24;
+  return {8 * e * shape.scale * pull * key, 8 * e * shape.scale * pull * sum * query,
+          4 * e * sum * most};
+}
+
+void expect_near(const Spaced& found, const Spaced& expected, double bound,
+                 const char* what) {
+  for (int64_t r = 0; r < found.rows; ++r) {
+    for (int64_t c = 0; c < found.cols; ++c) {
+      ASSERT_LE(std::fabs(found.view()(r, c) - expected.view()(r, c)), bound)
+          << what << ", row " << r << ", column " << c << ": " << found.view()(r, c)
+          << " where " << expected.view()(r, c) << " was expected";
+    }
+  }
+  ASSERT_TRUE(found.gaps_untouched()) << what;
+}
+
+TEST_P(AttentionRow, GradientsAreTheDefinitions) {
+  struct Case {
+    int64_t heads, kv_heads, head_dim, window;
+    bool causal;
+  };
+  for (const Case& c :
+       {Case{6, 2, 64, 0, true}, Case{4, 4, 8, 0, true}, Case{3, 1, 80, 0, false},
+        Case{2, 2, 20, 7, true}, Case{4, 2, 32, 40, true}, Case{2, 1, 33, 130, true}}) {
+    AttentionShape shape{c.heads, c.kv_heads, c.head_dim,
+                         1.0f / std::sqrt(static_cast<float>(c.head_dim))};
+    shape.window = c.window;
+    shape.causal = c.causal;
+    for (int64_t length : {1, 2, 5, 31, 33, 96, 97, 200}) {
+      const int64_t sequences = length < 40 ? 3 : 1;
+      SCOPED_TRACE(cat(c.heads, " heads, ", c.kv_heads, " of keys, dim ", c.head_dim,
+                       ", window ", c.window, ", ", sequences, " x ", length));
+      const Operands o(sequences * length, 0, shape, static_cast<uint64_t>(length));
+      const Spaced dy(random_floats(o.q.rows * o.q.cols, 77), o.q.rows, o.q.cols, 5);
+      Gradients found(o), expected(o);
+      attention_backward(kernel(), shape, sequences, o.q.view(), o.k.view(), o.v.view(),
+                         dy.view(), found.q.view(), found.k.view(), found.v.view());
+      attention_backward_reference(shape, sequences, o.q.view(), o.k.view(), o.v.view(),
+                                   dy.view(), expected.q.view(), expected.k.view(),
+                                   expected.v.view());
+      const GradientBounds bound = bounds(o, dy, sequences);
+      expect_near(found.q, expected.q, bound.q, "dq");
+      expect_near(found.k, expected.k, bound.k, "dk");
+      expect_near(found.v, expected.v, bound.v, "dv");
+    }
+  }
+}
+
+// The reference's own gradients against differences of the forward reference.
+TEST_F(OpTest, AttentionsReferenceGradientsAreSlopes) {
+  AttentionShape shape{2, 1, 4, 0.5f};
+  shape.window = 3;
+  Operands o(5, 0, shape, 3);
+  const Spaced dy(random_floats(5 * 8, 4), 5, 8);
+  Gradients g(o);
+  attention_backward_reference(shape, 1, o.q.view(), o.k.view(), o.v.view(), dy.view(),
+                               g.q.view(), g.k.view(), g.v.view());
+  const auto loss = [&] {
+    Spaced y(5, 8);
+    attention_reference(shape, o.q.view(), o.k.view(), o.v.view(), y.view());
+    double sum = 0;
+    for (int64_t t = 0; t < 5; ++t) {
+      for (int64_t c = 0; c < 8; ++c)
+        sum += static_cast<double>(y.view()(t, c)) * dy.view()(t, c);
+    }
+    return sum;
+  };
+  const auto check = [&](Spaced& x, const Spaced& gradient, const char* what) {
+    constexpr float kStep = 0x1p-7f;  // the reference rounds y to f32
+    for (int64_t r = 0; r < x.rows; ++r) {
+      for (int64_t c = 0; c < x.cols; ++c) {
+        const float was = x.view()(r, c);
+        x.view()(r, c) = was + kStep;
+        const double above = loss();
+        x.view()(r, c) = was - kStep;
+        const double slope = (above - loss()) / (2 * kStep);
+        x.view()(r, c) = was;
+        EXPECT_NEAR(gradient.view()(r, c), slope, 2e-4) << what << " " << r << " " << c;
+      }
+    }
+  };
+  check(o.q, g.q, "dq");
+  check(o.k, g.k, "dk");
+  check(o.v, g.v, "dv");
+}
+
+TEST_P(AttentionRow, GradientsHaveTheSameBytesAtAnyThreadCount) {
+  const AttentionShape shape{6, 2, 64, 0.125f};
+  const Operands o(2 * 150, 0, shape, 9);
+  const Spaced dy(random_floats(o.q.rows * o.q.cols, 5), o.q.rows, o.q.cols);
+  std::vector<float> first[3];
+  for (int threads : {1, 2, 3}) {
+    set_thread_count(threads);
+    Gradients g(o);
+    attention_backward(kernel(), shape, 2, o.q.view(), o.k.view(), o.v.view(), dy.view(),
+                       g.q.view(), g.k.view(), g.v.view());
+    const std::vector<float>* found[] = {&g.q.data, &g.k.data, &g.v.data};
+    for (int i = 0; i < 3; ++i) {
+      if (threads == 1) first[i] = *found[i];
+      EXPECT_TRUE(same_bytes(first[i], *found[i])) << threads << " threads, " << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, AttentionRow,
                          ::testing::Range<size_t>(0, attention_kernels().size()),
                          [](const auto& info) {

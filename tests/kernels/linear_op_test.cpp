@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "emulated_tiles.h"
 #include "kernels/ops/linear/linear.h"
 #include "op_test.h"
 
@@ -53,9 +54,31 @@ const char* const kSchemes[] = {
     "binary/r@f32",
 };
 constexpr int64_t kLongRow = 2100;  // several decoded blocks; tested with fewer shapes
-const int64_t kInputs[] = {8, 31, 172, 256, kLongRow};
+constexpr int64_t kWholeRow = 2144;  // the same, of whole tiles
+const int64_t kInputs[] = {8, 31, 172, 256, kLongRow, kWholeRow};
 const int64_t kOutputs[] = {1, 15, 16, 17, 33};
 constexpr int64_t kTokens = 64;
+
+// The rows of the table, and those with tile products once more with tiles in memory:
+// they run on CPUs without AMX too.
+const std::vector<LinearKernel>& rows() {
+  static const std::vector<LinearKernel> all = [] {
+    std::vector<LinearKernel> kernels = linear_kernels();
+    static std::vector<std::string> names;
+    names.reserve(kernels.size());
+    for (const LinearKernel& row : linear_kernels()) {
+      if (row.tiles == nullptr) continue;
+      names.push_back(std::string(row.name) + "_emulated");
+      LinearKernel again = row;
+      again.name = names.back().c_str();
+      again.flags &= ~(kCpuAmxInt8 | kCpuAmxBf16);
+      again.tiles = &emulated::linear_tile_isa;
+      kernels.push_back(again);
+    }
+    return kernels;
+  }();
+  return all;
+}
 
 // The expected numbers for `tokens` tokens, of which every run takes the first few.
 struct Case {
@@ -85,7 +108,7 @@ struct Case {
 
 class LinearRow : public OpTest, public ::testing::WithParamInterface<size_t> {
  protected:
-  const LinearKernel& kernel() const { return linear_kernels()[GetParam()]; }
+  const LinearKernel& kernel() const { return rows()[GetParam()]; }
   bool can_run(const char* scheme, int64_t inputs) const {
     return kernel().can_run(*parse_scheme(scheme), inputs, kernel().activation);
   }
@@ -101,6 +124,8 @@ std::vector<int64_t> token_counts(const LinearKernel& kernel, int64_t inputs) {
   if (kernel.panel == nullptr)
     return inputs == 31 ? std::vector<int64_t>{1, 17} : std::vector<int64_t>{};
   if (inputs == kLongRow) return {1, 2, 4, 5, 13, 17};
+  if (inputs == kWholeRow && kernel.tiles == nullptr) return {};
+  if (inputs == kWholeRow) return {9, 16, 17, 32, 33, 50};
   if (inputs != 172) return {1, 2, 3, 4, 5, 9, 12, 13, kTokens};
   return {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, kTokens};
 }
@@ -133,7 +158,7 @@ TEST_P(LinearRow, GivesWhatTheDefinitionGives) {
       ++schemes;
       if (token_counts(kernel(), inputs).empty()) continue;
       for (int64_t outputs : kOutputs) {
-        if (inputs == kLongRow && outputs != 17 && outputs != 33) continue;
+        if (inputs >= kLongRow && outputs != 17 && outputs != 33) continue;
         SCOPED_TRACE(cat(scheme, " [", outputs, ", ", inputs, "]"));
         const Case c(scheme, kernel().activation, inputs, outputs,
                      token_counts(kernel(), inputs).back());
@@ -273,19 +298,19 @@ TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
 }
 
 std::vector<size_t> s8_rows() {
-  std::vector<size_t> rows;
-  for (size_t i = 0; i < linear_kernels().size(); ++i) {
-    if (linear_kernels()[i].activation == LinearActivation::s8) rows.push_back(i);
+  std::vector<size_t> found;
+  for (size_t i = 0; i < rows().size(); ++i) {
+    if (rows()[i].activation == LinearActivation::s8) found.push_back(i);
   }
-  return rows;
+  return found;
 }
 std::string row_name(const ::testing::TestParamInfo<size_t>& info) {
-  return test_name(linear_kernels()[info.param].name);
+  return test_name(rows()[info.param].name);
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, LinearS8Row, ::testing::ValuesIn(s8_rows()), row_name);
-INSTANTIATE_TEST_SUITE_P(Rows, LinearRow,
-                         ::testing::Range<size_t>(0, linear_kernels().size()), row_name);
+INSTANTIATE_TEST_SUITE_P(Rows, LinearRow, ::testing::Range<size_t>(0, rows().size()),
+                         row_name);
 
 class LinearTable : public OpTest {};
 
@@ -336,6 +361,11 @@ TEST_F(LinearTable, PicksTheBestRowThatTheCpuAllows) {
     EXPECT_EQ(selected(scheme, bf16, all), "linear_bf16_table8__avx512bf16") << scheme;
   }
   EXPECT_EQ(selected("int8/c@f32", bf16, all), "linear_bf16_any__reference");
+  EXPECT_EQ(selected("int4/g128@f16", s8, vnni | kCpuAmxInt8), "linear_s8_int4g__amx");
+  EXPECT_EQ(selected("int8/r@f32", s8, all | kCpuAmxInt8), "linear_s8_int8__amx");
+  EXPECT_EQ(selected("nf4/f64@f32", bf16, all | kCpuAmxBf16), "linear_bf16_table4__amx");
+  EXPECT_EQ(selected("nf4/f64@f32", bf16, vnni | kCpuAmxBf16),
+            "linear_bf16_any__reference");
   EXPECT_EQ(selected("nf4/f64@f32", bf16, vnni), "linear_bf16_any__reference");
   EXPECT_EQ(selected("uint3/g32@f16+m/g32@f16", s8, vnni), "linear_s8_int4g__avx512vnni");
   EXPECT_EQ(selected("int5/r@f32", s8, avx2), "linear_s8_int8__avx2");
@@ -347,13 +377,26 @@ TEST_F(LinearTable, PicksTheBestRowThatTheCpuAllows) {
   }
 }
 
+TEST_F(LinearTable, AStepOfATileEndsWithItsGroup) {
+  EXPECT_EQ(tile_step(128, 4096, 1), 64);
+  EXPECT_EQ(tile_step(32, 4096, 1), 32);
+  EXPECT_EQ(tile_step(32, 4096, 2), 64);
+  EXPECT_EQ(tile_step(16, 4096, 2), 32);
+  EXPECT_EQ(tile_step(16, 4096, 1), 0);
+  EXPECT_EQ(tile_step(2112, 2112, 1), 64);
+  EXPECT_EQ(tile_step(128, 2144, 1), 32);  // the last group has 96 columns
+  EXPECT_EQ(tile_step(128, 2104, 1), 0);   // or 56
+}
+
 TEST_F(LinearTable, FollowsTheForcedLevel) {
   for (const std::string& level : cpu_levels()) {
     ASSERT_TRUE(force_cpu(level).ok());
     const LinearKernel* kernel =
         select_linear(*parse_scheme("int4/g32@f16"), 64, LinearActivation::s8);
     ASSERT_NE(kernel, nullptr);
-    EXPECT_THAT(kernel->name, ::testing::EndsWith("__" + isa_under(level, true)));
+    EXPECT_THAT(
+        kernel->name,
+        ::testing::EndsWith("__" + (level == "amx" ? level : isa_under(level, true))));
   }
 }
 
@@ -363,7 +406,7 @@ TEST_F(LinearTable, PrefersWhatTheCpuMultiplies) {
   const LinearWeight columns = random_weight("int8/c@f32", 2, 64, 1);
   for (const std::string& level : cpu_levels()) {
     ASSERT_TRUE(force_cpu(level).ok());
-    const bool has = level == "avx512bf16";
+    const bool has = level == "avx512bf16" || level == "amx";
     EXPECT_EQ(preferred_linear(nf4, LinearActivation::bf16)->activation,
               has ? LinearActivation::bf16 : LinearActivation::f32)
         << level;

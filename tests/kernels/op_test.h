@@ -48,10 +48,10 @@ struct Spaced {
   }
 };
 
-// The instruction set whose row a forced level gives: rows of bf16 and of AVX-VNNI
-// products exist where something multiplies so.
+// The instruction set whose row a forced level gives: rows of bf16, of tile and of
+// AVX-VNNI products exist where something multiplies so.
 inline std::string isa_under(const std::string& level, bool has_avxvnni = false) {
-  if (level == "avx512bf16") return "avx512vnni";
+  if (level == "avx512bf16" || level == "amx") return "avx512vnni";
   return level == "avxvnni" && !has_avxvnni ? "avx2" : level;
 }
 

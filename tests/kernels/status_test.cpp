@@ -108,17 +108,14 @@ TEST(Cpu, AnUnknownLevelIsRefusedAndChangesNothing) {
   const Status status = force_cpu("sse9");
   EXPECT_EQ(status.code(), StatusCode::invalid_argument);
   EXPECT_EQ(status.message(),
-            "[cpu] level: one of avx512bf16, avx512vnni, avxvnni, avx2, reference; found "
-            "\"sse9\"; use one of "
-            "them, or "
-            "leave it out to detect");
+            "[cpu] level: one of amx, avx512bf16, avx512vnni, avxvnni, avx2, reference; "
+            "found \"sse9\"; use one of them, or leave it out to detect");
   EXPECT_EQ(usable_cpu_flags(), before);
 }
 
 TEST(Cpu, ALevelThatThisCpuLacksIsRefused) {
-  if ((cpu_info().flags & kCpuAvx512Vnni) != 0)
-    GTEST_SKIP() << "this CPU has every level";
-  const Status status = force_cpu("avx512vnni");
+  if ((cpu_info().flags & kCpuAmxInt8) != 0) GTEST_SKIP() << "this CPU has every level";
+  const Status status = force_cpu("amx");
   EXPECT_EQ(status.code(), StatusCode::unsupported);
   EXPECT_THAT(status.message(), HasSubstr("lacks"));
 }

@@ -57,4 +57,27 @@ void attention(const AttentionKernel& kernel, const AttentionShape& shape,
                MatrixView<const float> q, MatrixView<const float> k,
                MatrixView<const float> v, MatrixView<float> y);
 
+// The gradients of sum(dy * y) for sequences that attend to themselves, one after another
+// in the rows. Nothing of the forward pass is needed: scores are computed again, some
+// rows at a time.
+//
+//   q, dy, dq         [sequences * length, heads * head_dim]
+//   k, v, dk, dv      [sequences * length, kv_heads * head_dim]
+//
+// tolerance_spec, with E the relative error that attention's bound gives a weight, B =
+// the largest sum_d |dy v| of a query and a key, and P = the largest sum of the weights
+// of one key: |dq - reference| <= 8 E scale B max |k|, |dk - reference| <= 8 E scale B P
+// max |q|, |dv - reference| <= 4 E P max |dy|. Results never depend on the thread count.
+// Scratch of 100 rows of scores and the panels of a key head; safe from any thread.
+void attention_backward(const AttentionKernel& kernel, const AttentionShape& shape,
+                        int64_t sequences, MatrixView<const float> q,
+                        MatrixView<const float> k, MatrixView<const float> v,
+                        MatrixView<const float> dy, MatrixView<float> dq,
+                        MatrixView<float> dk, MatrixView<float> dv);
+void attention_backward_reference(const AttentionShape& shape, int64_t sequences,
+                                  MatrixView<const float> q, MatrixView<const float> k,
+                                  MatrixView<const float> v, MatrixView<const float> dy,
+                                  MatrixView<float> dq, MatrixView<float> dk,
+                                  MatrixView<float> dv);  // in double
+
 }  // namespace nibble

@@ -11,6 +11,9 @@ struct AttentionIsa {
   // a[j] = exp(a[j] - max a) for j < n; returns their sum, and max a in `highest`. a has
   // room for whole vectors and holds values after n that exp turns into (nearly) 0.
   float (*softmax)(float* a, int64_t n, float* highest);
+  // From the exponentials a and g, the gradient of what they weigh: a[j] *= factor, then
+  // g[j] = a[j] * (g[j] - sum_i a[i] g[i]) * scale. n is whole vectors.
+  void (*softmax_backward)(float* a, float* g, int64_t n, float factor, float scale);
   // a[j] = sum_d q[d] * k[j, d], j < n.  k [n, head_dim], rows `stride` apart
   void (*scores)(const float* q, const float* k, int64_t stride, int64_t head_dim,
                  int64_t n, float* a);

@@ -5,7 +5,9 @@
 namespace nibble::avx2 {
 #include "kernels/ops/attention/attention_vector.inc"
 
-const AttentionIsa attention_isa = {
-    .softmax = softmax, .scores = scores, .weighted_sum = weighted_sum};
+const AttentionIsa attention_isa = {.softmax = softmax,
+                                    .softmax_backward = softmax_backward,
+                                    .scores = scores,
+                                    .weighted_sum = weighted_sum};
 
 }  // namespace nibble::avx2

@@ -2,6 +2,7 @@
 
 #include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/ops/linear/linear_isa.h"
+#include "kernels/ops/linear/linear_tiles.h"
 #include "kernels/ops/linear/repack.h"
 #include "kernels/ops/linear/run.h"
 #include "kernels/ops/panel/panel.h"

@@ -88,6 +88,7 @@ struct PreparedLinear {
 struct PanelIsa;  // ops/panel/panel.h
 struct LinearIsa;
 struct LinearBf16Isa;
+struct LinearTileIsa;
 struct LinearKernel {
   const char* name;  // linear_<activation>_<weight>__<isa>
   uint32_t flags;    // the CPU flags it needs
@@ -100,6 +101,7 @@ struct LinearKernel {
   const PanelIsa* panel;  // null in reference rows
   const LinearIsa* isa;   // null in reference rows and those that only need the panel
   const LinearBf16Isa* bf16 = nullptr;  // of the rows for bf16 activations
+  const LinearTileIsa* tiles = nullptr;  // of the rows with tile products
 
   bool can_run(const QuantScheme& scheme, int64_t cols, LinearActivation kind) const {
     return kind == activation && accepts(scheme, cols);

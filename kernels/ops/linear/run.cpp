@@ -8,6 +8,7 @@
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
 #include "kernels/ops/linear/linear_bf16.h"
+#include "kernels/ops/linear/linear_tiles.h"
 #include "kernels/ops/linear/repack.h"
 #include "kernels/ops/panel/panel.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
@@ -72,15 +73,41 @@ const std::vector<Tile>& one_tile(int64_t n) {
   tiles.push_back({0, n, static_cast<int>(n), 0});
   return tiles;
 }
-const std::vector<Tile>& tiles_of(const PanelIsa& isa, int64_t n) {
+const std::vector<Tile>& tiles_of(int large, int small, int64_t n) {
   std::vector<Tile>& tiles = empty_tiles();
   for (int64_t first = 0, at = 0; first < n;) {
-    const int mr = isa.next_tile(n - first);
+    const int mr = n - first > large - small ? large : small;  // as PanelIsa::next_tile
     tiles.push_back({first, std::min<int64_t>(mr, n - first), mr, at});
     first += mr;
     at += mr;
   }
   return tiles;
+}
+const std::vector<Tile>& tiles_of(const PanelIsa& isa, int64_t n) {
+  return tiles_of(isa.tile, isa.small_tile, n);
+}
+
+// The step of the row's tile products; 0 where it has none, or none for these groups.
+int64_t tile_step_of(const PreparedLinear& w, int64_t bytes) {
+  if (w.kernel->tiles == nullptr) return 0;
+  return tile_step(w.groups == 1 ? w.padded_cols : (w.group + 7) / 8 * 8, w.padded_cols,
+                   bytes);
+}
+
+// Rows [tile.count of them, cols] as linear_tiles.h has x; rows that are not there are 0.
+template <class T>
+void pack_tiles(const T* rows, int64_t cols, const Tile& tile, int64_t step, T* out) {
+  constexpr int64_t kTileRows = 16;
+  for (int64_t m = 0; m < tile.mr; ++m) {
+    T* to = out + m / kTileRows * kTileRows * cols + m % kTileRows * step;
+    for (int64_t c = 0; c < cols; c += step, to += kTileRows * step) {
+      if (m < tile.count) {
+        std::memcpy(to, rows + m * cols + c, static_cast<size_t>(step) * sizeof(T));
+      } else {
+        std::memset(to, 0, static_cast<size_t>(step) * sizeof(T));
+      }
+    }
+  }
 }
 
 // The product of x with pairs of panels. block(pair, first, end, w0, w1) points w0 and w1
@@ -352,30 +379,39 @@ void run_panels_bf16(const PreparedLinear& w, MatrixView<const float> x,
       store_tile(acc, 2 * w.lanes, 0, x.rows, pair * 2 * w.lanes, bias, y);
     });
   }
-  const std::vector<Tile>& tiles = tiles_of(isa, x.rows);
+  const LinearTileIsa* const by_tiles = w.kernel->tiles;
+  const int64_t step = tile_step_of(w, sizeof(uint16_t));
+  const int large = step > 0 ? by_tiles->tile : isa.tile;
+  const std::vector<Tile>& tiles =
+      tiles_of(large, step > 0 ? by_tiles->small_tile : isa.small_tile, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
-  const int64_t padded_rows = isa.padded_rows(x.rows);
+  const int64_t padded_rows = tiles.back().at + tiles.back().mr;
   uint32_t* packed = packed_scratch.get(static_cast<size_t>(padded_rows * pairs));
   float* sums = sum_scratch.get(static_cast<size_t>(padded_rows * w.groups));
   parallel_for(tile_count, [&](int64_t i) {
     const Tile& tile = tiles[static_cast<size_t>(i)];
     static thread_local Scratch<uint32_t> row_scratch;
-    uint32_t* row = row_scratch.get(static_cast<size_t>(pairs));
+    uint32_t* rows =
+        row_scratch.get(static_cast<size_t>((step > 0 ? tile.count : 1) * pairs));
     uint32_t* out = packed + tile.at * pairs;
     for (int m = 0; m < tile.mr; ++m) {
+      uint32_t* row = rows + (step > 0 && m < tile.count ? m * pairs : 0);
       float* mine = sums + tile.at * w.groups + m;
       if (m < tile.count) {
         make_pairs(tile.first + m, row, mine, tile.mr);
       } else {
-        std::memset(row, 0, static_cast<size_t>(pairs) * sizeof(uint32_t));
+        if (step == 0) std::memset(row, 0, static_cast<size_t>(pairs) * sizeof(uint32_t));
         for (int64_t g = 0; g < w.groups; ++g) mine[g * tile.mr] = 0;
       }
-      for (int64_t k = 0; k < pairs; ++k) out[k * tile.mr + m] = row[k];
+      for (int64_t k = 0; k < pairs && step == 0; ++k) out[k * tile.mr + m] = row[k];
+    }
+    if (step > 0) {
+      pack_tiles(rows, pairs, tile, step / static_cast<int64_t>(sizeof(uint32_t)), out);
     }
   });
   // All panels meet some MiB of activations before the next: the last cache keeps those.
   const int64_t task_tiles =
-      std::clamp<int64_t>(kChunkBytes / (isa.tile * pairs * 4), 12, kTaskTiles);
+      std::clamp<int64_t>(kChunkBytes / (large * pairs * 4), 12, kTaskTiles);
   const int64_t chunks = (tile_count + task_tiles - 1) / task_tiles;
   const int64_t panel_pairs = w.panels / 2;
   const int64_t width = 2 * w.lanes;
@@ -386,22 +422,29 @@ void run_panels_bf16(const PreparedLinear& w, MatrixView<const float> x,
     const int64_t end = std::min(tile_count, begin + task_tiles);
     static thread_local Scratch<float> acc_scratch;
     static thread_local Scratch<uint32_t> u_scratch;
-    float* acc = acc_scratch.get(static_cast<size_t>(task_tiles * isa.tile * width));
+    float* acc = acc_scratch.get(static_cast<size_t>(task_tiles * large * width));
     uint32_t* u = u_scratch.get(static_cast<size_t>(kBlockColumns / 2 * width));
     for (int64_t first = 0; first < w.padded_cols;) {
       const int64_t stop = block_end(first, padded_group, w.padded_cols);
       decode(codes, 2 * pair, first, stop, u);
       for (int64_t i = begin; i < end; ++i) {
         const Tile& tile = tiles[static_cast<size_t>(i)];
-        (tile.mr == isa.tile ? linear.tile : linear.small_tile)(
-            codes, 2 * pair, first, stop, packed + tile.at * pairs + first / 2 * tile.mr,
-            sums + tile.at * w.groups, u, acc + (i - begin) * isa.tile * width);
+        float* sum = acc + (i - begin) * large * width;
+        const uint32_t* rows = packed + tile.at * pairs;
+        if (step > 0) {
+          by_tiles->product_bf16(codes, 2 * pair, tile.mr, step, first, stop, rows,
+                                 sums + tile.at * w.groups, u, sum);
+        } else {
+          (tile.mr == isa.tile ? linear.tile : linear.small_tile)(
+              codes, 2 * pair, first, stop, rows + first / 2 * tile.mr,
+              sums + tile.at * w.groups, u, sum);
+        }
       }
       first = stop;
     }
     for (int64_t i = begin; i < end; ++i) {
       const Tile& tile = tiles[static_cast<size_t>(i)];
-      store_tile(acc + (i - begin) * isa.tile * width, width, tile.first, tile.count,
+      store_tile(acc + (i - begin) * large * width, width, tile.first, tile.count,
                  pair * width, bias, y);
     }
   });
@@ -414,7 +457,12 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
   const PanelCodes codes = panel_codes(w);
   const PaddedGroups layout(w);
   const bool few = x.rows <= linear.direct_s8_tokens;
-  const std::vector<Tile>& tiles = few ? one_tile(x.rows) : tiles_of(isa, x.rows);
+  const LinearTileIsa* const by_tiles = w.kernel->tiles;
+  const int64_t step = few ? 0 : tile_step_of(w, sizeof(int8_t));
+  const int large = step > 0 ? by_tiles->tile : isa.tile;
+  const std::vector<Tile>& tiles =
+      few ? one_tile(x.rows)
+          : tiles_of(large, step > 0 ? by_tiles->small_tile : isa.small_tile, x.rows);
   const int64_t tile_count = static_cast<int64_t>(tiles.size());
   const int64_t padded_rows = tiles.back().at + tiles.back().mr;
   const int64_t steps = w.padded_cols / 4;
@@ -445,8 +493,12 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
         tile_sums[g * tile.mr + m] = linear.sum_codes(row + g * w.group, layout.count(g));
       }
     }
-    pack_codes(isa, padded, w.padded_cols, tile.count, steps, tile.mr,
-               packed + tile.at * steps * isa.dwords);
+    int32_t* out = packed + tile.at * steps * isa.dwords;
+    if (step > 0) {
+      pack_tiles(padded, w.padded_cols, tile, step, reinterpret_cast<int8_t*>(out));
+    } else {
+      pack_codes(isa, padded, w.padded_cols, tile.count, steps, tile.mr, out);
+    }
   });
 
   const int64_t width = 2 * w.lanes;
@@ -490,13 +542,20 @@ void run_panels_s8(const PreparedLinear& w, MatrixView<const float> x, const flo
       linear.unpack_int4(codes, 2 * pair, bytes);
       u = bytes;
     }
-    float* acc = acc_scratch.get(static_cast<size_t>(isa.tile * width));
+    float* acc = acc_scratch.get(static_cast<size_t>(large * width));
     const int64_t begin = task % chunks * kTaskTiles;
     for (int64_t i = begin; i < std::min(tile_count, begin + kTaskTiles); ++i) {
       const Tile& tile = tiles[static_cast<size_t>(i)];
-      (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
-          codes, 2 * pair, packed + tile.at * steps * isa.dwords,
-          sums + tile.at * w.groups, u, code_bias, acc);
+      const int32_t* rows = packed + tile.at * steps * isa.dwords;
+      const int32_t* tile_sums = sums + tile.at * w.groups;
+      if (step > 0) {
+        by_tiles->product_s8(codes, 2 * pair, tile.mr, step,
+                             reinterpret_cast<const int8_t*>(rows), tile_sums, u,
+                             code_bias, acc);
+      } else {
+        (tile.mr == isa.tile ? linear.tile_s8 : linear.small_s8)(
+            codes, 2 * pair, rows, tile_sums, u, code_bias, acc);
+      }
       store(acc, tile, pair);
     }
   });

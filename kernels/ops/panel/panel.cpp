@@ -7,12 +7,19 @@ namespace nibble {
 
 void pack_rows(const float* x, int64_t stride, int64_t n, int64_t k, int mr,
                float* packed) {
-  for (int m = 0; m < mr; ++m) {
-    if (m < n) {
-      const float* row = x + m * stride;
-      for (int64_t i = 0; i < k; ++i) packed[i * mr + m] = row[i];
-    } else {
-      for (int64_t i = 0; i < k; ++i) packed[i * mr + m] = 0;
+  // A cache line of a row at a time: what it becomes stays near until its lines are
+  // whole.
+  constexpr int64_t kStep = 16;
+  for (int64_t first = 0; first < k; first += kStep) {
+    const int64_t count = std::min(kStep, k - first);
+    float* to = packed + first * mr;
+    for (int m = 0; m < mr; ++m, ++to) {
+      if (m < n) {
+        const float* row = x + m * stride + first;
+        for (int64_t i = 0; i < count; ++i) to[i * mr] = row[i];
+      } else {
+        for (int64_t i = 0; i < count; ++i) to[i * mr] = 0;
+      }
     }
   }
 }
