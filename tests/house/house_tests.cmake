@@ -4,7 +4,7 @@ set(house ${CMAKE_CURRENT_LIST_DIR})
 
 function(add_house_test name)
   add_test(NAME house.${name} COMMAND bash ${ARGN})
-  set_tests_properties(house.${name} PROPERTIES LABELS house TIMEOUT 120)
+  set_tests_properties(house.${name} PROPERTIES LABELS house TIMEOUT 300)
 endfunction()
 
 add_house_test(floors ${house}/floors.sh ${CMAKE_SOURCE_DIR})
