@@ -81,10 +81,11 @@ bool has_plain_minima(const QuantScheme& scheme) {
          element_info(scheme.offsets[0].element).kind != ElementKind::table;
 }
 
-// What attention reads of keys and values: each position's, as the cache stores them.
-void quantize_caches(ProgramModule module, const std::string& kv) {
+// What attention reads: each position's keys and values as the cache stores them, and the
+// queries as the runtime rounds them.
+void quantize_attention(ProgramModule module, const std::string& kv) {
   for (const Node& node : module->program().nodes) {
-    if (node.op != "attention") continue;
+    if (node.op != "attention" || node.text("state", "").empty()) continue;
     const int64_t heads = node.integer("heads", 0);
     const KvScheme scheme = value_or_throw(parse_kv_scheme(
         kv, node.integer("kv_heads", heads), node.integer("head_dim", 0)));
@@ -92,6 +93,7 @@ void quantize_caches(ProgramModule module, const std::string& kv) {
       if (stored.is_float()) return;
       module->quantize_value(value, FakeQuantize(ActivationScheme{stored, true, 0, 0}));
     };
+    place(node.inputs[0], scheme.queries);
     place(node.inputs[1], scheme.keys);
     place(node.inputs[2], scheme.values);
   }
@@ -156,7 +158,7 @@ ProgramModule prepare(const Calibrated& calibrated, const QatOptions& options) {
       module->round_bias(layer.node);
     }
   }
-  quantize_caches(module, options.kv);
+  quantize_attention(module, options.kv);
   choose_trained(module, options.trained);
   return module;
 }

@@ -19,24 +19,6 @@ std::vector<torch::Tensor> running_statistics(const ProgramModule& module) {
   return result;
 }
 
-// MPI moves memory of the CPU.
-void send_to_first(Ranks& ranks, const torch::Tensor& x) {
-  ranks.send(x.cpu().contiguous(), 0);
-}
-
-torch::Tensor received(Ranks& ranks, const torch::Tensor& like, int from) {
-  torch::Tensor x = at::empty(like.sizes(), like.scalar_type());
-  ranks.receive(x, from);
-  return x.to(like.device());
-}
-
-void broadcast(Ranks& ranks, torch::Tensor& x) {
-  if (x.is_cpu()) return ranks.broadcast(x, 0);
-  torch::Tensor held = x.cpu();
-  ranks.broadcast(held, 0);
-  x.copy_(held);
-}
-
 }  // namespace
 
 SharedStep::SharedStep(ProgramModule module, std::vector<torch::Tensor> trained,
@@ -49,6 +31,8 @@ SharedStep::SharedStep(ProgramModule module, std::vector<torch::Tensor> trained,
         "; --set train.accumulate=", ranks_.count(), " with train.batch divided by it trains "
         "on as many samples a step"));
   }
+  if (ranks_.count() > 1 && !trained_.empty())
+    link_ = DeviceLink::create(ranks_, trained_[0].device());
   // One pass moves them as it always did.
   if (passes > 1) statistics_ = running_statistics(module);
 }
@@ -104,6 +88,30 @@ void SharedStep::move_statistics(const std::vector<torch::Tensor>& seen) {
     statistics_[i].mul_(1 - kBatchNormMomentum).add_(seen[i]);
 }
 
+void SharedStep::send_to_first(const torch::Tensor& x) {
+  if (link_ && x.is_cuda()) return link_->send(x.contiguous(), 0);
+  ranks_.send(x.cpu().contiguous(), 0);  // MPI moves memory of the CPU
+}
+
+torch::Tensor SharedStep::received(const torch::Tensor& like, int from) {
+  if (link_ && like.is_cuda()) {
+    torch::Tensor x = at::empty(like.sizes(), like.options());
+    link_->receive(x, from);
+    return x;
+  }
+  torch::Tensor x = at::empty(like.sizes(), like.scalar_type());
+  ranks_.receive(x, from);
+  return x.to(like.device());
+}
+
+void SharedStep::broadcast(torch::Tensor& x) {
+  if (link_ && x.is_cuda()) return link_->broadcast(x, 0);
+  if (x.is_cpu()) return ranks_.broadcast(x, 0);
+  torch::Tensor held = x.cpu();
+  ranks_.broadcast(held, 0);
+  x.copy_(held);
+}
+
 // A message: the loss, then of each parameter whether it has a gradient; then those gradients,
 // then the statistics seen.
 void SharedStep::send(double loss) {
@@ -114,9 +122,9 @@ void SharedStep::send(double loss) {
   for (size_t i = 0; i < trained_.size(); ++i) fact[1 + i] = trained_[i].grad().defined();
   ranks_.send(facts, 0);
   for (const torch::Tensor& parameter : trained_) {
-    if (parameter.grad().defined()) send_to_first(ranks_, parameter.grad());
+    if (parameter.grad().defined()) send_to_first(parameter.grad());
   }
-  for (const torch::Tensor& statistic : seen_) send_to_first(ranks_, statistic);
+  for (const torch::Tensor& statistic : seen_) send_to_first(statistic);
 }
 
 double SharedStep::add_next(int from) {
@@ -127,7 +135,7 @@ double SharedStep::add_next(int from) {
   const double* fact = facts.data_ptr<double>();
   for (size_t i = 0; i < trained_.size(); ++i) {
     if (fact[1 + i] == 0) continue;
-    const torch::Tensor part = received(ranks_, trained_[i], from);
+    const torch::Tensor part = received(trained_[i], from);
     torch::Tensor& sum = trained_[i].mutable_grad();
     if (sum.defined()) {
       sum.add_(part);
@@ -137,7 +145,7 @@ double SharedStep::add_next(int from) {
   }
   std::vector<torch::Tensor> seen;
   for (const torch::Tensor& statistic : statistics_)
-    seen.push_back(received(ranks_, statistic, from));
+    seen.push_back(received(statistic, from));
   move_statistics(seen);
   return fact[0];
 }
@@ -159,9 +167,9 @@ void SharedStep::spread(double& loss, bool& interrupted) {
       continue;
     }
     sum = sum.defined() ? sum.contiguous() : at::empty(trained_[i].sizes(), trained_[i].options());
-    broadcast(ranks_, sum);
+    broadcast(sum);
   }
-  for (torch::Tensor& statistic : statistics_) broadcast(ranks_, statistic);
+  for (torch::Tensor& statistic : statistics_) broadcast(statistic);
 }
 
 }  // namespace nibble

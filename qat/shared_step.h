@@ -1,20 +1,27 @@
-// One training step's forward passes, shared among processes (mpirun -n N; data-parallel).
+// One training step's forward passes, shared among processes (mpirun -n N;
+// data-parallel).
 //
-//   g = ((g_0 + g_1) + g_2) + ...      g_p: the gradient of pass p, of `accumulate` passes
-//   r = (1 - m) r + m s_p              r: running statistics of batch norms in place, s_p: those
-//                                      of pass p's batch, in the order of the passes; m = 0.1
+//   g = ((g_0 + g_1) + g_2) + ...      g_p: the gradient of pass p, of `accumulate`
+//   passes r = (1 - m) r + m s_p              r: running statistics of batch norms in
+//   place, s_p: those
+//                                      of pass p's batch, in the order of the passes; m =
+//                                      0.1
 //
-// Pass p is run by rank p N / passes. The first rank adds what the others send in the order of
-// the passes and sends the sum back, so that N processes give the bytes of one. Every rank then
-// makes the same optimizer step; no weights travel. All calls are collective.
+// Pass p is run by rank p N / passes. The first rank adds what the others send in the
+// order of the passes and sends the sum back, so that N processes give the bytes of one.
+// Every rank then makes the same optimizer step; no weights travel. All calls are
+// collective. Ranks with a GPU each exchange over NCCL, where the build has it; else
+// through the CPU, by MPI.
 #pragma once
 
 #include <torch/types.h>
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
+#include "ptq/distributed/device_link.h"
 #include "ptq/distributed/ranks.h"
 #include "ptq/module/program_module.h"
 
@@ -39,9 +46,13 @@ class SharedStep {
   void move_statistics(const std::vector<torch::Tensor>& seen);
   void send(double loss);
   double add_next(int from);
+  void send_to_first(const torch::Tensor& x);
+  torch::Tensor received(const torch::Tensor& like, int from);
+  void broadcast(torch::Tensor& x);
   void spread(double& loss, bool& interrupted);
 
   Ranks& ranks_;
+  std::unique_ptr<DeviceLink> link_;  // null: tensors go through the CPU
   std::vector<torch::Tensor> trained_;
   std::vector<torch::Tensor> statistics_;  // of batch norms in place
   std::vector<torch::Tensor> seen_;        // m s_p of the last pass

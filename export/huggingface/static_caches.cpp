@@ -52,7 +52,7 @@ StaticCaches static_caches(const Program& program) {
     if ((code != Element::e4m3 && code != Element::int8) ||
         !can_be_written(scheme.keys, scheme.key_scale, code) ||
         !can_be_written(scheme.values, scheme.value_scale, code) ||
-        !state.name.ends_with(kCache)) {
+        scheme.rounds_queries() || !state.name.ends_with(kCache)) {
       return {};
     }
     caches[state.name.substr(0, state.name.size() - kCache.size())] = scheme;
@@ -71,8 +71,10 @@ std::string add_static_cache(const std::string& module, Element code, const Tens
   const std::optional<Scale> key = scale_of(*keys), value = scale_of(*values);
   if (!key || !value)
     return "the scale of a KV cache that is not one positive number of f32, f16 or bf16";
-  caches[module] = {static_scheme(code, key->element),
-                    static_scheme(code, value->element), key->value, value->value};
+  caches[module] = {.keys = static_scheme(code, key->element),
+                    .values = static_scheme(code, value->element),
+                    .key_scale = key->value,
+                    .value_scale = value->value};
   return "";
 }
 

@@ -39,7 +39,7 @@ struct ProgramState {
   std::string name;  // e.g. "model.layers.0.self_attn.cache"
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  KvScheme scheme = {};  // what the executor stores it as
+  KvScheme scheme = {};  // what the executor stores it as, and rounds its queries to
   bool operator==(const ProgramState&) const = default;
 };
 

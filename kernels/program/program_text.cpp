@@ -282,8 +282,14 @@ Status parse_line(LineParser& line, Program& program) {
       NIBBLE_ASSIGN_OR_RETURN(const std::string keys, line.word("a scheme"));
       NIBBLE_RETURN_IF_ERROR(line.expect("values"));
       NIBBLE_ASSIGN_OR_RETURN(const std::string values, line.word("a scheme"));
+      std::string text = keys + "," + values;
+      if (!line.at_end()) {
+        NIBBLE_RETURN_IF_ERROR(line.expect("queries"));
+        NIBBLE_ASSIGN_OR_RETURN(const std::string queries, line.word("a scheme"));
+        text += "," + queries;
+      }
       const Result<KvScheme> scheme =
-          parse_kv_scheme(keys + "," + values, state.kv_heads, state.head_dim);
+          parse_kv_scheme(text, state.kv_heads, state.head_dim);
       if (!scheme.ok()) {
         return line.fail(cat("a KV cache's schemes (", scheme.status().message(), ")"));
       }
@@ -322,6 +328,8 @@ std::string print_program(const Program& program) {
       out +=
           cat(" keys ", word(kv_text(state.scheme.keys, state.scheme.key_scale)),
               " values ", word(kv_text(state.scheme.values, state.scheme.value_scale)));
+    if (state.scheme.rounds_queries())
+      out += cat(" queries ", word(to_string(state.scheme.queries)));
     out += "\n";
   }
   for (const Node& node : program.nodes) {

@@ -597,6 +597,12 @@ class NodeMaker {
       NIBBLE_ASSIGN_OR_RETURN(
           scheme, parse_kv_scheme(options_.kv, state.kv_heads, state.head_dim));
     }
+    if (scheme.rounds_queries()) {
+      return failure(StatusCode::unsupported, state.name,
+                     "queries as they are were required; found them rounded to ",
+                     to_string(scheme.queries),
+                     "; run this model on the CPU, or choose a cache with the option kv");
+    }
     const std::string head = cat("/g", state.head_dim, "@f16");
     const std::string text = to_string(scheme);
     if (scheme.is_f32() || text == "f16") return KvForm::f16;

@@ -1,6 +1,7 @@
 #include "kernels/runtime/executor.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/base/parallel.h"
 #include "kernels/ops/attention/attention.h"
@@ -62,6 +63,8 @@ struct Executor::Implementation {
   std::vector<std::vector<float>> slots;
   // One step's input: rounded to FP8, or where sums run in reverse (floats alone do).
   std::vector<float> reversed;
+  std::optional<KvRows> queries;  // of one attention, where they are rounded
+  std::vector<float> query_floats;
   ValueSlots sharing;
   std::map<std::string, std::string> kernels;
   std::unique_ptr<IntegerPath> integer;
@@ -273,6 +276,21 @@ struct Executor::Implementation {
 
   // --- language models
 
+  // As a cache would give them back. Valid until the next call.
+  Result<MatrixView<const float>> rounded_queries(const QuantScheme& scheme,
+                                                  MatrixView<const float> q) {
+    if (!queries || queries->scheme() != scheme || queries->width() != q.cols ||
+        queries->capacity() < q.rows) {
+      NIBBLE_ASSIGN_OR_RETURN(queries, KvRows::create(scheme, q.rows, q.cols));
+    }
+    queries->truncate(0);
+    NIBBLE_RETURN_IF_ERROR(queries->append(q));
+    query_floats.resize(
+        std::max(query_floats.size(), static_cast<size_t>(q.rows * q.cols)));
+    queries->read(nullptr, 0, 0, MatrixView<float>(query_floats.data(), q.rows, q.cols));
+    return MatrixView<const float>(query_floats.data(), q.rows, q.cols);
+  }
+
   Status run_attention(const Step& step, int64_t n, KvCache& cache) {
     const int64_t width = step.attention.kv_heads * step.attention.head_dim;
     const int64_t length = cache.length() + n;
@@ -282,7 +300,11 @@ struct Executor::Implementation {
     const KvRows& keys = cache.keys(step.state);
     const KvRows& values = cache.values(step.state);
     const int64_t q_width = step.attention.heads * step.attention.head_dim;
-    const MatrixView<const float> q(data(step.inputs[0]), n, q_width);
+    MatrixView<const float> q(data(step.inputs[0]), n, q_width);
+    const QuantScheme& asked = kv[step.state].queries;
+    if (asked != QuantScheme{}) {
+      NIBBLE_ASSIGN_OR_RETURN(q, rounded_queries(asked, q));
+    }
     const MatrixView<float> y(data(step.output), n, q_width);
     if (keys.floats() != nullptr && values.floats() != nullptr) {
       attention(select_attention(), step.attention, q,

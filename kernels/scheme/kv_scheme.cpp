@@ -38,8 +38,8 @@ Status parse_one(std::string_view text, std::string_view whole, QuantScheme& sch
   const Result<QuantScheme> parsed = parse_scheme(text.substr(0, equals));
   if (!parsed.ok())
     return refuse(StatusCode::invalid_argument, whole,
-                  "f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, a scheme or "
-                  "KEYS,VALUES was required; found '",
+                  "f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, a scheme, "
+                  "KEYS,VALUES or KEYS,VALUES,QUERIES was required; found '",
                   text, "' (", parsed.status().message(), ")");
   NIBBLE_RETURN_IF_ERROR(validate_kv_scheme(*parsed));
   scheme = *parsed;
@@ -97,17 +97,37 @@ Status validate_kv_scheme(const QuantScheme& scheme) {
   return ok_status();
 }
 
+Status validate_query_scheme(const QuantScheme& scheme) {
+  NIBBLE_RETURN_IF_ERROR(validate_kv_scheme(scheme));
+  if (!is_static_kv(scheme) && kv_block_positions(scheme) == 1) return ok_status();
+  return refuse(
+      StatusCode::unsupported, to_string(scheme),
+      "f32, f16, bf16, int8, fp8 or a scheme of r and gN blocks was required of "
+      "queries, which no position keeps; found one that several share");
+}
+
 Result<KvScheme> parse_kv_scheme(std::string_view text, int64_t kv_heads,
                                  int64_t head_dim) {
-  const size_t comma = text.find(',');
-  const std::string keys(text.substr(0, comma));
-  const std::string values(comma == std::string_view::npos ? text
-                                                           : text.substr(comma + 1));
+  std::string_view rest = text;
+  const auto next = [&] {
+    const size_t comma = rest.find(',');
+    const std::string part(rest.substr(0, comma));
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    return part;
+  };
+  const bool one = text.find(',') == std::string_view::npos;
+  const std::string keys = next(), values = one ? keys : next();
   KvScheme scheme;
   NIBBLE_RETURN_IF_ERROR(parse_one(short_name(keys, true, kv_heads, head_dim), text,
                                    scheme.keys, scheme.key_scale));
   NIBBLE_RETURN_IF_ERROR(parse_one(short_name(values, false, kv_heads, head_dim), text,
                                    scheme.values, scheme.value_scale));
+  if (std::count(text.begin(), text.end(), ',') < 2) return scheme;
+  float scale = 0;
+  NIBBLE_RETURN_IF_ERROR(
+      parse_one(short_name(std::string(rest), false, kv_heads, head_dim), text,
+                scheme.queries, scale));
+  NIBBLE_RETURN_IF_ERROR(validate_query_scheme(scheme.queries));
   return scheme;
 }
 
@@ -121,6 +141,8 @@ std::string kv_text(const QuantScheme& scheme, float scale) {
 std::string to_string(const KvScheme& scheme) {
   const std::string keys = kv_text(scheme.keys, scheme.key_scale);
   const std::string values = kv_text(scheme.values, scheme.value_scale);
+  if (scheme.rounds_queries())
+    return cat(keys, ",", values, ",", to_string(scheme.queries));
   return keys == values ? keys : keys + "," + values;
 }
 

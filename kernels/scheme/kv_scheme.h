@@ -1,4 +1,5 @@
-// The schemes of a KV cache: what its keys and its values are stored as.
+// The schemes of a KV cache: what its keys and its values are stored as, and what the
+// queries that meet them are rounded to.
 //
 // Keys and values of a state are matrices [positions, kv_heads * head_dim] that grow by
 // rows; a scheme must not need rows that are not there yet:
@@ -11,7 +12,12 @@
 //   one t block      static: one scale for every position, found by calibration; what it
 //                    does not reach is clamped (kv_cache_scheme of compressed-tensors)
 //
-// Text: "KEYS,VALUES", or one text for both; each a scheme or a short name, H being
+// Queries are not kept: each position's are rounded as such rows would be and read back
+// (FP8 and INT8 products of attention read them so). f32 unless they are named, and only
+// blocks of a position (r, gN).
+//
+// Text: "KEYS,VALUES,QUERIES", "KEYS,VALUES", or one text for both; each a scheme or a
+// short name, H being
 // head_dim, or the smallest whole number of heads of 32 values (the row, if narrower):
 //
 //   int8  int8n/gH@f16
@@ -36,19 +42,21 @@
 namespace nibble {
 
 struct KvScheme {
-  QuantScheme keys, values;              // default: f32
+  QuantScheme keys, values, queries;     // default: f32
   float key_scale = 0, value_scale = 0;  // of static schemes; 0: not calibrated yet
   bool operator==(const KvScheme&) const = default;
   bool is_f32() const { return *this == KvScheme{}; }
+  bool rounds_queries() const { return queries != QuantScheme{}; }
 };
 
 Result<KvScheme> parse_kv_scheme(std::string_view text, int64_t kv_heads,
                                  int64_t head_dim);
-// "KEYS,VALUES", or one text where they are equal; kv_text: one of the two.
+// "KEYS,VALUES,QUERIES", or as few texts as say it; kv_text: one of the first two.
 std::string to_string(const KvScheme& scheme);
 std::string kv_text(const QuantScheme& scheme, float scale);
-// Can a cache of rows of this width be stored so?
+// Can a cache be stored so? Can queries be rounded so?
 Status validate_kv_scheme(const QuantScheme& scheme);
+Status validate_query_scheme(const QuantScheme& scheme);
 
 // One scale for every position. of a KvScheme: keys or values have such.
 bool is_static_kv(const QuantScheme& scheme);

@@ -67,8 +67,8 @@ void CommandLine::positional(const char* name, bool required) {
 void CommandLine::kv_option() {
   text("kv", "SCHEME",
        "what the KV cache is stored as: f32, f16, bf16, int8, fp8, int4, a scheme (one "
-       "scale for all: int8/t@f32=0.05) or "
-       "KEYS,VALUES (default: what the artifact says, else f32)");
+       "scale for all: int8/t@f32=0.05), KEYS,VALUES or KEYS,VALUES,QUERIES (default: "
+       "what the artifact says, else f32)");
 }
 void CommandLine::device_option() {
   text("device", "cpu|cuda[:N]",

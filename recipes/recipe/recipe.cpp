@@ -190,13 +190,13 @@ class Parser {
           place_of("kv"), "kv takes what a KV cache can be stored as; found '",
           recipe_->kv, "' (", kv.status().message(),
           "); allowed: f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, "
-          "a scheme, KEYS,VALUES");
+          "a scheme, KEYS,VALUES, KEYS,VALUES,QUERIES");
     } else if (recipe_->kind != "ptq" && is_static_kv(*kv)) {
       return wrong(place_of("kv"),
                    "kv: training quantizes each position by scales of its own; found '",
                    recipe_->kv,
                    "'; allowed: f32, f16, bf16, int8, fp8, int4, a scheme "
-                   "whose blocks are positions, KEYS,VALUES");
+                   "whose blocks are positions, KEYS,VALUES, KEYS,VALUES,QUERIES");
     }
     if (recipe_->kind == "qat" && recipe_->train.steps == 0 &&
         recipe_->train.epochs == 0 && recipe_->blocks.epochs == 0) {

@@ -256,7 +256,7 @@ std::vector<Setting> make_settings() {
        NIBBLE_TARGET(minimum_tokens_per_expert)},
       {"kv", "", 0, 0, kQuantizing,
        "KV caches: f32, f16, bf16, int8, fp8, int4, int8-static, fp8-static, a scheme, "
-       "or KEYS,VALUES",
+       "KEYS,VALUES, or KEYS,VALUES,QUERIES (what attention's queries are rounded to)",
        NIBBLE_TARGET(kv)},
       {"qat.learn_weight_scale", "", 0, 0, kQat, "LSQ on weights",
        NIBBLE_TARGET(learn_weight_scale)},

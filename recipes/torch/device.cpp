@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 
+#include <cstdlib>
+
 namespace nibble {
 
 Status check_device(const std::string& name, const char* verb) {
@@ -25,6 +27,19 @@ Status check_device(const std::string& name, const char* verb) {
                  " GPUs is required");
   }
   return ok_status();
+}
+
+std::string own_device(const std::string& name) {
+  const int count =
+      at::hasCUDA() ? static_cast<int>(at::detail::getCUDAHooks().deviceCount()) : 0;
+  if (name != "cuda" || count == 0) return name;
+  // Open MPI, Hydra (MPICH, Intel MPI), Slurm.
+  for (const char* variable :
+       {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}) {
+    const char* rank = std::getenv(variable);
+    if (rank != nullptr) return cat("cuda:", std::atoi(rank) % count);
+  }
+  return name;
 }
 
 }  // namespace nibble

@@ -11,4 +11,8 @@ namespace nibble {
 // GPU, or a LibTorch without CUDA. verb: for the message.
 Status check_device(const std::string& name, const char* verb);
 
+// "cuda" of a process of mpirun: the GPU that is its own, counted among the processes of
+// its machine, or shared where those are more. Else the name itself.
+std::string own_device(const std::string& name);
+
 }  // namespace nibble

@@ -92,7 +92,7 @@ Result<RunReport> quantize(const PipelineRequest& request) {
   NIBBLE_RETURN_IF_ERROR(check_gate_data(request, *model, held, "quantize"));
   CalibrationData calibration;
   if (recipe.needs_calibration()) calibration = calibration_data(*planned, data, split);
-  calibration.device = request.device;
+  calibration.device = own_device(request.device);
   if (!request.save_calibration.empty() && is_first_rank()) {
     if (calibration.sequences.empty()) {
       return error(StatusCode::invalid_argument,

@@ -11,6 +11,7 @@
 #include "ptq/distributed/ranks.h"
 #include "ptq/error.h"
 #include "recipes/report/text_table.h"
+#include "recipes/torch/device.h"
 
 namespace nibble {
 namespace {
@@ -227,7 +228,7 @@ Status StreamedRun::solve(const Provenance& provenance, RunReport& report) {
   }
   StreamOptions options;
   options.progress = request_.progress;
-  options.device = request_.device;
+  options.device = own_device(request_.device);
   options.found = &found_;
   const Clock::time_point start = Clock::now();
   step_start_ = last_done_ = start;

@@ -202,7 +202,7 @@ Result<LoadedData> load_data(const PipelineRequest& request, const Artifact& mod
 // What the steps of a run are set to: a net over values heard its teacher before them.
 TrainOptions options_for(const PipelineRequest& request, const RunData& data) {
   TrainOptions options = request.recipe.train;
-  options.device = request.device;
+  options.device = own_device(request.device);
   if (data.is_signals()) options.distill_weight = 0;
   return options;
 }

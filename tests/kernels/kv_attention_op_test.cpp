@@ -464,8 +464,9 @@ TEST(KvScheme, NamesAndTexts) {
     return parse_kv_scheme(name, 2, 64).status().message();
   };
   EXPECT_THAT(refused("int9"), HasSubstr("[kv] int9: f32, f16, bf16, int8, fp8, int4, "
-                                         "int8-static, fp8-static, a scheme or "
-                                         "KEYS,VALUES was required"));
+                                         "int8-static, fp8-static, a scheme, "
+                                         "KEYS,VALUES or KEYS,VALUES,QUERIES was "
+                                         "required"));
   EXPECT_THAT(refused("uint8/t@f32"), HasSubstr("found one that needs every position"));
   EXPECT_THAT(refused("int8/t@f32+z/t@int8"), HasSubstr("needs every position"));
   EXPECT_THAT(refused("int8/t@e4m3"), HasSubstr("needs every position"));
@@ -473,6 +474,29 @@ TEST(KvScheme, NamesAndTexts) {
   EXPECT_THAT(refused("nf4/g64@dyn8+o/g64@f32"), HasSubstr("leave +o out"));
   EXPECT_THAT(refused("int4/b32x1@uint6/b64x1@f16"), HasSubstr("found 32 and 64"));
   EXPECT_THAT(refused("int4/g16@uint6/b32x16@f16"), HasSubstr("found both"));
+}
+
+TEST(KvScheme, QueriesAreNamedThirdAndOfOnePositionEach) {
+  const auto parsed = [](const char* text) { return parse_kv_scheme(text, 2, 64); };
+  for (const char* text : {"int8n/g64@f16,int8n/g64@f16,int8n/g64@f16",
+                           "f32,f32,e4m3/g64@f16", "f16,bf16,f16"}) {
+    ASSERT_TRUE(parsed(text).ok()) << parsed(text).status().message();
+    EXPECT_EQ(to_string(*parsed(text)), text);
+    EXPECT_TRUE(parsed(text)->rounds_queries());
+    EXPECT_FALSE(parsed(text)->is_f32());
+  }
+  EXPECT_EQ(to_string(*parsed("int8,int8,f32")), "int8n/g64@f16");
+  EXPECT_EQ(to_string(*parsed("int8,int8,fp8")),
+            "int8n/g64@f16,int8n/g64@f16,e4m3/g64@f16");
+  for (const char* text :
+       {"int8,int8,fp8-static", "int8,int8,uint4/b32x1@f16+m/b32x1@f16",
+        "f32,f32,e4m3/t@f32=0.1"}) {
+    EXPECT_EQ(parsed(text).status().code(), StatusCode::unsupported) << text;
+    EXPECT_THAT(parsed(text).status().message(), HasSubstr("required of queries"))
+        << text;
+  }
+  for (const char* text : {"int8,int8,int8,int8", "int8,int8,", "f32,f32,f32=1"})
+    EXPECT_EQ(parsed(text).status().code(), StatusCode::invalid_argument) << text;
 }
 
 TEST(KvScheme, StaticOnesBringTheirScales) {

@@ -140,6 +140,13 @@ TEST(ProgramText, StatesSayHowTheyAreStored) {
   EXPECT_NE(printed.find("head_dim 64 keys \"int8n/g64@f16\" values \"int8n/g64@f16\"\n"),
             std::string::npos)
       << printed;
+  Program rounds = program;
+  rounds.states[0].scheme = *parse_kv_scheme("int8,int8,fp8", 2, 64);
+  const std::string queries = print_program(rounds);
+  EXPECT_NE(queries.find("values \"int8n/g64@f16\" queries \"e4m3/g64@f16\"\n"),
+            std::string::npos)
+      << queries;
+  EXPECT_EQ(parse_program(queries)->states, rounds.states);
   std::string wrong = printed;
   wrong.replace(wrong.find("int8n/g64@f16"), 13, "int8n/c@f16");
   const Status status = parse_program(wrong).status();

@@ -196,7 +196,8 @@ TEST(Prepare, WeightsAloneWithFixedLevels) {
   EXPECT_TRUE(at::equal(shipped->forward(ids), module->forward(ids)));
 }
 
-// What attention reads in training is what the runtime's cache gives back.
+// What attention reads in training is what the runtime's cache gives back, and the
+// queries as it rounds them.
 TEST(Prepare, CachesAreSimulatedAsTheRuntimeStoresThem) {
   const auto model = std::make_shared<const Artifact>(small_llama(5));
   Plan plan;
@@ -216,7 +217,8 @@ TEST(Prepare, CachesAreSimulatedAsTheRuntimeStoresThem) {
   torch::Tensor ids = at::empty({1, 7}, at::kLong);
   std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<int64_t>());
   for (const char* kv :
-       {"int8", "fp8", "uint4/g4@f16+m/g4@f16", "uint4/b4x1@f16+m/b4x1@f16"}) {
+       {"int8", "fp8", "uint4/g4@f16+m/g4@f16", "uint4/b4x1@f16+m/b4x1@f16",
+        "f32,f32,int8", "f32,f32,int4n/g4@f16", "int8,int8,fp8"}) {
     ProgramModule module = prepare(ready, {.kv = kv}), floats = prepare(ready, {});
     const auto artifact =
         std::make_shared<const Artifact>(freeze(finish(module, ready), Provenance{}));
