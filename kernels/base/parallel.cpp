@@ -33,7 +33,7 @@ class Job {
   explicit Job(int threads)
       : threads_(static_cast<size_t>(threads)), ranges_(new Range[threads_]) {}
 
-  void begin(int64_t n, const std::function<void(int64_t)>& body) {
+  void begin(int64_t n, const FunctionRef<void(int64_t)>& body) {
     body_ = &body;
     const int64_t threads = static_cast<int64_t>(threads_);
     for (int64_t t = 0; t < threads; ++t) {
@@ -59,7 +59,7 @@ class Job {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
   };
-  const std::function<void(int64_t)>* body_ = nullptr;
+  const FunctionRef<void(int64_t)>* body_ = nullptr;
   size_t threads_;
   std::unique_ptr<Range[]> ranges_;
 };
@@ -82,7 +82,7 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  void run(int64_t n, const std::function<void(int64_t)>& body) {
+  void run(int64_t n, const FunctionRef<void(int64_t)>& body) {
     job_.begin(n, body);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -171,7 +171,7 @@ void set_thread_count(int n) {
   s.pool.reset();
 }
 
-void parallel_for(int64_t n, const std::function<void(int64_t)>& body) {
+void parallel_for(int64_t n, FunctionRef<void(int64_t)> body) {
   if (n <= 0) return;
   State& s = state();
   // Nested, alone, or while another thread uses the pool: the same calls, here, in order.

@@ -17,7 +17,7 @@ namespace nibble {
 uint64_t read_words(const uint64_t* words, int64_t n, int64_t passes);
 
 namespace avx2 {
-int64_t peak_maddubs(int64_t rounds);
+int64_t peak_maddwd(int64_t rounds);
 int64_t peak_fma(int64_t rounds);
 int64_t peak_shuffle(int64_t rounds);
 uint64_t read_words(const uint64_t* words, int64_t n, int64_t passes);

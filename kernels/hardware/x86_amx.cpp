@@ -1,4 +1,5 @@
 #include "kernels/hardware/probe_isa.h"
+#include "kernels/hardware/tile_config.h"
 
 // Inline assembly throughout: GCC 12's _tile_loadconfig does not say that it reads the 64
 // bytes, so their stores may vanish. cpu_info() has asked the system for the tile
@@ -9,22 +10,9 @@ namespace {
 constexpr int kTiles = 6;  // of results; tile 6 and 7 hold the operands
 constexpr int kRows = 16, kRowBytes = 64;
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 // All eight tiles 16 x 64 bytes, results 0, both operands the 16 x 64 bytes at `operand`.
 void begin(const void* operand) {
-  TileConfig config;
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = kRowBytes;
-    config.rows[i] = kRows;
-  }
+  const TileConfig config = tile_config(kRowBytes);
   const int64_t stride = kRowBytes;
   __asm__ volatile("ldtilecfg %0" ::"m"(config));
   __asm__ volatile(

@@ -7,17 +7,18 @@
 // registers leave 12 beside the operands.
 namespace nibble::avx2 {
 
-#define MADDUBS(i)                                                      \
-  "vpmaddubsw %%ymm14, %%ymm14, %%ymm12\n\tvpmaddwd %%ymm15, %%ymm12, " \
-  "%%ymm12\n\tvpaddd %%ymm12, %%ymm" i ", %%ymm" i "\n\t"
+// Rows widen int8 codes to 16 bits: sums of two in vpmaddubsw would saturate.
+#define MADDWD(i)                            \
+  "vpmaddwd %%ymm14, %%ymm15, %%ymm12\n\t"   \
+  "vpaddd %%ymm12, %%ymm" i ", %%ymm" i "\n\t"
 #define FMA(i) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" i "\n\t"
 #define SHUFFLE(i) "vpshufb %%ymm" i ", %%ymm14, %%ymm" i "\n\t"
 
-int64_t peak_maddubs(int64_t rounds) {
-  alignas(32) int8_t ones[64];
-  for (int i = 0; i < 64; ++i) ones[i] = i < 32 ? 1 : (i + 1) % 2;  // bytes, then words
+int64_t peak_maddwd(int64_t rounds) {
+  alignas(32) int16_t ones[32];
+  for (int16_t& one : ones) one = 1;
   alignas(32) int32_t out[8 * 8];
-  NIBBLE_PEAK_LOOP(NIBBLE_EACH_8, ymm, "32", MADDUBS, "14", "15", rounds, ones, out);
+  NIBBLE_PEAK_LOOP(NIBBLE_EACH_8, ymm, "32", MADDWD, "14", "15", rounds, ones, out);
   return peak_sum(out, 8 * 8);
 }
 

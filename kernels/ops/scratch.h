@@ -1,6 +1,8 @@
 // A 64-byte aligned buffer that only grows: the working memory of one thread's kernels.
 //
-// Made thread_local by its users, so steady runs allocate nothing. Not for ISA files (std::).
+// Made thread_local by its users, so steady runs allocate nothing; a buffer that is outgrown
+// becomes half as large again, so that sizes that follow a context's length allocate seldom.
+// Not for ISA files (std::).
 #pragma once
 
 #include <cstddef>
@@ -15,10 +17,11 @@ class Scratch {
   // At least n elements, contents unspecified. Earlier pointers are void after a growth.
   T* get(size_t n) {
     if (n > size_) {
+      const size_t room = n > size_ + size_ / 2 ? n : size_ + size_ / 2;
       // 64 = the widest vector and the cache line; aligned_alloc wants a multiple of it.
-      const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
+      const size_t bytes = (room * sizeof(T) + 63) / 64 * 64;
       data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      size_ = n;
+      size_ = room;
     }
     return data_.get();
   }

@@ -1,34 +1,20 @@
 #include "kernels/packing/packed_tensor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/float_types.h"
 #include "kernels/base/parallel.h"
+#include "kernels/packing/packed_bits.h"
 #include "kernels/scheme/element_codec.h"
 #include "kernels/scheme/level_runs.h"
 
 namespace nibble {
 namespace {
 
-// --- one row of b-bit codes as a little-endian bit string
-
-// Writes n values of `bits` bits; `get(i)` gives the bits. Bytes come out in order, so
-// the row needs no zeroing and the last byte's unused bits are zero.
-template <class Get>
-void write_bits(int bits, int64_t n, Get get, std::byte* out) {
-  uint64_t window = 0;
-  int filled = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    window |= static_cast<uint64_t>(get(i)) << filled;
-    for (filled += bits; filled >= 8; filled -= 8) {
-      *out++ = static_cast<std::byte>(window & 0xff);
-      window >>= 8;
-    }
-  }
-  if (filled > 0) *out = static_cast<std::byte>(window & 0xff);
-}
+// --- one row of b-bit codes as a little-endian bit string (packed_bits.h)
 
 // put(i, bits) for each of n values; returns the unused bits of the last byte.
 template <class Put>
@@ -47,17 +33,6 @@ uint64_t read_bits(int bits, int64_t n, const std::byte* in, Put put) {
   return window;
 }
 
-uint32_t read_one(int bits, const std::byte* row, int64_t i) {
-  const int64_t first = i * bits;
-  uint64_t window = 0;
-  const int64_t last_byte = (first + bits - 1) / 8;
-  for (int64_t byte = first / 8; byte <= last_byte; ++byte) {
-    window |= static_cast<uint64_t>(std::to_integer<uint8_t>(row[byte]))
-              << (8 * (byte - first / 8));
-  }
-  return static_cast<uint32_t>((window >> (first % 8)) & ((uint64_t{1} << bits) - 1));
-}
-
 // The code byte (CodedMatrix) of stored bits, for signed integers with the sign extended.
 struct CodeBytes {
   explicit CodeBytes(const QuantScheme& scheme) {
@@ -71,6 +46,7 @@ struct CodeBytes {
       const uint8_t byte = static_cast<uint8_t>(code);
       valid[code] =
           !std::isnan(value_of(scheme.code, byte)) && !(narrow && byte == unused_lowest);
+      all_valid &= valid[code];
     }
     for (uint32_t stored = 0; stored < 1u << bits; ++stored) {
       if (!valid[byte_of(stored)]) invalid.push_back(byte_of(stored));
@@ -100,7 +76,7 @@ struct CodeBytes {
   int bits;
   bool is_signed, narrow;
   uint8_t unused_lowest;
-  bool valid[256];
+  bool valid[256], all_valid = true;
   std::vector<uint8_t> invalid;  // of the patterns of `bits` bits
 };
 
@@ -125,6 +101,23 @@ uint64_t unpack_row(const CodeBytes& code, int64_t n, const std::byte* in, uint8
   }
   return read_bits(code.bits, n, in,
                    [&](int64_t c, uint32_t stored) { out[c] = code.byte_of(stored); });
+}
+
+// The way back; false where a code stands for no number.
+bool pack_row(const CodeBytes& code, int64_t n, const uint8_t* in, uint8_t* out) {
+  bool valid = true;
+  for (int64_t i = 0; i < n && !code.all_valid; ++i) valid &= code.valid[in[i]];
+  if (code.bits == 8) {
+    std::memcpy(out, in, static_cast<size_t>(n));
+  } else if (code.bits == 4) {
+    for (int64_t i = 0; i < n / 2; ++i) {
+      out[i] = static_cast<uint8_t>((in[2 * i] & 15) | in[2 * i + 1] << 4);
+    }
+    if (n % 2 == 1) out[n / 2] = in[n - 1] & 15;
+  } else {
+    put_bits(code.bits, n, [&](int64_t c) { return in[c]; }, out);
+  }
+  return valid;
 }
 
 std::string where(const QuantScheme& scheme, int64_t rows, int64_t cols) {
@@ -165,10 +158,10 @@ Result<PackedLevel> pack_level(const ScaleLevel& level, const CodedLevel& values
   packed.shift = values.shift;
   for (int64_t r = 0; r < values.rows; ++r) {
     const float* row = values.values.data() + r * values.cols;
-    write_bits(
+    put_bits(
         bits, values.cols,
         [&](int64_t c) { return bits_of_value(level.element, row[c]); },
-        out + r * row_bytes);
+        reinterpret_cast<uint8_t*>(out + r * row_bytes));
   }
   return packed;
 }
@@ -296,7 +289,8 @@ class LevelReader {
     const int64_t cols = level_cols_[k];
     const std::byte* row =
         packed_[k].values.data() + i / cols * level_row_bytes(levels_[k], cols);
-    return value_of_bits(element, read_one(element_info(element).bits, row, i % cols));
+    return value_of_bits(element, bits_at(reinterpret_cast<const uint8_t*>(row), element_info(element).bits,
+                                  i % cols));
   }
 
   const std::vector<ScaleLevel>& levels_;
@@ -356,25 +350,25 @@ Result<PackedTensor> pack(const CodedMatrix& q, std::vector<int64_t> shape) {
                  q.scales.size(), " and ", q.offsets.size());
   }
   const CodeBytes code(q.scheme);
-  for (size_t i = 0; i < q.codes.size(); ++i) {
-    if (code.valid[q.codes[i]]) continue;
-    return error(StatusCode::invalid_argument, place, ": code ", i,
-                 " must stand for a number of ", to_string(q.scheme), "; found byte ",
-                 static_cast<int>(q.codes[i]));
-  }
   const int64_t row_bytes = packed_row_bytes(q.scheme.code, q.cols);
-  const uint32_t mask = (1u << code.bits) - 1;
+  std::atomic<bool> all_valid{true};
   std::byte* out = nullptr;
   packed.codes = Bytes::allocate(static_cast<size_t>(q.rows * row_bytes), &out);
   const int64_t step = rows_a_part(q.cols);
   parallel_for((q.rows + step - 1) / step, [&](int64_t part) {
     for (int64_t r = part * step; r < std::min(q.rows, (part + 1) * step); ++r) {
       const uint8_t* row = q.codes.data() + r * q.cols;
-      write_bits(
-          code.bits, q.cols, [&](int64_t c) { return row[c] & mask; },
-          out + r * row_bytes);
+      if (!pack_row(code, q.cols, row, reinterpret_cast<uint8_t*>(out + r * row_bytes))) {
+        all_valid.store(false, std::memory_order_relaxed);
+      }
     }
   });
+  for (size_t i = 0; i < q.codes.size() && !all_valid.load(); ++i) {
+    if (code.valid[q.codes[i]]) continue;
+    return error(StatusCode::invalid_argument, place, ": code ", i,
+                 " must stand for a number of ", to_string(q.scheme), "; found byte ",
+                 static_cast<int>(q.codes[i]));
+  }
   for (size_t k = 0; k < q.scales.size(); ++k) {
     NIBBLE_ASSIGN_OR_RETURN(
         PackedLevel level,

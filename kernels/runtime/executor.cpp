@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "kernels/base/function_ref.h"
 #include "kernels/base/parallel.h"
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/conv2d/conv2d.h"
@@ -38,7 +39,7 @@ Status failure(StatusCode code, const std::string& where, const Parts&... parts)
   return error(code, "[runtime] ", where, ": ", parts...);
 }
 
-void in_chunks(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
+void in_chunks(int64_t n, int64_t chunk, FunctionRef<void(int64_t, int64_t)> body) {
   parallel_for((n + chunk - 1) / chunk, [&](int64_t i) {
     body(i * chunk, std::min(chunk, n - i * chunk));
   });
@@ -291,21 +292,23 @@ struct Executor::Implementation {
     return MatrixView<const float>(query_floats.data(), q.rows, q.cols);
   }
 
-  Status run_attention(const Step& step, int64_t n, KvCache& cache) {
+  // Of one sequence: rows [first, first + n).
+  Status run_attention(const Step& step, int64_t first, int64_t n, KvCache& cache) {
     const int64_t width = step.attention.kv_heads * step.attention.head_dim;
     const int64_t length = cache.length() + n;
-    NIBBLE_RETURN_IF_ERROR(
-        cache.append(step.state, MatrixView<const float>(data(step.inputs[1]), n, width),
-                     MatrixView<const float>(data(step.inputs[2]), n, width)));
+    NIBBLE_RETURN_IF_ERROR(cache.append(
+        step.state,
+        MatrixView<const float>(data(step.inputs[1]) + first * width, n, width),
+        MatrixView<const float>(data(step.inputs[2]) + first * width, n, width)));
     const KvRows& keys = cache.keys(step.state);
     const KvRows& values = cache.values(step.state);
     const int64_t q_width = step.attention.heads * step.attention.head_dim;
-    MatrixView<const float> q(data(step.inputs[0]), n, q_width);
+    MatrixView<const float> q(data(step.inputs[0]) + first * q_width, n, q_width);
     const QuantScheme& asked = kv[step.state].queries;
     if (asked != QuantScheme{}) {
       NIBBLE_ASSIGN_OR_RETURN(q, rounded_queries(asked, q));
     }
-    const MatrixView<float> y(data(step.output), n, q_width);
+    const MatrixView<float> y(data(step.output) + first * q_width, n, q_width);
     if (keys.floats() != nullptr && values.floats() != nullptr) {
       attention(select_attention(), step.attention, q,
                 MatrixView<const float>(keys.floats(), length, width),
@@ -336,9 +339,12 @@ struct Executor::Implementation {
     });
   }
 
-  Status run_tokens(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits,
-                    size_t first_step = 0, BlockInputs* kept = nullptr) {
+  // A run of as many tokens for each sequence, one after the other.
+  Status run_tokens(std::span<const int32_t> tokens, std::span<KvCache* const> caches,
+                    MatrixView<float> logits, size_t first_step = 0,
+                    BlockInputs* kept = nullptr) {
     const int64_t n = static_cast<int64_t>(tokens.size());
+    const int64_t each = n / static_cast<int64_t>(caches.size());
     reserve(n);
     for (size_t i = first_step; i < steps.size(); ++i) {
       const Step& step = steps[i];
@@ -361,13 +367,24 @@ struct Executor::Implementation {
       } else if (node.op == "rope") {
         float* y = data(step.output);
         std::copy_n(data(step.inputs[0]), n * step.features, y);
-        ropes[step.rope].reserve(cache.length() + n);
-        in_chunks(n, kRows, [&](int64_t t, int64_t count) {
-          apply_rope(MatrixView<float>(y + t * step.features, count, step.features),
-                     ropes[step.rope], cache.length() + t, node.integer("interleaved", 0) != 0);
-        });
+        for (const KvCache* cache : caches) {
+          ropes[step.rope].reserve(cache->length() + each, cache->capacity());
+        }
+        const RopeKernel& kernel = select_rope();
+        const bool interleaved = node.integer("interleaved", 0) != 0;
+        for (const KvCache* cache : caches) {
+          in_chunks(each, kRows, [&](int64_t t, int64_t count) {
+            apply_rope(kernel, MatrixView<float>(y + t * step.features, count, step.features),
+                       ropes[step.rope], cache->length() + t, interleaved);
+          });
+          y += each * step.features;
+        }
       } else if (node.op == "attention") {
-        NIBBLE_RETURN_IF_ERROR(run_attention(step, n, cache));
+        int64_t first = 0;
+        for (KvCache* cache : caches) {
+          NIBBLE_RETURN_IF_ERROR(run_attention(step, first, each, *cache));
+          first += each;
+        }
       } else if (!run_rows(step, n)) {
         return failure(StatusCode::unsupported, node.name, "op '", node.op,
                        "' does not run on tokens");
@@ -380,7 +397,7 @@ struct Executor::Implementation {
         std::copy_n(from + r * classes, classes, logits.row(r));
       }
     }
-    cache.advance(n);
+    for (KvCache* cache : caches) cache->advance(each);
     return ok_status();
   }
 
@@ -547,7 +564,31 @@ Status Executor::check_tokens(std::span<const int32_t> tokens, const KvCache& ca
 Status Executor::forward(std::span<const int32_t> tokens, KvCache& cache,
                          MatrixView<float> logits) {
   NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
-  return implementation_->run_tokens(tokens, cache, logits);
+  KvCache* const one = &cache;
+  return implementation_->run_tokens(tokens, {&one, 1}, logits);
+}
+
+Status Executor::decode(std::span<const int32_t> tokens, std::span<KvCache* const> caches,
+                        MatrixView<float> logits) {
+  if (caches.empty() || caches.size() != tokens.size() ||
+      logits.rows != static_cast<int64_t>(tokens.size())) {
+    return failure(StatusCode::invalid_argument, "caches",
+                   "a token, a cache and a row of logits were required for each sequence; "
+                   "found ",
+                   tokens.size(), ", ", caches.size(), " and ", logits.rows);
+  }
+  for (size_t i = 0; i < caches.size(); ++i) {
+    NIBBLE_RETURN_IF_ERROR(check_tokens(
+        tokens.subspan(i, 1), *caches[i],
+        MatrixView<float>(logits.row(static_cast<int64_t>(i)), 1, logits.cols)));
+    if (std::find(caches.begin(), caches.begin() + static_cast<std::ptrdiff_t>(i),
+                  caches[i]) != caches.begin() + static_cast<std::ptrdiff_t>(i)) {
+      return failure(StatusCode::invalid_argument, "caches",
+                     "a cache of its own was required for each sequence; found number ", i,
+                     " twice");
+    }
+  }
+  return implementation_->run_tokens(tokens, caches, logits);
 }
 
 int64_t Executor::embedding_features() const {
@@ -572,7 +613,8 @@ Status Executor::forward_keeping(std::span<const int32_t> tokens, KvCache& cache
                                  MatrixView<float> logits, BlockInputs& kept) {
   NIBBLE_RETURN_IF_ERROR(check_tokens(tokens, cache, logits));
   kept = {static_cast<int64_t>(tokens.size()), {}};
-  return implementation_->run_tokens(tokens, cache, logits, 0, &kept);
+  KvCache* const one = &cache;
+  return implementation_->run_tokens(tokens, {&one, 1}, logits, 0, &kept);
 }
 
 Status Executor::forward_from(size_t stage, const BlockInputs& kept,
@@ -593,7 +635,8 @@ Status Executor::forward_from(size_t stage, const BlockInputs& kept,
   net.stage_values(net.sharing.stages[stage], n, [&](float* to, size_t at, size_t size) {
     std::copy_n(values.data() + at, size, to);
   });
-  return net.run_tokens(tokens, cache, logits, net.sharing.stages[stage].node);
+  KvCache* const one = &cache;
+  return net.run_tokens(tokens, {&one, 1}, logits, net.sharing.stages[stage].node);
 }
 
 Result<size_t> Executor::stage_of(const std::string& layer) const {

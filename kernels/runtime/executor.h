@@ -87,6 +87,12 @@ class Executor {
   // or [1, vocab] for the last position only.
   // out_of_range: a token id outside the vocabulary, or the context is exceeded.
   Status forward(std::span<const int32_t> tokens, KvCache& cache, MatrixView<float> logits);
+  // One token of each of several sequences together, every weight read once for all: tokens[i]
+  // at position caches[i]->length(), appended there; logits [tokens, vocab]. Linear layers on
+  // int8 activations give what forward gives token by token, bit for bit; float ones may sum in
+  // another order. Errors as forward; invalid_argument: a cache twice.
+  Status decode(std::span<const int32_t> tokens, std::span<KvCache* const> caches,
+                MatrixView<float> logits);
 
   // --- encoders
   // A batch of sequences, one after the other in `tokens`, lengths[i] tokens each. types: a

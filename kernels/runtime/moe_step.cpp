@@ -85,23 +85,23 @@ void MoeStep::run(MatrixView<const float> x, MatrixView<const float> logits,
   const SiluMulFunction silu_mul = select_silu_mul().run;
   for (size_t e = 0; e < experts_.size(); ++e) {
     const Expert& expert = experts_[e];
-    std::vector<std::pair<int64_t, float>> tokens;  // and what the expert counts for them
+    tokens_.clear();
     for (int64_t t = 0; t < x.rows; ++t) {
       for (int64_t j = 0; j < top_k_; ++j) {
         if (chosen(t, j) == static_cast<int32_t>(e)) {
-          tokens.emplace_back(t, weights(t, j));
+          tokens_.emplace_back(t, weights(t, j));
         }
       }
     }
-    if (tokens.empty()) continue;
-    const int64_t n = static_cast<int64_t>(tokens.size());
+    if (tokens_.empty()) continue;
+    const int64_t n = static_cast<int64_t>(tokens_.size());
     const int64_t hidden = expert.gate.cols, width = expert.gate.rows;
     rows_.resize(static_cast<size_t>(n * hidden));
     gate_.resize(static_cast<size_t>(n * width));
     up_.resize(static_cast<size_t>(n * width));
     out_.resize(static_cast<size_t>(n * hidden));
     for (int64_t i = 0; i < n; ++i) {
-      std::copy_n(x.row(tokens[static_cast<size_t>(i)].first), hidden,
+      std::copy_n(x.row(tokens_[static_cast<size_t>(i)].first), hidden,
                   rows_.data() + i * hidden);
     }
     const MatrixView<const float> mine(rows_.data(), n, hidden);
@@ -111,7 +111,7 @@ void MoeStep::run(MatrixView<const float> x, MatrixView<const float> logits,
     run_linear(expert.down, MatrixView<const float>(gate_.data(), n, width), nullptr,
                MatrixView<float>(out_.data(), n, hidden));
     for (int64_t i = 0; i < n; ++i) {
-      const auto [t, weight] = tokens[static_cast<size_t>(i)];
+      const auto [t, weight] = tokens_[static_cast<size_t>(i)];
       const float* from = out_.data() + i * hidden;
       float* to = y.row(t);
       for (int64_t c = 0; c < hidden; ++c) to[c] += weight * from[c];

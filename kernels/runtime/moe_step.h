@@ -43,6 +43,7 @@ class MoeStep {
   bool normalize_ = false;
   // Between calls only room.
   std::vector<int32_t> chosen_;
+  std::vector<std::pair<int64_t, float>> tokens_;  // and what an expert counts for them
   std::vector<float> weights_, rows_, gate_, up_, out_;
 };
 

@@ -1,5 +1,7 @@
 #include "kernels/runtime/node_weights.h"
 
+#include <cmath>
+
 #include "kernels/runtime/layer_weight.h"
 
 namespace nibble {
@@ -8,6 +10,40 @@ namespace {
 template <class... Parts>
 Status failure(StatusCode code, const std::string& where, const Parts&... parts) {
   return error(code, "[runtime] ", where, ": ", parts...);
+}
+
+// Of a net over values a static scheme belongs to its integer path.
+bool read_as_codes(const Artifact& artifact, const ActivationScheme& input) {
+  return input.dynamic || artifact.program.is_language_model();
+}
+
+// How the int8 rows round what a layer reads.
+Result<LinearInput> linear_input(const Node& node, const ActivationScheme& input) {
+  const QuantScheme& scheme = input.scheme;
+  const bool integer = !scheme.is_float() &&
+                       element_info(scheme.code).kind == ElementKind::integer &&
+                       code_highest(scheme) == 127 && scheme.offset == OffsetKind::none &&
+                       scheme.scales.size() == 1 && !scheme.scales[0].shifted;
+  if (integer && input.dynamic && code_lowest(scheme) == -127 &&
+      scheme.scales[0].element == Element::f32) {
+    if (scheme.scales[0].block.kind == Block::Kind::row) return LinearInput{};
+    if (scheme.scales[0].block.kind == Block::Kind::group) {
+      return LinearInput{.group = scheme.scales[0].block.cols};
+    }
+  }
+  if (integer && !input.dynamic && input.zero_point == 0 && input.scale > 0 &&
+      std::isfinite(input.scale) && code_lowest(scheme) < 0 &&
+      scheme.scales[0].block.kind == Block::Kind::tensor) {
+    return LinearInput{.scale = input.scale, .lowest = code_lowest(scheme)};
+  }
+  return failure(StatusCode::unsupported, node.name,
+                 "inputs must be float, dynamic int8n/r@f32, int8n/gN@f32, e4m3/r@f32 or "
+                 "int2n/r@f32 to int7n/r@f32, or static int8/t@f32 with a scale > 0 and zero "
+                 "point 0; found a ",
+                 input.dynamic ? "dynamic " : "static ", to_string(scheme),
+                 input.dynamic ? "" : cat(" with scale ", input.scale, ", zero point ",
+                                          input.zero_point),
+                 "; change the recipe");
 }
 
 }  // namespace
@@ -44,22 +80,8 @@ Result<const LinearKernel*> choose_linear_for(const Artifact& artifact, const No
                                               const LinearWeight& weight,
                                               const ActivationScheme* input,
                                               LinearActivation wanted) {
-  if (input != nullptr) {
-    // A static input scheme belongs to the integer path of nets whose values are all
-    // codes.
-    if (artifact.program.is_language_model() && !input->dynamic) {
-      return failure(StatusCode::unsupported, node.name,
-                     "float or dynamic int8n/r@f32 inputs were required; found a static ",
-                     to_string(input->scheme), "; change the recipe");
-    }
-    if (input->dynamic && to_string(input->scheme) != "int8n/r@f32") {
-      return failure(StatusCode::unsupported, node.name,
-                     "dynamic inputs must be int8n/r@f32, e4m3/r@f32 or int2n/r@f32 to "
-                     "int7n/r@f32; found ",
-                     to_string(input->scheme), "; change the recipe");
-    }
-  }
-  const bool must = input != nullptr && input->dynamic;
+  const bool must = input != nullptr && read_as_codes(artifact, *input);
+  if (must) NIBBLE_RETURN_IF_ERROR(linear_input(node, *input).status());
   const LinearKernel* kernel =
       preferred_linear(weight, must ? LinearActivation::s8 : wanted);
   // The option takes int8 where it can be had; what the artifact asks for is its meaning.
@@ -83,7 +105,11 @@ Result<PreparedLinear> prepare_linear_for(const Artifact& artifact, const Node& 
   NIBBLE_ASSIGN_OR_RETURN(const LinearKernel* kernel,
                           choose_linear_for(artifact, node, weight, input, wanted));
   if (kernels != nullptr) (*kernels)[node.parameter("weight")] = kernel->name;
-  return prepare_linear(*kernel, weight);
+  if (input == nullptr || !read_as_codes(artifact, *input)) {
+    return prepare_linear(*kernel, weight);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const LinearInput rounding, linear_input(node, *input));
+  return prepare_linear(*kernel, weight, rounding);
 }
 
 Result<PreparedLinear> prepare_node_linear(const Artifact& artifact, const Node& node,

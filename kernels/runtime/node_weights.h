@@ -1,11 +1,12 @@
 // What a node brings to the executor: its parameters, and a linear layer ready to run.
 //
 // A linear layer's row of ops/linear follows from the weight's scheme and from what reads
-// it: float activations, or dynamic int8n/r@f32 ones, which the artifact asks for (the
-// layer's input scheme; it must be had) or the caller (compute; taken where it can be).
+// it: float activations, or int8 ones, which the artifact asks for (the layer's input
+// scheme; it must be had: dynamic int8n/r@f32 or int8n/gN@f32, of a language model static
+// int8/t@f32 as well) or the caller (compute; taken where it can be).
 //
-// not_found: a tensor that the artifact lacks. unsupported: a low-rank part, a static or another dynamic input of a language model, a scheme that no row runs;
-// the message names the node or tensor. Allocates. Safe to call from any thread.
+// not_found: a tensor that the artifact lacks. unsupported: a low-rank part, another input
+// scheme, a scheme that no row runs; the message names the node or tensor. Allocates. Safe to call from any thread.
 #pragma once
 
 #include <map>

@@ -48,6 +48,7 @@ Json to_json(const AdviceReport& report, const std::vector<Line>& lines,
   Json json = {{"cpu", report.cpu},
                {"read_bandwidth", report.read_bandwidth},
                {"batch", options.batch},
+               {"known_timings", options.timings == nullptr ? 0 : options.timings->found()},
                {"context", options.context},
                {"prompt_tokens", options.prefill},
                {"rest_seconds", {{"decode", report.rest_decode},
@@ -89,7 +90,7 @@ Json to_json(const AdviceReport& report, const std::vector<Line>& lines,
 }
 
 void print(const AdviceReport& report, const std::vector<Line>& lines,
-           const AdviseOptions& options) {
+           const AdviseOptions& options, const TimingCache& timings) {
   std::vector<std::vector<std::string>> rows = {
       {"scheme", "decode tokens/s", "first token ms", "weights", "KV cache", "RTN error",
        "measured", "verdict"}};
@@ -111,11 +112,17 @@ void print(const AdviceReport& report, const std::vector<Line>& lines,
   }
   std::cout
       << table_text(rows) << "on  " << report.cpu << ", reading "
-      << number_text(report.read_bandwidth / 1e9, 3) << " GB/s; batch " << options.batch
-      << ", " << options.context << " positions in the cache, a prompt of "
+      << number_text(report.read_bandwidth / 1e9, 3) << " GB/s; " << options.batch
+      << (options.batch == 1 ? " sequence" : " sequences") << " with " << options.context
+      << " positions in the cache, a prompt of "
       << options.prefill << " tokens\n"
-      << "not tried  w4a4: 4-bit products are emulated on every CPU, slower than int8"
+      << "loses  w4a4 (w4a4-rotated, w4a4-qat): emulated here: no CPU multiplies 4-bit numbers, "
+         "so that inputs\n       are rounded first and then multiplied as floats, slower than w4a16"
       << gpu_note() << "\n";
+  if (timings.found() > 0) {
+    std::cout << "known  " << timings.found() << " timings of layers, from "
+              << timings.file().string() << "; --fresh times them again\n";
+  }
   const auto best = std::find_if(lines.begin(), lines.end(), [](const Line& line) {
     return line.fits && line.advice->verdict.empty();
   });
@@ -149,8 +156,9 @@ Status run_advise_verb(const std::vector<std::string>& arguments) {
       "advise MODEL",
       "Which schemes pay for this model on this machine: decode and prompt speed predicted from "
       "kernels\ntimed at the model's own layer shapes, memory, the rounding error, what binds "
-      "each layer, and the\nschemes that lose, with the reason. Takes seconds to a minute; "
-      "nothing is written.");
+      "each layer, and the\nschemes that lose, with the reason. Takes seconds to a minute, less "
+      "once this build has timed the\nlayers: their timings are kept in $XDG_CACHE_HOME/nibble "
+      "or ~/.cache/nibble, a file a CPU.");
   line.positional("MODEL");
   line.integer("batch", "sequences decoded together", 1, 1);
   line.integer("context", "positions in the cache, at most the model's context", 512, 1);
@@ -159,6 +167,7 @@ Status run_advise_verb(const std::vector<std::string>& arguments) {
   line.integer("budget-mb", "weights and cache may take this; 0: any", 0, 0);
   line.flag("measure", "quantize with the fastest one, in memory, and print what it really does");
   line.flag("measure-all", "the same with every one");
+  line.flag("fresh", "time every layer again, and keep nothing of it");
   line.kv_option();
   line.model_options();
   line.json();
@@ -177,15 +186,14 @@ Status run_advise_verb(const std::vector<std::string>& arguments) {
                         .kv = kv};
   if (model->program.is_language_model() && !model->program.is_encoder()) {
     const int64_t most = model->program.context_length;
-    if (options.batch >= most) {
-      return error(StatusCode::out_of_range, "[advise] --batch: less than the model's context of ",
-                   most, " is required; found ", options.batch);
-    }
-    options.context = std::min(options.context, most - options.batch);
+    options.context = std::min(options.context, most - 1);
     options.prefill = std::min(options.prefill, most);
   }
+  TimingCache timings(cache_directory());
+  if (!line.has("fresh")) options.timings = &timings;
   NIBBLE_ASSIGN_OR_RETURN(const AdviceReport report,
                           advise(model, options, make_counter("advise", "layer shapes")));
+  NIBBLE_RETURN_IF_ERROR(timings.save());
   std::vector<Line> lines;
   for (const Advice& advice : report.advice) {
     lines.push_back({&advice,
@@ -207,7 +215,7 @@ Status run_advise_verb(const std::vector<std::string>& arguments) {
                      .dump(-1, ' ', false, Json::error_handler_t::replace)
               << "\n";
   } else {
-    print(report, lines, options);
+    print(report, lines, options, timings);
   }
   return ok_status();
 }

@@ -1,6 +1,8 @@
 // nibble bench: how fast a model runs on this machine, beside another one.
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <iterator>
 
 #include "kernels/base/file.h"
 #include "kernels/base/json.h"
@@ -77,22 +79,29 @@ Json to_json(const KernelSpeeds& speeds) {
     json["peaks"].push_back(std::move(row));
   }
   for (const KernelSpeed& s : speeds.cases) {
-    json["cases"].push_back({{"scheme", s.scheme},
+    json["cases"].push_back({{"group", s.group},
+                             {"scheme", s.scheme},
                              {"activation", s.activation},
                              {"tokens", s.tokens},
                              {"threads", s.threads},
                              {"kernel", s.kernel},
+                             {"regime", s.regime},
+                             {"chosen", s.chosen},
                              {"instruction", s.instruction},
+                             {"instruction_operations", s.instruction_operations},
                              {"weight_bytes", s.weight_bytes},
+                             {"written_bytes", s.written_bytes},
                              {"weights", s.weights},
-                             {"repeats", s.bytes.repeats},
+                             {"repeats", s.seconds.repeats},
+                             {"seconds", to_json(s.seconds)},
                              {"bytes_per_second", to_json(s.bytes)},
                              {"operations_per_second", to_json(s.operations)},
                              {"read_bandwidth", to_json(s.read)},
+                             {"write_bandwidth", to_json(s.write)},
                              {"peak", to_json(s.peak)},
                              {"of_read", to_json(s.of_read)},
                              {"of_peak", to_json(s.of_peak)},
-                             {"error", s.error},
+                             {"error", s.error < 0 ? Json() : Json(s.error)},
                              {"other_processes_cores", s.others}});
   }
   return json;
@@ -113,6 +122,25 @@ Status parse_shape(const std::string& text, KernelSpeedOptions& options) {
   return ok_status();
 }
 
+// "attention,conv", "all"; the sweep is asked for by its own flag as well.
+std::vector<std::string> groups_of(const CommandLine& line) {
+  std::vector<std::string> groups;
+  const std::string text = line.text("cases");
+  if (text == "all") {
+    groups.assign(std::begin(kKernelGroups), std::end(kKernelGroups));
+    return groups;
+  }
+  for (size_t first = 0; line.has("cases") && first <= text.size();) {
+    const size_t end = std::min(text.find(',', first), text.size());
+    groups.push_back(text.substr(first, end - first));
+    first = end + 1;
+  }
+  const bool named = std::find(groups.begin(), groups.end(), "sweep") != groups.end();
+  if (line.has("sweep") && !named) groups.push_back("sweep");
+  if (groups.empty()) groups.push_back("linear");
+  return groups;
+}
+
 // bench --kernels: the table of kernels by itself, without a model.
 Status run_kernels(const CommandLine& line) {
   for (const char* option : {"MODEL", "reference", "layers", "text", "kv", "compute"}) {
@@ -121,9 +149,11 @@ Status run_kernels(const CommandLine& line) {
                  "without a model; found ", option == std::string("MODEL") ? "" : "--",
                  option, "; leave one of them out");
   }
-  KernelSpeedOptions options{.working_set = line.integer("working-set"),
+  KernelSpeedOptions options{.context = line.integer("context"),
+                             .working_set = line.integer("working-set"),
                              .repeats = line.integer("repeats"),
-                             .filter = line.text("filter")};
+                             .filter = line.text("filter"),
+                             .groups = groups_of(line)};
   if (line.has("shape")) NIBBLE_RETURN_IF_ERROR(parse_shape(line.text("shape"), options));
   if (line.has("threads")) options.threads = {thread_count()};
   options.progress = [progress = make_progress()](int64_t done, int64_t total,
@@ -202,12 +232,14 @@ Status run_on_gpu(const CommandLine& line, const std::shared_ptr<cuda::Runner>& 
 
 Status run_bench_verb(const std::vector<std::string>& arguments) {
   CommandLine line(
-      "bench (MODEL [--reference MODEL] | --kernels)",
+      "bench (MODEL [--reference MODEL] | --kernels [--cases GROUP,...] [--sweep])",
       "Tokens a second one at a time (decode) and in one call (prefill), images a second in "
       "batches of 32,\nor sentences of 32 tokens a second, one after another (encoders). Median and quartiles of repeats; two models take "
       "turns, so that both see the same machine.\n"
       "--kernels: every kernel by itself, beside the read bandwidth and the peak of its "
-      "instruction, measured in turns.");
+      "instruction, measured in turns.\n"
+      "Its cases: linear (the default), attention, conv, memory (quantize, pack, norms) "
+      "and sweep.");
   line.positional("MODEL");
   line.flag("kernels", "time the kernels against this machine's limits; no MODEL");
   line.waive("MODEL", "kernels");
@@ -216,8 +248,17 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
                "--kernels: bytes of weights that decode goes through; 0: four times the "
                "largest cache and at least 1 GiB",
                0, 0);
+  line.text(
+      "cases", "GROUP,...",
+      "--kernels: linear, attention, conv, memory, sweep, or all (default: linear)");
+  line.flag(
+      "sweep",
+      "--kernels: int4 and int8 weights at 1 to 64 tokens, by every regime that a row "
+      "could take there (chosen ones without parentheses)");
+  line.integer("context", "--kernels: positions of the KV caches of attention", 8192, 1);
   line.text("filter", "TEXT",
-            "--kernels: cases whose \"SCHEME ACTIVATION TOKENS\" has TEXT in it");
+            "--kernels: cases whose \"SCHEME ACTIVATION TOKENS\" has TEXT in it, which "
+            "other groups than linear begin with their name");
   line.text("reference", "MODEL", "time this one too, in turns");
   line.integer("repeats", "timings of each", 9, 1);
   line.integer("tokens", "decoded in one timing", 32, 1);
@@ -244,10 +285,15 @@ Status run_bench_verb(const std::vector<std::string>& arguments) {
       "one thread, kernels of at most AVX2");
   line.example("nibble bench --kernels --filter \"int4/g128@f16 s8\"",
                "decode and prefill of w4a8, as fractions of what this machine can do");
+  line.example("nibble bench --kernels --cases attention,conv,memory --threads 2",
+               "the kernels beside linear layers, two threads");
+  line.example("nibble bench --kernels --sweep --filter \"int4/g128@f16 s8\"",
+               "time of a call at 1 to 64 tokens, and which regime ran");
   NIBBLE_ASSIGN_OR_RETURN(const bool go_on, line.parse(arguments));
   if (!go_on) return ok_status();
   if (line.has("kernels")) return run_kernels(line);
-  for (const char* option : {"shape", "working-set", "filter"}) {
+  for (const char* option :
+       {"shape", "working-set", "filter", "cases", "sweep", "context"}) {
     if (!line.has(option)) continue;
     return error(StatusCode::invalid_argument, "[bench] --", option,
                  ": --kernels is required with it; found a model; add --kernels or leave "

@@ -14,6 +14,7 @@
 #include "kernels/ops/linear/linear.h"
 #include "kernels/ops/quantize_rows/quantize_rows.h"
 #include "kernels/ops/rms_norm/rms_norm.h"
+#include "kernels/ops/rope/rope.h"
 #include "kernels/ops/silu_mul/silu_mul.h"
 #include "kernels/runtime/cuda_nodes.h"
 #include "kernels/scheme/quant_scheme.h"
@@ -134,6 +135,7 @@ Result<Rows> kernels_list() {
   add_kernels("attention", attention_kernels(), rows);
   add_kernels("quantize_rows", quantize_rows_kernels(), rows);
   add_kernels("rms_norm", rms_norm_kernels(), rows);
+  add_kernels("rope", rope_kernels(), rows);
   add_kernels("layer_norm", layer_norm_kernels(), rows);
   add_kernels("gelu", gelu_kernels(), rows);
   add_kernels("silu_mul", silu_mul_kernels(), rows);

@@ -15,6 +15,7 @@
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/node_weights.h"
 #include "recipes/eval/layer_cost.h"
+#include "recipes/eval/linear_limit.h"
 #include "recipes/eval/speed.h"
 #include "recipes/recipe/recipe.h"
 #include "recipes/report/text_table.h"
@@ -67,6 +68,10 @@ const Candidate kCandidates[] = {
      "--recipe w4a16-rtn --set weight=e2m1/g32@e8m0; --compute bf16", "e2m1/g32@e8m0", "",
      Compute::bf16_activations},
     {"fp8", "--recipe w4a16-rtn --set weight=e4m3/r@f32", "e4m3/r@f32", "",
+     Compute::float_activations},
+    {"w3a16 group 128", "--recipe w4a16-gptq --set bits=3", "int3/g128@f16", "",
+     Compute::float_activations},
+    {"w2a16 group 32, zero points", "--recipe w2a16-qat", "uint2/g32@f16+z/g32@uint2", "",
      Compute::float_activations},
     {"fp8, bf16 activations",
      "--recipe w4a16-rtn --set weight=e4m3/r@f32; --compute bf16", "e4m3/r@f32", "",
@@ -166,16 +171,23 @@ class RestClock {
   double seconds_ = 0;
 };
 
-// A step of `batch` tokens with `context` positions in the cache, and a prompt.
+// A step of `batch` sequences with `context` positions in each one's cache, and a prompt.
 // rest: the same outside linear layers instead.
 Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
                                   bool rest = false) {
   const Program& program = model.artifact().program;
   const int64_t context =
-      std::clamp<int64_t>(options.context, 1, program.context_length - options.batch);
+      std::clamp<int64_t>(options.context, 1, program.context_length - 1);
   const int64_t prefill = std::min(options.prefill, program.context_length);
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                          model.make_cache(std::max(context + options.batch, prefill)));
+  std::vector<std::unique_ptr<KvCache>> owned;
+  std::vector<KvCache*> caches;
+  for (int64_t i = 0; i < options.batch; ++i) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        std::unique_ptr<KvCache> cache,
+        model.make_cache(i == 0 ? std::max(context + 1, prefill) : context + 1));
+    caches.push_back(cache.get());
+    owned.push_back(std::move(cache));
+  }
   SplitMix64 random(20263);
   const std::vector<int32_t> ids = [&] {
     std::vector<int32_t> result(static_cast<size_t>(std::max(prefill, options.batch)));
@@ -191,36 +203,37 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
   std::vector<double> decode, prompt;
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
     NIBBLE_RETURN_IF_ERROR(check_cancelled("advise"));
-    cache->truncate(0);
+    for (KvCache* cache : caches) cache->truncate(0);
     double start = now();
     if (clock) clock->start();
     NIBBLE_RETURN_IF_ERROR(
-        model.forward(all.first(static_cast<size_t>(prefill)), *cache,
+        model.forward(all.first(static_cast<size_t>(prefill)), *caches[0],
                       MatrixView<float>(logits.data(), 1, program.vocabulary)));
     const double prompt_seconds = clock ? clock->take() : now() - start;
-    cache->truncate(std::min(prefill, context));
-    while (cache->length() < context) {  // what the rows hold does not change the work
-      const int64_t more = std::min<int64_t>(256, context - cache->length());
-      for (size_t state = 0; state < program.states.size(); ++state) {
-        const int64_t width =
-            program.states[state].kv_heads * program.states[state].head_dim;
-        std::vector<float> rows(static_cast<size_t>(more * width));
-        for (float& value : rows) value = static_cast<float>(random.uniform() - 0.5);
-        const MatrixView<const float> view(rows.data(), more, width);
-        NIBBLE_RETURN_IF_ERROR(cache->append(state, view, view));
+    caches[0]->truncate(std::min(prefill, context));
+    for (KvCache* cache : caches) {
+      while (cache->length() < context) {  // what the rows hold does not change the work
+        const int64_t more = std::min<int64_t>(256, context - cache->length());
+        for (size_t state = 0; state < program.states.size(); ++state) {
+          const int64_t width =
+              program.states[state].kv_heads * program.states[state].head_dim;
+          std::vector<float> rows(static_cast<size_t>(more * width));
+          for (float& value : rows) value = static_cast<float>(random.uniform() - 0.5);
+          const MatrixView<const float> view(rows.data(), more, width);
+          NIBBLE_RETURN_IF_ERROR(cache->append(state, view, view));
+        }
+        cache->advance(more);
       }
-      cache->advance(more);
     }
     start = now();
     std::vector<double> steps;
     do {
-      cache->truncate(context);
+      for (KvCache* cache : caches) cache->truncate(context);
       const double step = now();
       if (clock) clock->start();
-      NIBBLE_RETURN_IF_ERROR(model.forward(
-          all.first(static_cast<size_t>(options.batch)), *cache,
-          MatrixView<float>(logits.data(), options.batch == 1 ? 1 : options.batch,
-                            program.vocabulary)));
+      NIBBLE_RETURN_IF_ERROR(model.decode(
+          all.first(static_cast<size_t>(options.batch)), caches,
+          MatrixView<float>(logits.data(), options.batch, program.vocabulary)));
       steps.push_back(clock ? clock->take() : now() - step);
     } while (now() - start < kLeastSeconds);
     if (repeat == 0) continue;
@@ -228,6 +241,36 @@ Result<MeasuredAdvice> time_model(Executor& model, const AdviseOptions& options,
     decode.push_back(rate_of(steps).median);
   }
   return MeasuredAdvice{rate_of(decode).median, rate_of(prompt).median};
+}
+
+using Peaks = std::map<const PeakRow*, double>;  // operations a second, once measured
+
+// Whether memory binds a layer at `tokens` tokens, were its kernel as fast as the
+// instruction that it uses.
+Result<bool> memory_binds(const Tensor& tensor, const std::string& scheme,
+                          const LayerCost& cost, int64_t tokens, double bandwidth,
+                          Peaks& peaks) {
+  const auto row =
+      std::find_if(linear_kernels().begin(), linear_kernels().end(),
+                   [&](const LinearKernel& kernel) { return cost.kernel == kernel.name; });
+  if (row == linear_kernels().end()) return false;
+  QuantScheme parsed;
+  if (scheme.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(const LinearWeight plain, linear_weight(tensor));
+    parsed = plain.scheme;
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(parsed, parse_scheme(scheme));
+  }
+  const LinearLimit limit = linear_limit(*row, parsed, tensor.cols(), tokens);
+  if (limit.peak == nullptr) return false;  // a reference row: computing binds it
+  if (!peaks.count(limit.peak)) {
+    NIBBLE_ASSIGN_OR_RETURN(peaks[limit.peak], peak(*limit.peak, thread_count(), 0.05));
+  }
+  const double operations = limit.operations * static_cast<double>(tokens) *
+                            static_cast<double>(tensor.rows() * tensor.cols());
+  return roofline(static_cast<double>(cost.bytes), operations, bandwidth,
+                  peaks[limit.peak])
+      .memory_binds();
 }
 
 // The model as a candidate would have it, rounded to nearest.
@@ -255,6 +298,22 @@ Result<Executor> executor_of(const std::shared_ptr<const Artifact>& model,
                           ExecutorOptions{.compute = candidate.compute, .kv = kv});
 }
 
+// What this CPU lacks for codes that stand for values in a table; "" for integers.
+std::string missing_product(const Advice& advice) {
+  for (const AdvisedKind& kind : advice.kinds) {
+    const Result<QuantScheme> scheme = parse_scheme(kind.scheme);
+    if (!scheme.ok() || scheme->is_float() ||
+        element_info(scheme->code).kind == ElementKind::integer) {
+      continue;
+    }
+    return cat("no native product on this CPU (codes are looked up, then multiplied as ",
+               kind.kernel.rfind("linear_bf16_", 0) == 0 ? "bf16" : "f32", "), ");
+  }
+  return "";
+}
+
+bool is_eight_bits(const Advice& advice) { return advice.name.rfind("w8a16", 0) == 0; }
+
 std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
   const auto named = [&](const char* name) {
     return std::find_if(all.begin(), all.end(),
@@ -268,8 +327,20 @@ std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
     }
   }
   if (advice.name != "float" && advice.decode_seconds >= floats->decode_seconds) {
-    return cat("decode ", number_text(floats->decode_seconds / advice.decode_seconds, 2),
+    return cat(missing_product(advice), "decode ",
+               number_text(floats->decode_seconds / advice.decode_seconds, 2),
                "x of the float model's");
+  }
+  // Smaller, but slower than 8 bits, which lose less.
+  for (const Advice& other : all) {
+    if (!is_eight_bits(other) || is_eight_bits(advice) || advice.name == "float" ||
+        other.compute != advice.compute || advice.error <= other.error ||
+        other.decode_seconds >= 0.97 * advice.decode_seconds) {
+      continue;
+    }
+    return cat(missing_product(advice), "decode ",
+               number_text(other.decode_seconds / advice.decode_seconds, 2), "x of ",
+               other.name, ", which loses less: memory is all it saves");
   }
   // Beaten in speed by one that is no larger and loses no more.
   for (const Advice& other : all) {
@@ -278,8 +349,9 @@ std::string verdict_of(const Advice& advice, const std::vector<Advice>& all) {
         other.error > advice.error * 1.02 || other.compute != advice.compute) {
       continue;
     }
-    return cat("decode ", number_text(other.decode_seconds / advice.decode_seconds, 2),
-               "x of ", other.name, ", which is no larger and loses no more");
+    return cat(missing_product(advice), "decode ",
+               number_text(other.decode_seconds / advice.decode_seconds, 2), "x of ",
+               other.name, ", which is no larger and loses no more");
   }
   return "";
 }
@@ -311,12 +383,7 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
     NIBBLE_ASSIGN_OR_RETURN(report.read_bandwidth,
                             read_bandwidth(buffer, thread_count(), 0, 0.2));
   }
-  std::map<Numbers, double> peaks;
-  for (const Numbers numbers : {Numbers::int8, Numbers::bf16, Numbers::f32}) {
-    const PeakRow* row = best_peak(numbers, usable_cpu_flags());
-    if (row == nullptr) continue;
-    NIBBLE_ASSIGN_OR_RETURN(peaks[numbers], peak(*row, thread_count(), 0.05));
-  }
+  Peaks peaks;
 
   // How many different weights lie between two uses of one, in bytes: all of the model's,
   // or more than the caches hold.
@@ -340,11 +407,19 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
   int64_t done = 0;
   NIBBLE_ASSIGN_OR_RETURN(Executor executor,
                           Executor::create(model, ExecutorOptions{.kv = options.kv}));
+  const int64_t cache_bytes = KvCache::bytes_for(
+      program, executor.kv_schemes(), std::min(options.context, program.context_length));
+  const double caches = static_cast<double>(cache_bytes) * static_cast<double>(options.batch);
+  if (caches > 0.9 * static_cast<double>(machine.available)) {
+    return error(StatusCode::resource_exhausted, "[advise] --batch ", options.batch,
+                 ": caches of ", number_text(caches / 1e9, 3),
+                 " GB in all must fit in memory; found ",
+                 number_text(static_cast<double>(machine.available) / 1e9, 3),
+                 " GB available; give fewer sequences, fewer positions or --kv int8");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const MeasuredAdvice rest, time_model(executor, options, true));
   report.rest_decode = rest.decode_seconds;
   report.rest_prefill = rest.prefill_seconds;
-  const int64_t cache_bytes = KvCache::bytes_for(
-      program, executor.kv_schemes(), std::min(options.context, program.context_length));
   // What a step of each candidate goes through: weights, and keys and values.
   std::vector<int64_t> touched = model_bytes;
   for (int64_t& bytes : touched) bytes += cache_bytes * options.batch;
@@ -366,7 +441,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
                                                       cost_cases(shape, touched, cold),
                                                       {.tokens = options.batch,
                                                        .prompt = options.prefill,
-                                                       .repeats = options.repeats}));
+                                                       .repeats = options.repeats,
+                                                       .timings = options.timings}));
     costs.push_back(std::move(of_shape));
     progress(++done, total);
   }
@@ -388,20 +464,14 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
       const Shape& shape = shapes[at];
       const char* scheme = scheme_of(candidate, shape);
       const LayerCost& cost = costs[at][i];
-      const auto takes = [&](const char* activation) {
-        return cost.kernel.rfind(cat("linear_", activation, "_"), 0) == 0;
-      };
-      const Numbers numbers = takes("s8")     ? Numbers::int8
-                              : takes("bf16") ? Numbers::bf16
-                                              : Numbers::f32;
-      const double operations = 2.0 * static_cast<double>(shape.rows * shape.cols);
-      const double peak = peaks[numbers];
-      const auto by_memory = [&](int64_t tokens) {
-        return peak <= 0 || roofline(static_cast<double>(cost.bytes),
-                                     operations * static_cast<double>(tokens),
-                                     report.read_bandwidth, peak)
-                                .memory_binds();
-      };
+      NIBBLE_ASSIGN_OR_RETURN(
+          const bool decode_by_memory,
+          memory_binds(model->tensors.at(shape.sample), scheme, cost, options.batch,
+                       report.read_bandwidth, peaks));
+      NIBBLE_ASSIGN_OR_RETURN(
+          const bool prefill_by_memory,
+          memory_binds(model->tensors.at(shape.sample), scheme, cost, options.prefill,
+                       report.read_bandwidth, peaks));
       advice.kinds.push_back({.scheme = scheme[0] == '\0' ? "float" : scheme,
                               .kernel = cost.kernel,
                               .rows = shape.rows,
@@ -410,8 +480,8 @@ Result<AdviceReport> advise(std::shared_ptr<const Artifact> model,
                               .bytes = cost.bytes,
                               .decode_seconds = cost.decode,
                               .prefill_seconds = cost.prefill,
-                              .decode_by_memory = by_memory(options.batch),
-                              .prefill_by_memory = by_memory(options.prefill),
+                              .decode_by_memory = decode_by_memory,
+                              .prefill_by_memory = prefill_by_memory,
                               .falls_back = cost.falls_back});
       advice.decode_seconds += static_cast<double>(shape.layers) * cost.decode;
       // Of a prompt only the last token needs logits.

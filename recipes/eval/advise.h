@@ -19,15 +19,17 @@
 #include <vector>
 
 #include "kernels/runtime/executor.h"
+#include "recipes/eval/timing_cache.h"
 
 namespace nibble {
 
 struct AdviseOptions {
-  int64_t batch = 1;      // sequences decoded together
-  int64_t context = 512;  // positions in the cache
+  int64_t batch = 1;      // sequences decoded together, each with a cache of its own
+  int64_t context = 512;  // positions in each cache
   int64_t prefill = 256;  // tokens of the prompt, timed in one call
   int64_t repeats = 3;
   std::string kv = {};  // the cache's scheme
+  TimingCache* timings = nullptr;  // of layers, from earlier runs; may be null
 };
 
 struct AdvisedKind {

@@ -1,24 +1,23 @@
 #include "recipes/eval/kernel_speed.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
-#include <thread>
+#include <cstring>
+#include <memory>
+#include <optional>
 
-#include "kernels/base/cancel.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/ops/linear/linear.h"
+#include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/scheme/element_codec.h"
 #include "recipes/eval/prepared_copy.h"
 #include "recipes/eval/speed.h"
+#include "recipes/eval/timed_case.h"
 #include "recipes/report/text_table.h"
 
 namespace nibble {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // One of each family of weights: plain, integers per channel and in groups, tables of 16
 // values with and without nested scales, FP8.
@@ -26,9 +25,15 @@ constexpr const char* kSchemes[] = {
     "bf16",        "int8n/r@f32",   "int4/g128@f16",       "int4/g32@f16", "nf4/f64@f32",
     "fp4/f64@f32", "e2m1/g32@e8m0", "e2m1/g16@e4m3/t@f32", "e4m3/r@f32"};
 constexpr int64_t kTokens[] = {1, 8, 512};
-// Weights of different codes; the others of a working set are copies. The kernels do not
-// look at contents (libraries that share equal weights would be fooled by fewer).
+// Where rows pass from one regime to the next.
+constexpr const char* kSweepSchemes[] = {"int4/g128@f16", "int8n/r@f32"};
+constexpr int64_t kSweepTokens[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64};
+constexpr LinearActivation kActivations[] = {
+    LinearActivation::f32, LinearActivation::bf16, LinearActivation::s8};
+// Weights of random codes; the others of a working set are copies whose codes are turned,
+// so that no two are equal.
 constexpr int64_t kDifferent = 4;
+constexpr int64_t kTurn = 64;      // bytes: whole vectors of any layout
 constexpr uint64_t kSeed = 20261;  // any: the values do not change the work
 
 const char* activation_name(LinearActivation activation) {
@@ -131,6 +136,17 @@ Result<LinearWeight> random_weight(const QuantScheme& scheme, int64_t rows, int6
   return linear_weight(packed);
 }
 
+// The same codes, `by` bytes further on.
+Bytes turned(const Bytes& bytes, size_t by) {
+  if (bytes.size() == 0) return bytes;
+  std::byte* data = nullptr;
+  Bytes result = Bytes::allocate(bytes.size(), &data);
+  by %= bytes.size();
+  std::memcpy(data, bytes.data() + by, bytes.size() - by);
+  std::memcpy(data + bytes.size() - by, bytes.data(), by);
+  return result;
+}
+
 Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
                                             const std::vector<LinearWeight>& sources,
                                             int64_t count) {
@@ -144,106 +160,25 @@ Result<std::vector<PreparedLinear>> prepare(const LinearKernel& kernel,
   std::vector<size_t> copied(weights.size(), 0);
   parallel_for(count - different, [&](int64_t i) {
     const size_t at = static_cast<size_t>(different + i);
-    weights[at] = copy_of(weights[static_cast<size_t>(i % different)], &copied[at]);
+    PreparedLinear& weight = weights[at];
+    weight = copy_of(weights[static_cast<size_t>(i % different)], &copied[at]);
+    const size_t by = static_cast<size_t>((i / different + 1) * kTurn);
+    for (Bytes* codes :
+         {&weight.codes, &weight.weight.plain.bytes, &weight.weight.packed.codes}) {
+      *codes = turned(*codes, by);
+    }
   });
   for (size_t i = static_cast<size_t>(different); i < weights.size(); ++i) {
     // A prepared weight holds at least its codes again; if it does not, a layout has
     // gained a part that copy_of shares, and the cache would be timed.
     if (static_cast<double>(copied[i]) < 0.8 * static_cast<double>(sources[0].bytes())) {
       return error(StatusCode::internal, "[bench] ", kernel.name,
-                   ": a copy of a weight of ", static_cast<double>(sources[0].bytes()), " bytes holds ",
-                   copied[i], "; copy what PreparedLinear gained");
+                   ": a copy of a weight of ", static_cast<double>(sources[0].bytes()),
+                   " bytes holds ", copied[i], "; copy what PreparedLinear gained");
     }
   }
   return weights;
 }
-
-// Seconds of a call, the weights in turn from *next on, until `seconds` have passed.
-double time_calls(const std::vector<PreparedLinear>& weights, size_t* next,
-                  MatrixView<const float> x, MatrixView<float> y, double seconds) {
-  const int threads = thread_count();
-  const double start = work_seconds(threads);
-  int64_t calls = 0;
-  double taken = 0;
-  do {
-    run_linear(weights[*next], x, nullptr, y);
-    *next = (*next + 1) % weights.size();
-    ++calls;
-    taken = work_seconds(threads) - start;
-  } while (taken < seconds);
-  return taken / static_cast<double>(calls);
-}
-
-// parallel_for's threads, awake and each bound to a CPU of its own before the clock
-// starts (the caller is bound to the first).
-void use_threads(int threads) {
-  set_thread_count(threads);
-  std::atomic<int> arrived{0};
-  const Clock::time_point start = Clock::now();
-  parallel_for(threads, [&](int64_t) {
-    // Nobody leaves before all are here, so that each takes one part; not for ever, as
-    // the pool may be in other hands.
-    arrived.fetch_add(1);
-    while (arrived.load() < threads && Clock::now() - start < std::chrono::seconds(1)) {
-      std::this_thread::yield();
-    }
-  });
-}
-
-const PeakRow* peak_of(const LinearKernel& kernel) {
-  if (kernel.activation == LinearActivation::s8) {
-    return best_peak(Numbers::int8, kernel.flags);
-  }
-  const bool bf16 = kernel.bf16 != nullptr;
-  return best_peak(bf16 ? Numbers::bf16 : Numbers::f32, kernel.flags);
-}
-
-// Cores that others may use of a round that counts: less is what an idle system does. The
-// system counts in ticks of 10 ms, so that short rounds cannot be judged.
-constexpr double kDisturbed = 0.06, kLeastJudged = 0.1;  // cores, seconds
-
-// How many cores other processes kept busy since it was made; negative: unknown.
-class OthersLoad {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(Clock::now() - start_).count();
-  }
-  double cores() const {
-    const double busy = busy_seconds(), own = own_seconds();
-    if (busy < 0 || own < 0 || busy_ < 0 || own_ < 0) return -1;
-    return std::max(0.0, (busy - busy_ - (own - own_)) / seconds());
-  }
-
- private:
-  const Clock::time_point start_ = Clock::now();
-  const double busy_ = busy_seconds(), own_ = own_seconds();
-};
-
-// parallel_for's thread count as it was, on every way out.
-struct ThreadsKept {
-  const int count = thread_count();
-  ~ThreadsKept() { set_thread_count(count); }
-};
-
-struct Samples {
-  std::vector<double> bytes, operations, read, peak, of_read, of_peak;
-};
-
-// What every case shares.
-struct Bench {
-  const KernelSpeedOptions& options;
-  std::vector<int> threads;
-  double limit_seconds = 0;  // of one timing of a limit
-  int64_t working_set = 0;
-  ReadBuffer* buffer = nullptr;
-  std::vector<float> x = {};  // [most tokens, cols]
-  std::vector<float> y = {};  // [most tokens, rows]
-
-  MatrixView<const float> input(int64_t tokens) const {
-    return {x.data(), tokens, options.cols};
-  }
-  MatrixView<float> output(int64_t tokens) { return {y.data(), tokens, options.rows}; }
-};
 
 double error_of(const std::vector<float>& y, const std::vector<float>& reference) {
   double worst = 0, largest = 0;
@@ -254,142 +189,220 @@ double error_of(const std::vector<float>& y, const std::vector<float>& reference
   return largest > 0 ? worst / largest : worst;
 }
 
-// The cases of one scheme and activation: `tokens` of them, each at every thread count.
-Status measure_one(Bench& bench, const LinearKernel& kernel,
-                   const std::vector<LinearWeight>& sources,
-                   const std::vector<int64_t>& tokens,
-                   const std::vector<float>& reference,
-                   std::vector<KernelSpeed>* result) {
-  const KernelSpeedOptions& options = bench.options;
-  const double weight_bytes = static_cast<double>(sources[0].bytes());
-  const bool decodes = tokens.front() <= kDecodeTokens;
-  const int64_t count =
-      decodes ? std::max<int64_t>(
-                    1, static_cast<int64_t>(std::ceil(
-                           static_cast<double>(bench.working_set) / weight_bytes)))
-              : 1;
-  use_threads(*std::max_element(bench.threads.begin(), bench.threads.end()));
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<PreparedLinear> weights,
-                          prepare(kernel, sources, count));
-  std::vector<PreparedLinear> one;
-  one.push_back(weights[0]);
-  const PeakRow* const peak_row = peak_of(kernel);
-
-  std::vector<KernelSpeed> speeds;
-  for (const int64_t n : tokens) {
-    run_linear(weights[0], bench.input(n), nullptr, bench.output(n));
-    const double wrong = error_of(bench.y, reference);
-    for (const int threads : bench.threads) {
-      speeds.push_back({.scheme = to_string(sources[0].scheme),
-                        .activation = activation_name(kernel.activation),
-                        .tokens = n,
-                        .threads = threads,
-                        .kernel = kernel.name,
-                        .instruction = peak_row != nullptr ? peak_row->name : "",
-                        .weight_bytes = weight_bytes,
-                        .weights = n <= kDecodeTokens ? count : 1,
-                        .error = wrong});
-    }
+// A row that leaves its best regimes out, one after the other: digits, what is straight
+// from the codes, tile products.
+struct OtherRow {
+  LinearKernel kernel;
+  LinearIsa isa = {};
+  LinearBf16Isa bf16 = {};
+};
+constexpr int kLeftOut = 3;
+std::unique_ptr<OtherRow> without(const LinearKernel& kernel, int left_out) {
+  auto other = std::make_unique<OtherRow>(OtherRow{.kernel = kernel});
+  if (kernel.isa != nullptr) {
+    other->isa = *kernel.isa;
+    if (left_out >= 1) other->isa.digit_tokens = 0;
+    if (left_out >= 2) other->isa.direct_tokens = other->isa.direct_s8_tokens = 0;
+    other->kernel.isa = &other->isa;
   }
-  std::vector<Samples> samples(speeds.size());
-  size_t next = 0, only = 0;
-  double disturbed = 0;
-  for (int64_t repeat = 0, again = 0; repeat <= options.repeats;) {  // the first warms up
-    const std::vector<Samples> before = samples;
-    const OthersLoad others;
-    for (size_t t = 0; t < bench.threads.size(); ++t) {
-      const int threads = bench.threads[t];
-      NIBBLE_RETURN_IF_ERROR(check_cancelled("bench"));
-      double read = 0, peak_rate = 0;
-      if (decodes) {
-        NIBBLE_ASSIGN_OR_RETURN(read,
-                                read_bandwidth(*bench.buffer, threads, bench.working_set,
-                                               bench.limit_seconds));
-      }
-      if (peak_row != nullptr) {
-        NIBBLE_ASSIGN_OR_RETURN(peak_rate, peak(*peak_row, threads, bench.limit_seconds));
-      }
-      use_threads(threads);
-      for (size_t i = 0; i < tokens.size(); ++i) {
-        const int64_t n = tokens[i];
-        const bool decode = n <= kDecodeTokens;
-        const double seconds =
-            time_calls(decode ? weights : one, decode ? &next : &only, bench.input(n),
-                       bench.output(n), options.seconds);
-        if (repeat == 0) continue;
-        Samples& s = samples[i * bench.threads.size() + t];
-        const double operations = 2.0 * static_cast<double>(options.rows) *
-                                  static_cast<double>(options.cols) *
-                                  static_cast<double>(n) / seconds;
-        s.bytes.push_back(weight_bytes / seconds);
-        s.operations.push_back(operations);
-        if (decode) {
-          s.read.push_back(read);
-          s.of_read.push_back(weight_bytes / seconds / read);
-        }
-        if (peak_row != nullptr) {
-          s.peak.push_back(peak_rate);
-          s.of_peak.push_back(operations / peak_rate);
-        }
-      }
-    }
-    // Another process had a core meanwhile: once more, but not for ever.
-    const double load = others.seconds() < kLeastJudged ? 0 : others.cores();
-    if (load > kDisturbed && again < options.repeats) {
-      samples = before;
-      ++again;
-      continue;
-    }
-    if (repeat > 0)
-      disturbed += std::max(load, 0.0) / static_cast<double>(options.repeats);
-    ++repeat;
+  if (kernel.bf16 != nullptr) {
+    other->bf16 = *kernel.bf16;
+    if (left_out >= 2) other->bf16.direct_tokens = 0;
+    other->kernel.bf16 = &other->bf16;
   }
-  for (size_t i = 0; i < speeds.size(); ++i) {
-    Samples& s = samples[i];
-    speeds[i].others = disturbed;
-    speeds[i].bytes = rate_of(std::move(s.bytes));
-    speeds[i].operations = rate_of(std::move(s.operations));
-    speeds[i].read = rate_of(std::move(s.read));
-    speeds[i].peak = rate_of(std::move(s.peak));
-    speeds[i].of_read = rate_of(std::move(s.of_read));
-    speeds[i].of_peak = rate_of(std::move(s.of_peak));
-    result->push_back(std::move(speeds[i]));
-  }
-  return ok_status();
+  if (left_out >= 3) other->kernel.tiles = nullptr;
+  return other;
 }
 
+// The weights of one scheme and activation, and what runs through them.
+struct Weights {
+  std::vector<PreparedLinear> all, one;         // one: of prefill
+  std::vector<std::unique_ptr<OtherRow>> rows;  // of the sweep
+  size_t next = 0;
+  std::vector<float> x, y;
+};
+
 struct Part {  // of the table: one scheme and activation
+  std::string group;
   QuantScheme scheme;
   const LinearKernel* kernel = nullptr;
   std::vector<int64_t> tokens;
 };
 
-Result<std::vector<Part>> parts_of(const KernelSpeedOptions& options) {
+Result<std::vector<LinearWeight>> random_weights(const QuantScheme& scheme, int64_t rows,
+                                                 int64_t cols) {
+  std::vector<LinearWeight> weights(kDifferent);
+  std::vector<Status> made(kDifferent);
+  parallel_for(kDifferent, [&](int64_t w) {
+    const size_t at = static_cast<size_t>(w);
+    Result<LinearWeight> weight = random_weight(scheme, rows, cols, mix64(kSeed + at));
+    if (weight.ok()) weights[at] = *weight;
+    made[at] = weight.status();
+  });
+  for (const Status& one : made) NIBBLE_RETURN_IF_ERROR(one);
+  return weights;
+}
+
+// The cases of one scheme and activation: `part.tokens` of them, in the sweep by every
+// regime.
+Result<std::vector<TimedCase>> linear_cases(const Bench& bench, const Part& part,
+                                            const std::vector<LinearWeight>& sources) {
+  const KernelSpeedOptions& options = bench.options;
+  const LinearKernel& kernel = *part.kernel;
+  const double weight_bytes = static_cast<double>(sources[0].bytes());
+  const bool sweep = part.group == "sweep";
+  const bool decodes = sweep || part.tokens.front() <= kDecodeTokens;
+  const int64_t count = decodes ? bench.operands(weight_bytes) : 1;
+  use_threads(*std::max_element(bench.threads.begin(), bench.threads.end()));
+  const auto weights = std::make_shared<Weights>();
+  NIBBLE_ASSIGN_OR_RETURN(weights->all, prepare(kernel, sources, count));
+  weights->one.push_back(weights->all[0]);
+  SplitMix64 random(kSeed);
+  weights->x.resize(static_cast<size_t>(part.tokens.back() * options.cols));
+  for (float& value : weights->x) value = static_cast<float>(random.uniform() * 2 - 1);
+  weights->y.resize(static_cast<size_t>(part.tokens.back() * options.rows));
+  std::vector<float> reference(static_cast<size_t>(options.rows));
+  NIBBLE_RETURN_IF_ERROR(
+      linear_reference(sources[0], LinearActivation::f32,
+                       MatrixView<const float>(weights->x.data(), 1, options.cols),
+                       nullptr, MatrixView<float>(reference.data(), 1, options.rows)));
+
+  std::vector<TimedCase> cases;
+  for (const int64_t n : part.tokens) {
+    const bool decode = sweep || n <= kDecodeTokens;
+    const MatrixView<const float> x(weights->x.data(), n, options.cols);
+    const MatrixView<float> y(weights->y.data(), n, options.rows);
+    const auto add = [&](const LinearKernel& row, bool chosen) {
+      PreparedLinear first = weights->all[0];
+      first.kernel = &row;
+      const LinearLimit limit = linear_limit(first, n);
+      if (!chosen && limit.regime == cases.back().speed.regime) return;
+      run_linear(first, x, nullptr, y);
+      const double work = static_cast<double>(options.rows) *
+                          static_cast<double>(options.cols) * static_cast<double>(n);
+      TimedCase timed{.speed = {.group = part.group,
+                                .scheme = to_string(part.scheme),
+                                .activation = activation_name(kernel.activation),
+                                .tokens = n,
+                                .kernel = kernel.name,
+                                .regime = limit.regime,
+                                .chosen = chosen,
+                                .weight_bytes = weight_bytes,
+                                .weights = decode ? count : 1,
+                                .error = error_of(weights->y, reference)},
+                      .call =
+                          [weights, decode, x, y] {
+                            std::vector<PreparedLinear>& all =
+                                decode ? weights->all : weights->one;
+                            size_t only = 0;
+                            size_t& next = decode ? weights->next : only;
+                            run_linear(all[next], x, nullptr, y);
+                            next = (next + 1) % all.size();
+                          },
+                      .by_memory = decode,
+                      .operations = 2 * work,
+                      .peak_operations = limit.operations * work,
+                      .peak = limit.peak};
+      if (sweep) {
+        timed.begin = [weights, at = &row] {
+          for (PreparedLinear& weight : weights->all) weight.kernel = at;
+        };
+      }
+      cases.push_back(std::move(timed));
+    };
+    add(kernel, true);
+    for (int i = 1; sweep && i <= kLeftOut; ++i) {
+      weights->rows.push_back(without(kernel, i));
+      add(weights->rows.back()->kernel, false);
+    }
+  }
+  return cases;
+}
+
+bool has_group(const KernelSpeedOptions& options, const std::string& group) {
+  return std::find(options.groups.begin(), options.groups.end(), group) !=
+         options.groups.end();
+}
+
+Result<std::vector<Part>> linear_parts(const KernelSpeedOptions& options,
+                                       std::vector<std::string>* all) {
   std::vector<Part> parts;
-  std::string all;
-  for (const char* text : kSchemes) {
+  const auto add = [&](const char* group, const char* text,
+                       const auto& tokens) -> Status {
     NIBBLE_ASSIGN_OR_RETURN(const QuantScheme scheme, parse_scheme(text));
-    for (const LinearActivation activation :
-         {LinearActivation::f32, LinearActivation::bf16, LinearActivation::s8}) {
-      Part part{.scheme = scheme,
+    for (const LinearActivation activation : kActivations) {
+      Part part{.group = group,
+                .scheme = scheme,
                 .kernel = select_linear(scheme, options.cols, activation),
                 .tokens = {}};
+      if (part.kernel == nullptr) continue;
       const bool slow =
           activation == LinearActivation::bf16 && part.kernel->bf16 == nullptr;
-      if (part.kernel == nullptr || slow) continue;
-      for (const int64_t n : kTokens) {
-        const std::string name = kernel_case_text(
-            {.scheme = text, .activation = activation_name(activation), .tokens = n});
-        all += (all.empty() ? "" : ", ") + name;
+      if (slow) continue;
+      for (const int64_t n : tokens) {
+        const std::string name =
+            kernel_case_text({.group = group,
+                              .scheme = text,
+                              .activation = activation_name(activation),
+                              .tokens = n});
+        all->push_back(name);
         if (name.find(options.filter) != std::string::npos) part.tokens.push_back(n);
       }
       if (!part.tokens.empty()) parts.push_back(std::move(part));
     }
+    return ok_status();
+  };
+  if (has_group(options, "linear")) {
+    for (const char* text : kSchemes) {
+      NIBBLE_RETURN_IF_ERROR(add("linear", text, kTokens));
+    }
   }
+  if (has_group(options, "sweep")) {
+    for (const char* text : kSweepSchemes) {
+      NIBBLE_RETURN_IF_ERROR(add("sweep", text, kSweepTokens));
+    }
+  }
+  return parts;
+}
+
+Result<std::vector<TimedPart>> parts_of(const KernelSpeedOptions& options) {
+  std::string groups;
+  for (const char* group : kKernelGroups)
+    groups += cat(groups.empty() ? "" : ", ", group);
+  for (const std::string& group : options.groups) {
+    if (std::find(std::begin(kKernelGroups), std::end(kKernelGroups), group) ==
+        std::end(kKernelGroups)) {
+      return error(StatusCode::invalid_argument, "[bench] --cases: some of ", groups,
+                   " are required; found \"", group,
+                   "\"; name groups with commas between");
+    }
+  }
+  std::vector<std::string> all;
+  std::vector<TimedPart> parts;
+  // Of the last part: those of the same scheme follow each other.
+  const auto sources = std::make_shared<std::vector<LinearWeight>>();
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Part> linear, linear_parts(options, &all));
+  for (const Part& part : linear) {
+    const auto make = [part, sources](Bench& bench) -> Result<std::vector<TimedCase>> {
+      if (sources->empty() || !(sources->front().scheme == part.scheme)) {
+        NIBBLE_ASSIGN_OR_RETURN(*sources, random_weights(part.scheme, bench.options.rows,
+                                                         bench.options.cols));
+      }
+      return linear_cases(bench, part, *sources);
+    };
+    parts.push_back({.what = cat(part.group == "linear" ? "" : part.group + " ",
+                                 to_string(part.scheme), " ",
+                                 activation_name(part.kernel->activation)),
+                     .make = make});
+  }
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<TimedPart> others, operation_parts(options, &all));
+  for (TimedPart& part : others) parts.push_back(std::move(part));
   if (parts.empty()) {
+    std::string names;
+    for (const std::string& name : all) names += cat(names.empty() ? "" : ", ", name);
     return error(StatusCode::invalid_argument,
                  "[bench] --filter: a part of a case's name is required; found \"",
-                 options.filter, "\"; the cases are ", all);
+                 options.filter, "\"; the cases are ", names);
   }
   return parts;
 }
@@ -397,7 +410,9 @@ Result<std::vector<Part>> parts_of(const KernelSpeedOptions& options) {
 }  // namespace
 
 std::string kernel_case_text(const KernelSpeed& speed) {
-  return cat(speed.scheme, " ", speed.activation, " ", speed.tokens);
+  return cat(speed.group == "linear" ? "" : speed.group + " ", speed.scheme, " ",
+             speed.activation, " ", speed.tokens,
+             speed.chosen ? "" : " by " + speed.regime);
 }
 
 Result<KernelSpeeds> measure_kernels(const KernelSpeedOptions& options) {
@@ -407,7 +422,7 @@ Result<KernelSpeeds> measure_kernels(const KernelSpeedOptions& options) {
                  "[bench] --shape: 1 to 1048576 rows and columns are required; found ",
                  options.rows, "x", options.cols, "; give ROWSxCOLS, as 4096x4096");
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Part> parts, parts_of(options));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<TimedPart> parts, parts_of(options));
   Bench bench{.options = options,
               .threads = options.threads,
               .limit_seconds = std::min(options.seconds, kTimingSeconds)};
@@ -443,54 +458,41 @@ Result<KernelSpeeds> measure_kernels(const KernelSpeedOptions& options) {
                                                 .memory_bytes = bench.working_set}));
   result.limits.note = note;
   NIBBLE_ASSIGN_OR_RETURN(ReadBuffer buffer, ReadBuffer::create(bench.working_set));
-  bench.buffer = &buffer;
-  int64_t most = 1;
-  for (const Part& part : parts) most = std::max(most, part.tokens.back());
-  SplitMix64 random(kSeed);
-  bench.x.resize(static_cast<size_t>(most * options.cols));
-  for (float& value : bench.x) value = static_cast<float>(random.uniform() * 2 - 1);
-  bench.y.resize(static_cast<size_t>(most * options.rows));
-
-  std::vector<LinearWeight> sources;
-  std::vector<float> reference(static_cast<size_t>(options.rows));
+  bench.read = &buffer;
+  std::optional<WriteBuffer> written;
+  if (std::any_of(parts.begin(), parts.end(),
+                  [](const TimedPart& part) { return part.writes; })) {
+    // Still twice the largest cache: the read buffer has the rest of the memory.
+    written.emplace(bench.working_set / 2);
+    bench.write = &*written;
+  }
   for (size_t i = 0; i < parts.size(); ++i) {
-    const Part& part = parts[i];
-    report(i, cat(to_string(part.scheme), " ", activation_name(part.kernel->activation)));
-    if (sources.empty() || !(sources[0].scheme == part.scheme)) {
-      sources.assign(kDifferent, {});
-      std::vector<Status> made(kDifferent);
-      parallel_for(kDifferent, [&](int64_t w) {
-        const size_t at = static_cast<size_t>(w);
-        Result<LinearWeight> weight =
-            random_weight(part.scheme, options.rows, options.cols, mix64(kSeed + at));
-        if (weight.ok()) sources[at] = *weight;
-        made[at] = weight.status();
-      });
-      for (const Status& one : made) NIBBLE_RETURN_IF_ERROR(one);
-      NIBBLE_RETURN_IF_ERROR(
-          linear_reference(sources[0], LinearActivation::f32, bench.input(1), nullptr,
-                           MatrixView<float>(reference.data(), 1, options.rows)));
-    }
-    NIBBLE_RETURN_IF_ERROR(
-        measure_one(bench, *part.kernel, sources, part.tokens, reference, &result.cases));
+    report(i, parts[i].what);
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<TimedCase> cases, parts[i].make(bench));
+    NIBBLE_RETURN_IF_ERROR(measure_cases(bench, cases, &result.cases));
   }
   report(parts.size(), "done");
   return result;
 }
 
 std::vector<std::vector<std::string>> kernel_speed_rows(const KernelSpeeds& speeds) {
-  std::vector<std::vector<std::string>> rows = {{"scheme", "x", "n", "threads", "kernel",
-                                                 "GB/s", "GFLOP/s", "of read", "of peak",
-                                                 "instruction", "error"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"case", "x", "n", "threads", "kernel", "regime", "us", "GB/s", "GFLOP/s",
+       "of memory", "of peak", "instruction", "error"}};
   for (const KernelSpeed& s : speeds.cases) {
-    rows.push_back({s.scheme, s.activation, cat(s.tokens),
-                    cat(s.threads, s.others > kDisturbed ? " *" : ""), s.kernel,
-                    s.of_read.repeats > 0 ? rate_text(s.bytes, 1e9) : "-",
-                    rate_text(s.operations, 1e9),
-                    s.of_read.repeats > 0 ? number_text(s.of_read.median, 3) : "-",
-                    s.of_peak.repeats > 0 ? number_text(s.of_peak.median, 3) : "-",
-                    s.instruction.empty() ? "none" : s.instruction,
-                    number_text(s.error, 2)});
+    const bool memory = s.of_read.repeats > 0;
+    rows.push_back(
+        {cat(s.group == "linear" ? "" : s.group + " ", s.scheme), s.activation,
+         cat(s.tokens), cat(s.threads, s.others > kDisturbed ? " *" : ""), s.kernel,
+         s.regime.empty() ? "-"
+         : s.chosen       ? s.regime
+                          : "(" + s.regime + ")",
+         number_text(s.seconds.median * 1e6, 4), memory ? rate_text(s.bytes, 1e9) : "-",
+         s.operations.repeats > 0 ? rate_text(s.operations, 1e9) : "-",
+         memory ? number_text(s.of_read.median, 3) : "-",
+         s.of_peak.repeats > 0 ? number_text(s.of_peak.median, 3) : "-",
+         s.instruction.empty() ? "none" : s.instruction,
+         s.error < 0 ? "-" : number_text(s.error, 2)});
   }
   return rows;
 }

@@ -1,9 +1,12 @@
 #include "recipes/eval/layer_cost.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "kernels/base/cancel.h"
+#include "kernels/base/json.h"
 #include "kernels/base/parallel.h"
+#include "kernels/base/sha256.h"
 #include "kernels/base/splitmix64.h"
 #include "kernels/hardware/machine.h"
 #include "kernels/runtime/node_weights.h"
@@ -66,6 +69,7 @@ struct Timed {
   LayerCost cost;
   std::vector<PreparedLinear> layers;
   std::vector<double> decode, prefill;
+  bool known = false;  // from an earlier run
   bool is(const CostCase& other) const {
     return what.scheme == other.scheme && what.activation == other.activation;
   }
@@ -90,6 +94,41 @@ Result<Timed> prepare_timed(const Tensor& tensor, const CostCase& what) {
   return timed;
 }
 
+// Another weight of the same shape has another error: the first values tell them apart.
+std::string key_of(const Tensor& tensor, const CostCase& what, const CostOptions& options) {
+  const std::string_view first(reinterpret_cast<const char*>(tensor.bytes.data()),
+                               std::min<size_t>(tensor.bytes.size(), size_t{1} << 20));
+  return cat(tensor.rows(), " x ", tensor.cols(), " ", dtype_name(tensor.dtype), " ",
+             sha256_hex(first).substr(0, 16), "; ", what.scheme, " by ",
+             static_cast<int>(what.activation), ", spread ", what.spread, "; ",
+             options.tokens, " and ", options.prompt, " tokens, ", options.repeats,
+             " repeats");
+}
+
+nlohmann::json to_json(const LayerCost& cost) {
+  return {{"kernel", cost.kernel}, {"decode", cost.decode},
+          {"prompt", cost.prefill}, {"bytes", cost.bytes},
+          {"error", cost.error}, {"falls_back", cost.falls_back}};
+}
+
+// nullopt where the file was changed by hand.
+std::optional<LayerCost> cost_from(const nlohmann::json& json) {
+  const auto number = [&](const char* key) {
+    return json.contains(key) && json[key].is_number();
+  };
+  const bool whole = json.is_object() && number("decode") && number("prompt") &&
+                     number("bytes") && number("error") && json.contains("kernel") &&
+                     json["kernel"].is_string() && json.contains("falls_back") &&
+                     json["falls_back"].is_boolean();
+  if (!whole || !(json["decode"].get<double>() > 0)) return std::nullopt;
+  return LayerCost{.kernel = json["kernel"],
+                   .decode = json["decode"],
+                   .prefill = json["prompt"],
+                   .bytes = json["bytes"],
+                   .error = json["error"],
+                   .falls_back = json["falls_back"]};
+}
+
 }  // namespace
 
 Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
@@ -101,6 +140,18 @@ Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
       continue;
     }
     NIBBLE_RETURN_IF_ERROR(check_cancelled("time_layer"));
+    if (options.timings != nullptr) {
+      const std::string* known = options.timings->find(key_of(tensor, what, options));
+      const auto cost = known == nullptr ? std::nullopt : cost_from(parse_json(*known));
+      if (cost) {
+        Timed timed;
+        timed.what = what;
+        timed.cost = *cost;
+        timed.known = true;
+        all.push_back(std::move(timed));
+        continue;
+      }
+    }
     NIBBLE_ASSIGN_OR_RETURN(Timed timed, prepare_timed(tensor, what));
     all.push_back(std::move(timed));
   }
@@ -111,6 +162,7 @@ Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
   for (float& value : values) value = static_cast<float>(random.uniform() * 2 - 1);
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first warms up
     for (Timed& timed : all) {
+      if (timed.known) continue;
       NIBBLE_RETURN_IF_ERROR(check_cancelled("time_layer"));
       const double one =
           seconds_of(timed.layers, {values.data(), options.tokens, tensor.cols()}, y);
@@ -125,8 +177,12 @@ Result<std::vector<LayerCost>> time_layer(const Tensor& tensor,
     }
   }
   for (Timed& timed : all) {
+    if (timed.known) continue;
     timed.cost.decode = rate_of(timed.decode).median;
     timed.cost.prefill = rate_of(timed.prefill).median;
+    if (options.timings != nullptr) {
+      options.timings->put(key_of(tensor, timed.what, options), to_json(timed.cost).dump());
+    }
   }
   std::vector<LayerCost> costs;
   for (const CostCase& what : cases) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/ops/linear/linear.h"
+#include "recipes/eval/timing_cache.h"
 
 namespace nibble {
 
@@ -25,6 +26,7 @@ struct CostOptions {
   int64_t tokens = 1;  // of a decode step
   int64_t prompt = 0;  // tokens of a prefill; 0: not timed
   int64_t repeats = 3;
+  TimingCache* timings = nullptr;  // what it knows is not timed again; may be null
 };
 struct LayerCost {
   std::string kernel;

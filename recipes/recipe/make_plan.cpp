@@ -161,13 +161,20 @@ Status input_scheme(const Recipe& recipe, const LayerRule& rule, const Layer& of
     input.dynamic = true;
   }
   NIBBLE_ASSIGN_OR_RETURN(input.scheme, parse_scheme(text));
-  const bool per_token = input.scheme.scales.size() == 1 &&
-                         input.scheme.scales[0].block.kind == Block::Kind::row;
-  if (input.dynamic && !(is_integer(input.scheme) && per_token &&
+  // One scale for all tokens is calibrated.
+  if (input.scheme.scales.size() == 1 &&
+      input.scheme.scales[0].block.kind == Block::Kind::tensor) {
+    input.dynamic = false;
+  }
+  const bool by_token = input.scheme.scales.size() == 1 &&
+                        (input.scheme.scales[0].block.kind == Block::Kind::row ||
+                         input.scheme.scales[0].block.kind == Block::Kind::group);
+  if (input.dynamic && !(is_integer(input.scheme) && by_token &&
                          input.scheme.offset == OffsetKind::none)) {
-    return wrong(
-        where, "a dynamic input has symmetric integer codes with a scale a token; found ",
-        text, " for ", node.name, "; allowed: int8n/r@f32 and so on");
+    return wrong(where,
+                 "a dynamic input has symmetric integer codes with a scale a token or a "
+                 "group of its columns; found ",
+                 text, " for ", node.name, "; allowed: int8n/r@f32, int8n/g128@f32 and so on");
   }
   layer.scheme.input = input;
   return ok_status();

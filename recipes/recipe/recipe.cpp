@@ -541,8 +541,18 @@ bool Recipe::kv_needs_calibration() const {
                          (is_static_kv(scheme->values) && scheme->value_scale == 0));
 }
 
+bool Recipe::has_static_input() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerRule& rule) {
+    const Result<QuantScheme> scheme = parse_scheme(rule.input);
+    return scheme.ok() && scheme->scales.size() == 1 &&
+           scheme->scales[0].block.kind == Block::Kind::tensor;
+  });
+}
+
 bool Recipe::needs_calibration() const {
-  if (static_activations || is_mixed() || kv_needs_calibration()) return true;
+  if (static_activations || has_static_input() || is_mixed() || kv_needs_calibration()) {
+    return true;
+  }
   if (!transform_list().empty()) return true;
   if (uses_low_rank() && low_rank_error == "outputs") return true;
   for (const std::string& name : method_names()) {

@@ -127,6 +127,7 @@ struct Recipe {
   bool uses_low_rank() const;
   bool needs_calibration() const;  // a method or an observer looks at data
   bool kv_needs_calibration() const;  // kv is static and brings no scale
+  bool has_static_input() const;  // a rule's input has one scale for all tokens
 };
 
 // overrides: "KEY=VALUE" with a dotted key ("train.steps=60"); "seed" is train.seed.

@@ -4,11 +4,13 @@ against_peers.py NIBBLE [--shape 4096x4096] [--threads 1] [--tokens 1,8,512] [--
                  [--working-set BYTES] [--ggml FOLDER] [--peers TEXT]
 
 A round times each once, one after the other, so that a slow minute of the machine hits all;
-medians and quartiles over the rounds are printed, as weight bytes a second (decode), GFLOP/s,
-and the ratio of medians to nibble's. Decode goes through different weights, together the working
-set (default: 1 GiB; ONNX Runtime shares prepacked weights of equal content, so each is random);
-512 tokens stay with one weight. Weight bytes are codes and scales alike for all: bits / 8 of each
-weight, and two bytes of scale a group.
+medians over the rounds and how far the rounds spread are printed, as weight bytes a second
+(decode), GFLOP/s, and the ratio of medians to nibble's. One thread is timed by CPU time on both
+sides, so that other work on the machine counts little; several by the clock on both. Decode goes
+through different weights, together the working set (default: 2.25 GiB of different bytes; ONNX
+Runtime shares prepacked weights of equal content, so each is random); more than 8 tokens stay with
+one weight. Weight bytes are codes and scales alike for all: bits / 8 of each weight, and two bytes
+of scale a group. The CPU and the level of nibble's kernels come first.
 
 Error: max |y - exact| / max |exact| of one random token, exact in float64 from float activations
 and the dequantized weight.
@@ -30,7 +32,7 @@ parser.add_argument("--shape", default="4096x4096")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--tokens", default="1,8,512")
 parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--working-set", type=int, default=1 << 30)
+parser.add_argument("--working-set", type=int, default=9 << 28)
 parser.add_argument("--peers", default="", help="those whose name has TEXT in it")
 parser.add_argument("--ggml", help="folder of libggml.so, libggml-base.so and libggml-cpu.so")
 options = parser.parse_args()
@@ -42,20 +44,25 @@ random = np.random.default_rng(1)
 
 
 def copies(bytes_each, tokens):
-    return max(1, options.working_set // bytes_each) if tokens <= 8 else 1
+    return -(-options.working_set // bytes_each) if tokens <= 8 else 1
 
 
 def weight_bytes(bits, group):
     return N * K * bits // 8 + (2 * N * (K // group) if group else 4 * N)
 
 
+# As nibble times itself: one thread by CPU time, which is the whole process's here, so that a
+# peer's other threads are not forgotten; several by the clock.
+clock = time.process_time if options.threads == 1 else time.perf_counter
+
+
 def seconds_of(call, count):
     """Of one weight: `count` of them a call."""
-    start, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - start < 0.2:
+    start, calls = clock(), 0
+    while calls == 0 or clock() - start < 0.2:
         call()
         calls += 1
-    return (time.perf_counter() - start) / calls / count
+    return (clock() - start) / calls / count
 
 
 def error_of(found, exact):
@@ -285,13 +292,23 @@ class Ggml:
         return lambda: compute(backend, graph), count
 
 
+machine = None  # nibble's name for it, once known
+
+
 def nibble(scheme, activation, tokens):
+    global machine
     out = subprocess.run(
         [options.nibble, "bench", "--kernels", "--shape", options.shape, "--threads",
          str(options.threads), "--working-set", str(options.working_set), "--repeats", "1",
          "--filter", f"{scheme} {activation} {tokens}", "--json"],
         check=True, capture_output=True, text=True).stdout
-    found = [c for c in json.loads(out)["cases"] if c["tokens"] == tokens]
+    report = json.loads(out)
+    if machine is None:
+        machine = f"{report['cpu']}, {report['level']}"
+        print(f"on {machine}, {options.threads} threads timed by "
+              f"{'CPU time' if options.threads == 1 else 'the clock'}, {N}x{K}, decode over "
+              f"{options.working_set / 2**30:.2f} GiB of different weights", flush=True)
+    found = [c for c in report["cases"] if c["tokens"] == tokens]
     return 2.0 * N * K * tokens / found[0]["operations_per_second"]["median"], found[0]["error"]
 
 

@@ -1,10 +1,13 @@
 // Linear rows: decode (one token) in bytes of weight a second, prefill (512 tokens) in
-// floating point operations a second, beside what the machine itself gives: a copy's
-// bandwidth.
+// floating point operations a second, beside what the machine itself gives: reading
+// memory, and the peaks of the instructions. A linear row's label says how it went about
+// it and with which instruction (recipes/eval/linear_limit.h).
 //
 //   linear_bench --benchmark_filter=decode.*int4
 //
-// One thread; the CPU is named in the context. Beside them the peaks of the instructions.
+// One thread, and one linear weight, which a cache may hold; the CPU is named in the
+// context. Several threads, weights from memory and fractions of the limits of the same
+// rounds: nibble bench --kernels.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -23,6 +26,7 @@
 #include "kernels/ops/kv_attention/kv_attention.h"
 #include "kernels/ops/linear/linear.h"
 #include "kernels/scheme/coded_matrix.h"
+#include "recipes/eval/linear_limit.h"
 
 namespace nibble {
 namespace {
@@ -81,6 +85,10 @@ void run(benchmark::State& state, const LinearKernel* kernel, const char* scheme
                MatrixView<float>(y.data(), tokens, kOutputs));
     benchmark::DoNotOptimize(y.data());
   }
+  const LinearLimit limit = linear_limit(*prepared, tokens);
+  state.SetLabel(limit.peak == nullptr
+                     ? limit.regime
+                     : std::string(limit.regime) + ", " + limit.peak->name);
   const double runs = static_cast<double>(state.iterations());
   const double weight_bytes = static_cast<double>(
       weight->is_plain() ? weight->plain.bytes.size()
@@ -129,13 +137,20 @@ struct KvCase {
   int64_t heads, kv_heads, head_dim;
 };
 constexpr KvCase kKvCases[] = {
-    {"int8", 8, 8, 128}, {"int8", 32, 8, 128}, {"int8n/b32x1@f16,int8", 8, 8, 128},
-    {"int4", 8, 8, 128}, {"int4", 32, 8, 128}, {"fp8", 8, 8, 128},
-    {"fp8", 32, 8, 128}, {"f16", 8, 8, 128},   {"f16", 32, 8, 128}};
+    {"int8", 8, 8, 128},  {"int8", 32, 8, 128}, {"int8n/b32x1@f16,int8", 8, 8, 128},
+    {"int4", 8, 8, 128},  {"int4", 32, 8, 128}, {"fp8", 8, 8, 128},
+    {"fp8", 32, 8, 128},  {"f16", 8, 8, 128},   {"f16", 32, 8, 128},
+    {"bf16", 32, 8, 128}, {"f32", 32, 8, 128}};
+// What no cache holds: of caches of keys and values together, and of reading.
+int64_t working_set() {
+  std::string note;
+  static const int64_t bytes = memory_working_set(this_machine(), &note);
+  return bytes;
+}
 
 // Bytes a second of CPU at which vectors read memory that no cache holds.
 double read_limit() {
-  static const Result<ReadBuffer> buffer = ReadBuffer::create(int64_t{512} << 20);
+  static const Result<ReadBuffer> buffer = ReadBuffer::create(working_set());
   const std::clock_t start = std::clock();
   if (!buffer.ok() || !read_sum(*buffer, 1).ok()) return NAN;
   const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
@@ -162,7 +177,7 @@ void run_kv_attention(benchmark::State& state, const KvAttentionKernel* kernel,
   if (!k.ok() || !v.ok()) return state.SkipWithError("no cache");
   const int64_t bytes = k->bytes() + v->bytes();
   const std::vector<std::pair<KvRows, KvRows>> caches(
-      static_cast<size_t>(1 + (int64_t{256} << 20) / bytes), {*k, *v});
+      static_cast<size_t>(1 + working_set() / bytes), {*k, *v});
   const std::vector<float> q = random_floats(c.heads * c.head_dim, 2);
   std::vector<float> y(q.size());
   const int64_t q_width = c.heads * c.head_dim;

@@ -29,7 +29,7 @@ mkdir -p "$objects" "$out/corpus"
 flags=(-std=c++20 -I. -isystem "$generated" -O1 -g1 -ffp-contract=off -fsanitize=address,undefined,fuzzer-no-link
   -fno-sanitize-recover=undefined)
 sources=(kernels/base/*.cpp kernels/scheme/*.cpp kernels/packing/*.cpp kernels/artifact/*.cpp
-  kernels/tokenizer/*.cpp kernels/program/*.cpp kernels/ops/rope/*.cpp export/ggml/*.cpp
+  kernels/tokenizer/*.cpp kernels/program/*.cpp kernels/ops/rope/reference.cpp export/ggml/*.cpp
   export/gguf/*.cpp export/huggingface/checkpoint.cpp export/formats/gguf_metadata.cpp
   kernels/runtime/integer_node.cpp export/huggingface/static_caches.cpp "$generated/onnx.pb.cc"
   export/onnx/{description,described_model,onnx_graph,formula,symbolic,import*}.cpp

@@ -137,15 +137,34 @@ TEST(ExecutorRefusals, APermutationIsApplied) {
   EXPECT_EQ(logits[0], logits[1]);
 }
 
-TEST(ExecutorRefusals, StaticActivationsOfALanguageModel) {
-  Artifact artifact = chain("int8n/r@f32");
-  const Node& node = first_linear(artifact);
-  artifact.activations[node.inputs[0]] = {.scheme = *parse_scheme(kSignedActivation),
-                                          .scale = 0.1f};
-  const Result<Executor> result = open(artifact);
-  ASSERT_FALSE(result.ok());
-  EXPECT_THAT(result.status().message(),
-              AllOf(HasSubstr(node.name), HasSubstr("found a static int8/t@f32")));
+TEST(ExecutorRefusals, InputSchemesOfALanguageModelThatNoRowReads) {
+  for (const ActivationScheme& input :
+       {ActivationScheme{.scheme = *parse_scheme("uint8/t@f32"), .scale = 0.1f},
+        ActivationScheme{.scheme = *parse_scheme(kSignedActivation), .scale = 0},
+        ActivationScheme{.scheme = *parse_scheme(kSignedActivation), .scale = 0.1f,
+                         .zero_point = 3},
+        ActivationScheme{.scheme = *parse_scheme("int8/r@f32"), .dynamic = true}}) {
+    Artifact artifact = chain("int8n/r@f32");
+    const Node& node = first_linear(artifact);
+    artifact.activations[node.inputs[0]] = input;
+    const Result<Executor> result = open(artifact);
+    ASSERT_FALSE(result.ok());
+    EXPECT_THAT(result.status().message(),
+                AllOf(HasSubstr(node.name), HasSubstr(to_string(input.scheme))));
+  }
+}
+
+TEST(Executor, ReadsInputsUnderACalibratedScaleOrOnePerGroup) {
+  for (const bool dynamic : {false, true}) {
+    Artifact artifact = chain("int8n/r@f32");
+    const Node& node = first_linear(artifact);
+    artifact.activations[node.inputs[0]] = {
+        .scheme = *parse_scheme(dynamic ? "int8n/g8@f32" : kSignedActivation),
+        .dynamic = dynamic, .scale = dynamic ? 0 : 0.1f};
+    const Result<Executor> served = open(artifact);
+    ASSERT_TRUE(served.ok()) << served.status().message();
+    EXPECT_THAT(served->kernels().at(node.parameter("weight")), HasSubstr("linear_s8_"));
+  }
 }
 
 TEST(ExecutorRefusals, DynamicInt8ThatTheArtifactAsksForIsNoOption) {

@@ -7,6 +7,7 @@
 #include "kernels/ops/attention/attention.h"
 #include "kernels/ops/kv_attention/kv_attention.h"
 #include "kernels/ops/kv_attention/kv_decode.h"
+#include "kernels/ops/kv_attention/kv_pack.h"
 #include "kernels/packing/packed_tensor.h"
 #include "op_test.h"
 
@@ -108,6 +109,65 @@ TEST_P(KvStored, IsWhatTheSchemeSays) {
   if (!scheme.is_float()) {
     EXPECT_GT(error / size, 1e-7);
   }
+}
+
+// The bytes that are packed without an allocation are those of the general functions, signs
+// of zeros included; what those refuse is not packed.
+TEST_P(KvStored, PacksTheGeneralBytes) {
+  const QuantScheme scheme = *parse_scheme(GetParam());
+  if (!packs_kv(scheme)) {  // which the general functions store
+    const std::vector<float> x(64, 1.0f);
+    EXPECT_FALSE(pack_kv(scheme, {x.data(), 1, 64}, 0, {nullptr, nullptr, nullptr}));
+    return;
+  }
+  const int64_t together = kv_block_positions(scheme);
+  const auto values = [](const Bytes& bytes) {
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(bytes.data());
+    return std::vector<uint8_t>(data, data + bytes.size());
+  };
+  for (const int64_t width : {64, 128, 100, 20, 3}) {
+    for (uint64_t seed = 0; seed < 12; ++seed) {
+      SCOPED_TRACE(cat("width ", width, ", seed ", seed));
+      std::vector<float> x = random_floats(together * width, seed);
+      SplitMix64 random(seed + 100);
+      for (float& value : x) {
+        const double draw = random.uniform();
+        if (seed % 4 == 1 && draw < 0.9) value = draw < 0.45 ? 0.0f : -0.0f;
+        if (seed % 4 == 2) value = std::fabs(value) * (draw < 0.1 ? 200.0f : 1e-7f);
+        if (seed % 4 == 3) value = 3 - 1e-3f * value;
+      }
+      if (seed == 5) std::fill(x.begin(), x.end(), -0.0f);
+      const MatrixView<const float> view(x.data(), together, width);
+      Result<CodedMatrix> q = choose_scales(view, scheme, ScaleRule{});
+      ASSERT_TRUE(q.ok() && quantize(view, *q).ok());
+      const Result<PackedTensor> packed = pack(*q, {together, width});
+      ASSERT_TRUE(packed.ok()) << packed.status().message();
+      std::vector<uint8_t> codes(packed->codes.size(), 0xa5), offsets,
+          scales(packed->scales[0].values.size(), 0xa5);
+      if (!packed->offsets.empty()) offsets.resize(packed->offsets[0].values.size());
+      ASSERT_TRUE(pack_kv(scheme, view, 0, {codes.data(), scales.data(), offsets.data()}));
+      EXPECT_EQ(codes, values(packed->codes));
+      EXPECT_EQ(scales, values(packed->scales[0].values));
+      if (!offsets.empty()) {
+        EXPECT_EQ(offsets, values(packed->offsets[0].values));
+      }
+      x.back() = std::numeric_limits<float>::infinity();
+      EXPECT_FALSE(pack_kv(scheme, view, 0, {codes.data(), scales.data(), offsets.data()}));
+      x.back() = 1e38f;  // which some scales hold
+      q = choose_scales(view, scheme, ScaleRule{});
+      EXPECT_EQ(pack_kv(scheme, view, 0, {codes.data(), scales.data(), offsets.data()}),
+                q.ok() && quantize(view, *q).ok() && pack(*q, {together, width}).ok());
+    }
+  }
+}
+
+TEST(KvRows, ShortNamesArePackedWithoutTheGeneralFunctions) {
+  for (const char* name : {"int8", "fp8", "int4", "int8-static", "fp8-static"}) {
+    const KvScheme scheme = *parse_kv_scheme(name, 2, 64);
+    EXPECT_TRUE(packs_kv(scheme.keys) && packs_kv(scheme.values)) << name;
+  }
+  EXPECT_FALSE(packs_kv(*parse_scheme("e2m1/g16@e8m0")));
+  EXPECT_FALSE(packs_kv(*parse_scheme("uint6/g32@uint6/g64@f16+m/g32@uint6/g64@f16")));
 }
 
 TEST_P(KvStored, EveryRowReadsTheSameBits) {

@@ -1,5 +1,8 @@
 #include <gmock/gmock.h>
 
+#include <thread>
+#include <utility>
+
 #include "emulated_tiles.h"
 #include "kernels/ops/linear/linear.h"
 #include "op_test.h"
@@ -150,6 +153,21 @@ void compare(const LinearKernel& kernel, const Case& c, int64_t n, const Spaced&
   ASSERT_TRUE(y.gaps_untouched());
 }
 
+// Bytes of columns that one tile product of the row takes; 0 where it has none.
+int64_t step_of(const PreparedLinear& w) {
+  if (w.kernel->tiles == nullptr) return 0;
+  return tile_step(w.groups == 1 ? w.padded_cols : (w.group + 7) / 8 * 8, w.padded_cols,
+                   w.kernel->activation == LinearActivation::s8 ? 1 : 2);
+}
+// Products of tiles in memory for n tokens, more than a few: 17 take two tiles of
+// activations, 33 three; panels come in pairs.
+int64_t emulated_dots(const PreparedLinear& w, int64_t n) {
+  const int64_t step = step_of(w);
+  if (step == 0 || w.kernel->tiles != &emulated::linear_tile_isa) return 0;
+  const int64_t bytes = w.kernel->activation == LinearActivation::s8 ? 1 : 2;
+  return (n + 15) / 16 * w.panels * (w.padded_cols * bytes / step);
+}
+
 TEST_P(LinearRow, GivesWhatTheDefinitionGives) {
   int schemes = 0;
   for (const char* scheme : kSchemes) {
@@ -233,28 +251,39 @@ TEST_P(LinearRow, TakesInfinityNaNAndTinyActivations) {
     const LinearWeight weight = random_weight(scheme, 5, inputs, 9);
     const Result<PreparedLinear> prepared = prepare_linear(kernel(), weight);
     ASSERT_TRUE(prepared.ok()) << prepared.status().message();
-    for (const float special : {INFINITY, NAN, 1e-31f}) {
-      std::vector<float> x = random_floats(2 * inputs, 10);
-      if (special == 1e-31f) {
-        for (float& value : x) value *= special;
-      } else {
-        x[7] = special;
-      }
-      const MatrixView<const float> in(x.data(), 2, inputs);
-      std::vector<float> found(10, kPoison), wanted(10);
-      std::vector<double> magnitude(10);
-      run_linear(*prepared, in, nullptr, MatrixView<float>(found.data(), 2, 5));
-      ASSERT_TRUE(linear_reference(weight, kernel().activation, in, nullptr,
-                                   MatrixView<float>(wanted.data(), 2, 5))
-                      .ok());
-      ASSERT_TRUE(linear_magnitude(weight, in, nullptr,
-                                   MatrixView<double>(magnitude.data(), 2, 5))
-                      .ok());
-      for (size_t i = 0; i < 10; ++i) {
-        if (std::isfinite(wanted[i])) {
-          EXPECT_LE(std::fabs(found[i] - wanted[i]), linear_tolerance(inputs) * magnitude[i]);
+    // 17 and 33 tokens are more than any row takes straight from the codes.
+    const bool is_slow = kernel().panel == nullptr;
+    for (const int64_t n :
+         is_slow ? std::vector<int64_t>{2} : std::vector<int64_t>{2, 17, 33}) {
+      for (const float special : {INFINITY, NAN, 1e-31f}) {
+        std::vector<float> x = random_floats(n * inputs, 10);
+        if (special == 1e-31f) {
+          for (float& value : x) value *= special;
         } else {
-          EXPECT_FALSE(std::isfinite(found[i])) << i;
+          x[7] = x[static_cast<size_t>((n - 1) * inputs + 9)] = special;
+        }
+        const MatrixView<const float> in(x.data(), n, inputs);
+        const size_t outputs = static_cast<size_t>(n * 5);
+        std::vector<float> found(outputs, kPoison), wanted(outputs);
+        std::vector<double> magnitude(outputs);
+        const int64_t before = emulated::dot_count();
+        run_linear(*prepared, in, nullptr, MatrixView<float>(found.data(), n, 5));
+        EXPECT_EQ(emulated::dot_count() - before,
+                  n > 2 ? emulated_dots(*prepared, n) : 0);
+        ASSERT_TRUE(linear_reference(weight, kernel().activation, in, nullptr,
+                                     MatrixView<float>(wanted.data(), n, 5))
+                        .ok());
+        ASSERT_TRUE(linear_magnitude(weight, in, nullptr,
+                                     MatrixView<double>(magnitude.data(), n, 5))
+                        .ok());
+        for (size_t i = 0; i < outputs; ++i) {
+          if (std::isfinite(wanted[i])) {
+            EXPECT_LE(std::fabs(found[i] - wanted[i]),
+                      linear_tolerance(inputs) * magnitude[i])
+                << special << ", " << n << " tokens, output " << i;
+          } else {
+            EXPECT_FALSE(std::isfinite(found[i])) << n << " tokens, output " << i;
+          }
         }
       }
     }
@@ -267,10 +296,13 @@ class LinearS8Row : public LinearRow {};
 TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
   for (const char* text : {"uint8/t@f32", "int8/t@f32", "uint4/t@f32", "int4/t@f32"}) {
     const QuantScheme scheme = *parse_scheme(text);
-    const int64_t inputs = 520;
-    if (!can_run(text, inputs)) continue;
-    SCOPED_TRACE(text);
-    for (int code : {code_lowest(scheme), code_highest(scheme)}) {
+    // 544 columns are whole tiles.
+    for (const auto& [inputs, code] : {std::pair<int64_t, int>{520, code_lowest(scheme)},
+                                       {520, code_highest(scheme)},
+                                       {544, code_lowest(scheme)},
+                                       {544, code_highest(scheme)}}) {
+      if (!can_run(text, inputs)) continue;
+      SCOPED_TRACE(cat(text, ", ", inputs, " columns, code ", code));
       CodedMatrix q;
       q.scheme = scheme;
       q.rows = 3;
@@ -282,7 +314,7 @@ TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
       const Result<PreparedLinear> prepared =
           prepare_linear(kernel(), *linear_weight(*packed));
       ASSERT_TRUE(prepared.ok()) << prepared.status().message();
-      for (int64_t n : {1, 2, 12}) {
+      for (int64_t n : {1, 2, 12, 33}) {
         for (float sign : {-1.0f, 1.0f}) {
           const std::vector<float> x(static_cast<size_t>(n * inputs), 127 * sign);
           std::vector<float> y(static_cast<size_t>(n * 3), kPoison);
@@ -297,20 +329,274 @@ TEST_P(LinearS8Row, ExtremeCodesDoNotSaturate) {
   }
 }
 
-std::vector<size_t> s8_rows() {
+class LinearTileRow : public LinearRow {};
+
+// Groups that end inside a step, or are filled up to one; a last group of fewer columns;
+// groups longer than a decoded block; rows of weights and of tokens that fill no tile.
+TEST_P(LinearTileRow, TakesRemaindersOffsetsAndOddRows) {
+  struct Shape {
+    const char* scheme;
+    int64_t inputs;
+  };
+  int shapes = 0;
+  for (const Shape& shape : {Shape{"int4/g128@f16", 160},
+                             {"int4/g60@f16", 150},
+                             {"uint4/g64@f16+z/g64@uint4", 224},
+                             {"uint4/g60@f16+z/g60@uint4", 150},
+                             {"uint4/g60@f16+m/g60@f16", 150},
+                             {"uint4/g640@f16+m/g640@f16", 1376},
+                             {"int4/r@f32", 155},
+                             {"int8/g128@f16", 160},
+                             {"int8/r@f32", 155},
+                             {"uint8/g60@f32+z/g60@uint8", 150},
+                             {"uint8/g640@f16+m/g640@f16", 1376},
+                             {"uint8/r@f32+z/r@uint8", 157},
+                             {"nf4/f64@f32", 192},
+                             {"e4m3/g32@f16", 80},
+                             {"f32", 157},
+                             {"bf16", 1056}}) {
+    if (!can_run(shape.scheme, shape.inputs)) continue;
+    ++shapes;
+    for (int64_t outputs : {1, 33}) {
+      SCOPED_TRACE(cat(shape.scheme, " [", outputs, ", ", shape.inputs, "]"));
+      const Case c(shape.scheme, kernel().activation, shape.inputs, outputs, 33);
+      const Result<PreparedLinear> prepared = prepare_linear(kernel(), c.weight);
+      ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+      ASSERT_GT(step_of(*prepared), 0);
+      for (int64_t n : {16, 17, 33}) {
+        Spaced y(n, outputs);
+        const int64_t before = emulated::dot_count();
+        run_linear(*prepared,
+                   MatrixView<const float>(c.x.data.data(), n, shape.inputs, c.x.stride),
+                   c.bias.data(), y.view());
+        EXPECT_EQ(emulated::dot_count() - before, emulated_dots(*prepared, n));
+        compare(kernel(), c, n, y);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+  EXPECT_GE(shapes, 2);
+}
+
+// 65 tokens of so many columns are more than go through the panels together.
+TEST_P(LinearTileRow, LongPromptsOfWideRowsAreCutWithoutATrace) {
+  const int64_t inputs = 16384, outputs = 40, n = 65;
+  for (const char* scheme : {"uint4/g128@f16+m/g128@f16", "int8/r@f32", "bf16"}) {
+    if (!can_run(scheme, inputs)) continue;
+    SCOPED_TRACE(scheme);
+    const Case c(scheme, kernel().activation, inputs, outputs, n);
+    const Result<PreparedLinear> prepared = prepare_linear(kernel(), c.weight);
+    ASSERT_TRUE(prepared.ok()) << prepared.status().message();
+    std::vector<float> first;
+    for (int threads : {1, 3}) {
+      set_thread_count(threads);
+      Spaced y(n, outputs);
+      run_linear(*prepared, c.x.view(), c.bias.data(), y.view());
+      compare(kernel(), c, n, y);
+      if (HasFatalFailure()) return;
+      if (first.empty()) first = y.data;
+      ASSERT_TRUE(same_bytes(first, y.data)) << threads << " threads";
+    }
+  }
+}
+
+template <class Wanted>
+std::vector<size_t> rows_where(const Wanted& wanted) {
   std::vector<size_t> found;
   for (size_t i = 0; i < rows().size(); ++i) {
-    if (rows()[i].activation == LinearActivation::s8) found.push_back(i);
+    if (wanted(rows()[i])) found.push_back(i);
   }
   return found;
+}
+std::vector<size_t> s8_rows() {
+  return rows_where(
+      [](const LinearKernel& row) { return row.activation == LinearActivation::s8; });
+}
+std::vector<size_t> tile_rows() {
+  return rows_where([](const LinearKernel& row) { return row.tiles != nullptr; });
 }
 std::string row_name(const ::testing::TestParamInfo<size_t>& info) {
   return test_name(rows()[info.param].name);
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, LinearS8Row, ::testing::ValuesIn(s8_rows()), row_name);
+INSTANTIATE_TEST_SUITE_P(Rows, LinearTileRow, ::testing::ValuesIn(tile_rows()), row_name);
 INSTANTIATE_TEST_SUITE_P(Rows, LinearRow, ::testing::Range<size_t>(0, rows().size()),
                          row_name);
+
+// What the tiles in memory refuse, as a CPU does.
+class TileRules : public OpTest {
+ protected:
+  void SetUp() override {
+    if (!this_cpu_has(kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vnni))
+      GTEST_SKIP() << "the tiles in memory are compiled for AVX-512 VNNI";
+    runs_ = true;
+  }
+  void TearDown() override {
+    if (runs_) emulated::release();
+  }
+  bool runs_ = false;
+};
+
+template <class Body>
+std::string fault_of(const Body& body) {
+  try {
+    body();
+  } catch (const emulated::TileFault& fault) {
+    return fault.what();
+  }
+  return "none";
+}
+
+TEST_F(TileRules, AConfigurationIsOneThatTheCpuLoads) {
+  const auto fault = [](auto change) {
+    TileConfig config = tile_config(64);
+    change(config);
+    const std::string found = fault_of([&] { emulated::configure(config); });
+    emulated::release();
+    return found;
+  };
+  EXPECT_EQ(fault([](TileConfig&) {}), "none");
+  EXPECT_EQ(fault([](TileConfig& c) { c.palette = 0; }), "the palette is 1");
+  EXPECT_EQ(fault([](TileConfig& c) { c.palette = 2; }), "the palette is 1");
+  EXPECT_EQ(fault([](TileConfig& c) { c.start_row = 1; }), "loads start at row 0");
+  EXPECT_EQ(fault([](TileConfig& c) { c.reserved[13] = 1; }),
+            "reserved bytes of a configuration are 0");
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[3] = 17; }), "a tile has at most 16 rows");
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[7] = 68; }),
+            "a tile's rows have at most 64 bytes");
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[4] = 62; }),
+            "a tile's rows are whole dwords");
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[0] = 0; }),
+            "a tile has both rows and bytes, or neither");
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[0] = 0; }),
+            "a tile has both rows and bytes, or neither");
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[0] = c.row_bytes[0] = 0; }), "none");
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[8] = c.row_bytes[8] = 16; }),
+            "there are eight tiles");
+}
+
+TEST_F(TileRules, TilesAreUsedWhileTheyAreConfigured) {
+  std::vector<uint8_t> memory(16 * 64);
+  const auto each = [&](int tile, const std::string& rule) {
+    EXPECT_EQ(fault_of([&] { emulated::zero(tile); }), rule);
+    EXPECT_EQ(fault_of([&] { emulated::load(tile, memory.data(), 64); }), rule);
+    EXPECT_EQ(fault_of([&] { emulated::store(tile, memory.data(), 64); }), rule);
+    EXPECT_EQ(fault_of([&] { emulated::dot_s8(tile, 4, 6); }), rule);
+    EXPECT_EQ(fault_of([&] { emulated::dot_bf16(tile, 4, 6); }), rule);
+    EXPECT_EQ(fault_of([&] { emulated::dot_s8(0, 4, tile); }), rule);
+  };
+  const char* const unused = "tiles are used between ldtilecfg and tilerelease";
+  each(1, unused);
+  TileConfig config = tile_config(64);
+  config.rows[1] = config.row_bytes[1] = 0;
+  emulated::configure(config);
+  EXPECT_EQ(fault_of([&] { emulated::configure(config); }),
+            "a thread gives its tiles back before it configures them again");
+  each(2, "none");
+  each(1, "a tile that is used has rows in the configuration");
+  each(8, "there are eight tiles");
+  // Another thread has registers of its own.
+  std::thread([&] { EXPECT_EQ(fault_of([] { emulated::zero(2); }), unused); }).join();
+  emulated::release();
+  each(2, unused);
+}
+
+TEST_F(TileRules, ProductsTakeThreeDifferentTiles) {
+  emulated::configure(tile_config(64));  // all of one shape
+  const char* const rule = "a product takes three different tiles";
+  for (const auto& dot : {emulated::dot_s8, emulated::dot_bf16}) {
+    EXPECT_EQ(fault_of([&] { dot(0, 0, 6); }), rule);
+    EXPECT_EQ(fault_of([&] { dot(0, 4, 0); }), rule);
+    EXPECT_EQ(fault_of([&] { dot(0, 4, 4); }), rule);
+    EXPECT_EQ(fault_of([&] { dot(0, 4, 6); }), "none");
+  }
+}
+
+TEST_F(TileRules, ProductsTakeTilesOfShapesThatAgree) {
+  const auto fault = [](auto change) {
+    TileConfig config = tile_config(32);
+    change(config);
+    emulated::configure(config);
+    const std::string integers = fault_of([] { emulated::dot_s8(0, 4, 6); });
+    EXPECT_EQ(fault_of([] { emulated::dot_bf16(0, 4, 6); }), integers);
+    emulated::release();
+    return integers;
+  };
+  const std::string rows = "a product has as many rows as its left operand";
+  const std::string width = "a product is as wide as its right operand";
+  const std::string inner =
+      "a dword of the left operand's rows meets a row of the right one";
+  EXPECT_EQ(fault([](TileConfig&) {}), "none");
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[0] = 15; }), rows);
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[4] = 15; }), rows);
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[0] = c.rows[4] = 3; }), "none");
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[0] = 60; }), width);
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[6] = 60; }), width);
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[4] = 28; }), inner);
+  EXPECT_EQ(fault([](TileConfig& c) { c.row_bytes[4] = 64; }), inner);
+  EXPECT_EQ(fault([](TileConfig& c) { c.rows[6] = 7; }), inner);
+}
+
+// Rows and bytes beyond a tile's are neither read nor written.
+TEST_F(TileRules, LoadsAndStoresKeepToTheConfiguredRows) {
+  TileConfig config = tile_config(32);
+  config.rows[4] = 3;
+  emulated::configure(config);
+  std::vector<uint8_t> from(3 * 40, 7), to(16 * 64, 9);
+  from.resize(2 * 40 + 32);  // as much as 3 rows of 32 bytes take, 40 apart
+  emulated::load(4, from.data(), 40);
+  emulated::store(4, to.data(), 64);
+  for (size_t i = 0; i < to.size(); ++i) {
+    ASSERT_EQ(to[i], i / 64 < 3 && i % 64 < 32 ? 7 : 9) << i;
+  }
+  emulated::zero(4);
+  emulated::store(4, to.data(), 64);
+  EXPECT_EQ(to[2 * 64 + 31], 0);
+  EXPECT_EQ(to[2 * 64 + 32], 9);
+}
+
+TEST_F(TileRules, ProductsByHand) {
+  emulated::configure(tile_config(32));
+  // Row 1 of codes is -1 2 0 ..., column 2 of the others 255 3: signed by unsigned.
+  std::vector<int8_t> left(16 * 32);
+  std::vector<uint8_t> right(8 * 64);
+  left[32] = -1;
+  left[33] = 2;
+  right[8] = 255;
+  right[9] = 3;
+  emulated::load(4, left.data(), 32);
+  emulated::load(6, right.data(), 64);
+  std::vector<int32_t> sums(256, 1);
+  emulated::load(0, sums.data(), 64);
+  emulated::dot_s8(0, 4, 6);
+  emulated::store(0, sums.data(), 64);
+  for (size_t i = 0; i < sums.size(); ++i) {
+    ASSERT_EQ(sums[i], i == 16 + 2 ? 1 - 255 + 6 : 1) << i;
+  }
+  // First and second halves of pairs are summed apart: 2^24 - 2^24, and 1 + 1. One after
+  // another the sum would be 1. Numbers below 2^-126 count as 0.
+  std::vector<uint16_t> a(16 * 16), b(8 * 32);
+  a[0] = bf16_from_float(0x1p24f);
+  a[1] = a[3] = bf16_from_float(1);
+  a[2] = bf16_from_float(-0x1p24f);
+  a[16] = bf16_from_float(0x1p-127f);
+  a[32] = bf16_from_float(0x1p-100f);
+  b[0] = b[1] = b[32] = b[33] = bf16_from_float(1);
+  b[2] = bf16_from_float(0x1p100f);
+  b[4] = bf16_from_float(0x1p-27f);
+  emulated::load(4, a.data(), 32);
+  emulated::load(6, b.data(), 64);
+  std::vector<float> y(256);
+  emulated::zero(0);
+  emulated::dot_bf16(0, 4, 6);
+  emulated::store(0, y.data(), 64);
+  EXPECT_EQ(y[0], 2);
+  EXPECT_EQ(y[16 + 1], 0);  // 2^-127 2^100
+  EXPECT_EQ(y[32 + 0], 0x1p-100f);
+  EXPECT_EQ(y[32 + 1], 1);
+  EXPECT_EQ(y[32 + 2], 0);  // 2^-127
+}
 
 class LinearTable : public OpTest {};
 

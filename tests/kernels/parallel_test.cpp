@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -25,6 +27,40 @@ TEST_F(ParallelTest, CallsEveryIndexOnce) {
       for (const auto& count : calls) ASSERT_EQ(count.load(), 1);
     }
   }
+}
+
+struct AddsTo {
+  std::atomic<int64_t>* sum;
+  int64_t operator()(int64_t i) const { return *sum += i; }
+};
+
+TEST_F(ParallelTest, TakesWhateverCanBeCalled) {
+  for (int threads : {1, 2}) {
+    set_thread_count(threads);
+    std::atomic<int64_t> sum{0};
+    const AddsTo constant{&sum};
+    AddsTo changeable{&sum};
+    const std::function<void(int64_t)> function = constant;
+    parallel_for(10, constant);
+    parallel_for(10, changeable);
+    parallel_for(10, AddsTo{&sum});  // what it returns is dropped
+    parallel_for(10, function);
+    parallel_for(10, [&sum](int i) mutable { sum += i; });
+    EXPECT_EQ(sum.load(), 5 * 45);
+  }
+}
+
+TEST(FunctionRef, PassesValuesOn) {
+  int calls = 0;
+  auto join = [&calls](std::string a, const std::string& b) {
+    ++calls;
+    return a + b;
+  };
+  const FunctionRef<std::string(std::string, const std::string&)> reference = join;
+  const auto copy = reference;
+  EXPECT_EQ(copy("a", "b"), "ab");
+  EXPECT_EQ(reference("c", "d"), "cd");
+  EXPECT_EQ(calls, 2);
 }
 
 TEST_F(ParallelTest, ManyShortLoopsInARow) {

@@ -131,6 +131,7 @@ TEST_F(SmallOps, TablesFollowTheForcedLevel) {
     EXPECT_EQ(select_rms_norm().name, "rms_norm_f32__" + isa_under(level));
     EXPECT_EQ(select_silu_mul().name, "silu_mul_f32__" + isa_under(level));
     EXPECT_EQ(select_quantize_rows().name, "quantize_rows_s8__" + isa_under(level));
+    EXPECT_EQ(select_rope().name, "rope_f32__" + isa_under(level));
   }
 }
 
@@ -160,6 +161,42 @@ TEST_F(SmallOps, RopeTurnsPairsByTheirAngle) {
     }
     EXPECT_TRUE(x.gaps_untouched());
   }
+}
+
+TEST_F(SmallOps, RopeRowsGiveTheDefinitionsBits) {
+  constexpr int64_t kHeads = 3;
+  for (const RopeKernel* kernel : usable(rope_kernels())) {
+    for (int64_t half : {1, 3, 4, 5, 8, 9, 15, 16, 17, 24, 32, 64}) {
+      for (const bool interleaved : {false, true}) {
+        SCOPED_TRACE(cat(kernel->name, ", ", half, " pairs, interleaved ", interleaved));
+        const int64_t size = kHeads * 2 * half;
+        std::vector<float> x = random_floats(size, 9);
+        const float special[] = {0, -0.0f, 1e-42f, -1e-42f, 1e37f, -1e37f};
+        for (size_t i = 0; i < std::size(special) && i < x.size(); ++i) {
+          x[(i * 7) % x.size()] = special[i];
+        }
+        x.push_back(kPoison);  // which lies behind the heads
+        std::vector<float> expected = x;
+        const std::vector<float> cosines = random_floats(half, 10),
+                                 sines = random_floats(half, 11);
+        kernel->run(x.data(), kHeads, half, cosines.data(), sines.data(), interleaved);
+        rope_reference(expected.data(), kHeads, half, cosines.data(), sines.data(),
+                       interleaved);
+        EXPECT_TRUE(same_bytes(x, expected));
+      }
+    }
+  }
+}
+
+TEST_F(SmallOps, RopeTablesGrowIntoTheirRoom) {
+  RopeTable table(8, 10000), whole(8, 10000);
+  table.reserve(3, 40);
+  const float* const first = table.cosines(0);
+  for (int64_t p = 4; p <= 40; ++p) table.reserve(p, 40);
+  EXPECT_EQ(table.cosines(0), first);  // has not moved
+  whole.reserve(40);
+  EXPECT_EQ(std::memcmp(table.cosines(0), whole.cosines(0), 40 * 4 * sizeof(float)), 0);
+  EXPECT_EQ(std::memcmp(table.sines(0), whole.sines(0), 40 * 4 * sizeof(float)), 0);
 }
 
 // Figures by hand: head_dim 16 and theta 10000 give f = 10^(-i/2); over 2 pi * 16
@@ -209,7 +246,9 @@ TEST_F(SmallOps, RoutingTakesTheBestExpertsAndOfEqualOnesTheFirst) {
 }
 
 TEST_F(SmallOps, EmbeddingLooksUpRowsOfAnyScheme) {
-  for (const char* scheme : {"f32", "bf16", "f16", "int4/g32@f16", "nf4/f64@f32"}) {
+  for (const char* scheme : {"f32", "bf16", "f16", "int4/g32@f16", "nf4/f64@f32", "nf4/f64@dyn8+o/f128@f32",
+        "int3/g8@f16", "e4m3/g32@f16", "uint4/g8@uint6/g40@f16+m/g8@uint6/g40@f16",
+        "uint2/g8@f16+z/g8@uint2", "ternary/r@f16"}) {
     const LinearWeight weight = random_weight(scheme, 11, 40, 7);
     std::vector<float> all(11 * 40);
     ASSERT_TRUE(weight_rows(weight, 0, MatrixView<float>(all.data(), 11, 40)).ok());
@@ -218,6 +257,12 @@ TEST_F(SmallOps, EmbeddingLooksUpRowsOfAnyScheme) {
     ASSERT_TRUE(embedding(ids, weight, y.view()).ok());
     for (int64_t t = 0; t < 4; ++t) {
       EXPECT_EQ(std::memcmp(y.view().row(t), all.data() + ids[t] * 40, 160), 0) << scheme;
+    }
+    // Row by row, as tokens ask, and together: the same numbers.
+    if (!weight.is_plain()) {
+      std::vector<float> together(11 * 40);
+      ASSERT_TRUE(dequantize_rows(weight.packed, 0, {together.data(), 11, 40}).ok());
+      EXPECT_EQ(std::memcmp(y.view().row(0), together.data() + 10 * 40, 160), 0) << scheme;
     }
     EXPECT_TRUE(y.gaps_untouched());
     const int32_t outside[] = {0, 11};

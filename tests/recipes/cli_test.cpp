@@ -233,9 +233,32 @@ TEST_F(Cli, AdviseRanksSchemesAndMeasuresTheFirst) {
     measured += advice.contains("measured_decode_tokens_per_second");
   }
   EXPECT_EQ(measured, 1);
-  const Outcome wide = run({"advise", at("model"), "--batch", "100000"});
-  EXPECT_EQ(wide.code, 8);
-  EXPECT_THAT(wide.error, HasSubstr("less than the model's context"));
+  EXPECT_THAT(run({"advise", at("model"), "--batch", "1000000000"}).error,
+              HasSubstr("--batch 1000000000: caches of "));
+}
+
+TEST_F(Cli, AdviseKeepsTimingsOfLayers) {
+  const std::vector<std::string> asked = {"advise", at("model"), "--context", "16",
+                                          "--prompt", "8", "--json"};
+  const Json first = parsed(run(asked)), second = parsed(run(asked));
+  EXPECT_EQ(first["known_timings"], 0);
+  EXPECT_GT(second["known_timings"], 0);
+  const auto seconds = [](const Json& json) {
+    std::map<std::string, double> found;
+    for (const Json& advice : json["advice"]) {
+      found[advice["name"]] = advice["layers"][0]["decode_seconds"];
+    }
+    return found;
+  };
+  EXPECT_EQ(seconds(first), seconds(second));
+  EXPECT_EQ(parsed(run(with(asked, {"--fresh"})))["known_timings"], 0);
+  // Half a file is no reason to fail, nor to be believed.
+  fs::path file;
+  for (const auto& entry : fs::directory_iterator(scratch_.path() / "nibble")) file = entry;
+  ASSERT_THAT(file.filename().string(), ::testing::StartsWith("timings-"));
+  fs::resize_file(file, fs::file_size(file) / 2);
+  EXPECT_EQ(parsed(run(asked))["known_timings"], 0);
+  EXPECT_GT(parsed(run(asked))["known_timings"], 0);
 }
 
 TEST_F(Cli, BenchTimesEveryKindOfLayerAndPlotsThem) {

@@ -45,6 +45,7 @@ class Command {
     std::filesystem::remove(error_);
     process_ = fork();
     if (process_ == 0) {
+      setenv("XDG_CACHE_HOME", scratch.c_str(), 1);  // no test meets another's timings
       dup2(open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
       dup2(open(error_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDERR_FILENO);
       execv(pointers[0], pointers.data());

@@ -10,11 +10,13 @@
 
 #include "kernels/base/cpu.h"
 #include "kernels/base/parallel.h"
+#include "kernels/program/layers.h"
 #include "kernels/runtime/executor.h"
 #include "kernels/runtime/kv_cache.h"
 #include "kernels/runtime/sampler.h"
 #include "kernels/tokenizer/tokenizer.h"
 #include "recipes/data/images.h"
+#include "recipes/eval/layer_cost.h"
 #include "recipes/models/load_model.h"
 
 namespace nibble {
@@ -163,6 +165,81 @@ TEST(RuntimeGolden, ACachedStepIsTheLastRowOfAWholePass) {
       most = std::max(most, std::abs(static_cast<double>(step[v]) - expected));
     }
     EXPECT_LT(most, 2e-4) << "position " << i;  // float sums of up to a thousand terms
+  }
+}
+
+// The model with its linear layers in INT8, which s8 rows serve.
+std::shared_ptr<const Artifact> in_int8(const Artifact& model) {
+  Artifact quantized = model;
+  for (const Layer& layer : layers_of(model.program)) {
+    const auto tensor = quantized.tensors.find(layer.tensor);
+    if (layer.node->op != "linear" || tensor == quantized.tensors.end()) continue;
+    const auto weight = rounded_weight(tensor->second, "int8/r@f16");
+    EXPECT_TRUE(weight.ok()) << weight.status().message();
+    quantized.packed[layer.tensor] = weight->packed;
+    quantized.layers[layer.tensor].weight = weight->scheme;
+    quantized.tensors.erase(layer.tensor);
+  }
+  return std::make_shared<const Artifact>(std::move(quantized));
+}
+
+// Sequences of different lengths, a token of each at a time, and each one alone.
+TEST(RuntimeGolden, SequencesDecodedTogetherSayWhatEachSaysAlone) {
+  const Model model = open(kShipped);
+  ASSERT_TRUE(model.tokenizer);
+  const std::vector<Ids> prompts = {*model.tokenizer->encode("One day, Tom and Mia"),
+                                    *model.tokenizer->encode("The cat"),
+                                    *model.tokenizer->encode("Once upon a time there were two")};
+  const int64_t vocabulary = model.artifact->program.vocabulary;
+  for (const char* kv : {"", "int8"}) {
+    for (const bool exact : {false, true}) {
+      SCOPED_TRACE(testing::Message() << "kv " << kv << ", exact " << exact);
+      auto made = Executor::create(
+          exact ? in_int8(*model.artifact) : model.artifact,
+          {.compute = exact ? Compute::dynamic_int8 : Compute::float_activations, .kv = kv});
+      ASSERT_TRUE(made.ok()) << made.status().message();
+      Executor& executor = *made;
+      std::vector<std::unique_ptr<KvCache>> alone, owned;
+      std::vector<KvCache*> together;
+      const auto run = [&](const Ids& ids, KvCache& cache) {
+        std::vector<float> logits(static_cast<size_t>(vocabulary));
+        EXPECT_TRUE(executor.forward(ids, cache, {logits.data(), 1, vocabulary}).ok());
+        return logits;
+      };
+      for (const Ids& prompt : prompts) {
+        alone.push_back(std::move(executor.make_cache(40)).value());
+        owned.push_back(std::move(executor.make_cache(40)).value());
+        together.push_back(owned.back().get());
+        run(prompt, *alone.back());
+        run(prompt, *owned.back());
+      }
+      Ids next = {5, 60, 7};
+      for (int step = 0; step < 4; ++step) {
+        std::vector<float> logits(static_cast<size_t>(3 * vocabulary));
+        ASSERT_TRUE(
+            executor.decode(next, together, {logits.data(), 3, vocabulary}).ok());
+        for (size_t i = 0; i < 3; ++i) {
+          const std::vector<float> expected = run({next[i]}, *alone[i]);
+          for (size_t v = 0; v < expected.size(); ++v) {
+            const float found = logits[i * static_cast<size_t>(vocabulary) + v];
+            if (exact) {
+              ASSERT_EQ(found, expected[v]) << i << " " << v;
+            } else {
+              ASSERT_NEAR(found, expected[v], 2e-4) << i << " " << v;
+            }
+          }
+          EXPECT_EQ(together[i]->length(), alone[i]->length());
+          next[i] = (next[i] * 13 + 1) % static_cast<int32_t>(vocabulary);
+        }
+      }
+      together[2] = together[0];
+      std::vector<float> logits(static_cast<size_t>(3 * vocabulary));
+      EXPECT_THAT(executor.decode(next, together, {logits.data(), 3, vocabulary}).message(),
+                  testing::HasSubstr("number 2 twice"));
+      together.pop_back();
+      EXPECT_EQ(executor.decode(next, together, {logits.data(), 3, vocabulary}).code(),
+                StatusCode::invalid_argument);
+    }
   }
 }
 

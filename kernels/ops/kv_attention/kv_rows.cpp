@@ -1,11 +1,15 @@
 #include "kernels/ops/kv_attention/kv_rows.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/float_types.h"
+#include "kernels/base/parallel.h"
 #include "kernels/ops/kv_attention/kv_decode.h"
+#include "kernels/ops/kv_attention/kv_pack.h"
+#include "kernels/packing/packed_bits.h"
 #include "kernels/ops/scratch.h"
 #include "kernels/packing/packed_tensor.h"
 #include "kernels/scheme/element_codec.h"
@@ -17,18 +21,12 @@ namespace {
 constexpr float kLargestHalf = 65504;
 // A cache line, and the widest vector.
 constexpr int64_t kCodeGroup = 64;
+// Values that one task stores, about: some tens of microseconds of work.
+constexpr int64_t kTaskValues = 1 << 15;
 
 // The next head's levels follow those that were read.
 void fetch(const uint8_t* from, int64_t bytes) {
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b);
-}
-
-// b bits of a row's little-endian bit string.
-uint32_t bits_at(const uint8_t* row, int bits, int64_t index) {
-  const int64_t first = index * bits;
-  uint64_t window = 0;
-  std::memcpy(&window, row + first / 8, static_cast<size_t>((first % 8 + bits + 7) / 8));
-  return static_cast<uint32_t>((window >> (first % 8)) & ((uint64_t{1} << bits) - 1));
 }
 
 KvCode kv_code(const QuantScheme& scheme) {
@@ -161,7 +159,40 @@ int64_t KvRows::bytes() const {
   return static_cast<int64_t>(total);
 }
 
+bool KvRows::store_block(MatrixView<const float> x, int64_t first) {
+  const auto level_bytes = [](const std::vector<Level>& levels) {
+    return levels.empty() ? 0 : levels[0].values.row_bytes;
+  };
+  const int64_t scale_bytes = level_bytes(scales_);
+  static thread_local Scratch<uint8_t> scratch;
+  uint8_t* const scales = scratch.get(static_cast<size_t>(
+      scale_bytes + level_bytes(offsets_) + positions_ * codes_.row_bytes));
+  uint8_t* const offsets = scales + scale_bytes;
+  uint8_t* const codes = offsets + level_bytes(offsets_);
+  if (!pack_kv(scheme_, x, scale_, {codes, scales, offsets})) return false;
+  for (int64_t r = 0; r < positions_; ++r) {
+    codes_.put(first + r, codes + r * codes_.row_bytes);
+  }
+  if (!scales_.empty()) scales_[0].values.put(first / positions_, scales);
+  if (!offsets_.empty()) offsets_[0].values.put(first / positions_, offsets);
+  return true;
+}
+
 Status KvRows::store(MatrixView<const float> x, int64_t first) {
+  if (packs_kv(scheme_)) {
+    const int64_t blocks = x.rows / positions_;
+    const int64_t step = std::max<int64_t>(1, kTaskValues / (positions_ * width_));
+    std::atomic<bool> stored = true;
+    parallel_for((blocks + step - 1) / step, [&](int64_t task) {
+      for (int64_t b = task * step; b < std::min(blocks, (task + 1) * step); ++b) {
+        const int64_t row = b * positions_;
+        if (!store_block({x.row(row), positions_, x.cols, x.stride}, first + row))
+          stored.store(false, std::memory_order_relaxed);
+      }
+    });
+    if (stored.load(std::memory_order_relaxed)) return ok_status();
+  }
+  // Any scheme, and what is wrong with numbers that cannot be stored.
   CodedMatrix q{scheme_, x.rows, x.cols, {}, {{1, 1, {scale_}}}, {}};
   if (!is_static_kv(scheme_)) {
     NIBBLE_ASSIGN_OR_RETURN(q, choose_scales(x, scheme_, ScaleRule{}));
@@ -191,7 +222,8 @@ Status KvRows::append(MatrixView<const float> x) {
                  " values were given to a cache of ", capacity_ - length_,
                  " free rows of ", width_);
   if (scheme_.is_float()) {
-    std::vector<uint8_t> to(static_cast<size_t>(codes_.row_bytes));
+    static thread_local Scratch<uint8_t> scratch;
+    uint8_t* const to = scratch.get(static_cast<size_t>(codes_.row_bytes));
     for (int64_t r = 0; r < x.rows; ++r) {
       if (scheme_.code == Element::f32) {
         codes_.put(length_ + r, reinterpret_cast<const uint8_t*>(x.row(r)));
@@ -203,9 +235,9 @@ Status KvRows::append(MatrixView<const float> x) {
         if (half && !(std::fabs(value) <= kLargestHalf))
           return out_of_half(length_ + r, c, value);
         const uint16_t bits = half ? f16_from_float(value) : bf16_from_float(value);
-        std::memcpy(to.data() + 2 * c, &bits, 2);
+        std::memcpy(to + 2 * c, &bits, 2);
       }
-      codes_.put(length_ + r, to.data());
+      codes_.put(length_ + r, to);
     }
     length_ += x.rows;
     return ok_status();
@@ -215,7 +247,7 @@ Status KvRows::append(MatrixView<const float> x) {
     length_ += x.rows;
     return ok_status();
   }
-  std::vector<float> block;
+  static thread_local Scratch<float> scratch;
   for (int64_t r = 0; r < x.rows; ++r) {
     uint16_t* to = partial_.data() + length_ % positions_ * width_;
     for (int64_t c = 0; c < width_; ++c) {
@@ -223,10 +255,10 @@ Status KvRows::append(MatrixView<const float> x) {
       to[c] = f16_from_float(x(r, c));
     }
     if ((length_ + 1) % positions_ == 0) {
-      block.resize(partial_.size());
-      for (size_t i = 0; i < block.size(); ++i) block[i] = float_from_f16(partial_[i]);
+      float* const block = scratch.get(partial_.size());
+      for (size_t i = 0; i < partial_.size(); ++i) block[i] = float_from_f16(partial_[i]);
       NIBBLE_RETURN_IF_ERROR(
-          store({block.data(), positions_, width_}, length_ + 1 - positions_));
+          store({block, positions_, width_}, length_ + 1 - positions_));
     }
     ++length_;
   }
@@ -238,9 +270,11 @@ void KvRows::truncate(int64_t length) {
   const int64_t kept = length % positions_;
   // The block that is cut may be a completed one: what is left of it is partial again.
   if (kept > 0 && length / positions_ < length_ / positions_) {
-    std::vector<float> rows(static_cast<size_t>(kept * width_));
-    read(nullptr, length - kept, 0, {rows.data(), kept, width_});
-    for (size_t i = 0; i < rows.size(); ++i) {
+    static thread_local Scratch<float> scratch;
+    const size_t count = static_cast<size_t>(kept * width_);
+    float* const rows = scratch.get(count);
+    read(nullptr, length - kept, 0, {rows, kept, width_});
+    for (size_t i = 0; i < count; ++i) {
       partial_[i] = f16_from_float(std::clamp(rows[i], -kLargestHalf, kLargestHalf));
     }
   }

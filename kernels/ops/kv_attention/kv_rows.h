@@ -19,7 +19,9 @@
 // a partial block (names the row). create: unsupported, invalid_argument: the scheme's;
 // failed_precondition: a static scheme without its scale.
 // truncate into a completed block brings back its values as they were stored.
-// Memory is taken at create, for `capacity` rows. Reading is safe from any thread.
+// Memory is taken at create, for `capacity` rows; append and read use per-thread scratch,
+// append of schemes with several scale levels or e8m0 scales allocates. Reading is safe
+// from any thread.
 #pragma once
 
 #include <cstdint>
@@ -112,6 +114,8 @@ class KvRows {
     float value(int64_t row, int64_t column) const;
   };
   Status store(MatrixView<const float> x, int64_t first);  // whole blocks
+  // One, without an allocation; false: store has another way, or an error.
+  bool store_block(MatrixView<const float> x, int64_t first);
 
   QuantScheme scheme_;
   int64_t capacity_ = 0, width_ = 0, length_ = 0;

@@ -1,5 +1,8 @@
 #include "kernels/ops/linear/linear.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/ops/linear/linear_bf16.h"
 #include "kernels/ops/linear/linear_isa.h"
 #include "kernels/ops/linear/linear_tiles.h"
@@ -73,13 +76,29 @@ const LinearKernel* preferred_linear(const LinearWeight& weight,
 }
 
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
-                                      const LinearWeight& weight) {
+                                      const LinearWeight& weight,
+                                      const LinearInput& input) {
   if (!kernel.can_run(weight.scheme, weight.cols, kernel.activation)) {
     return error(StatusCode::unsupported, "[linear] ", kernel.name,
                  ": a weight of this row's schemes was required; found ",
                  to_string(weight.scheme), "; ask select_linear for a row");
   }
-  return kernel.repack(kernel, weight);
+  if (input == LinearInput{}) return kernel.repack(kernel, weight, input);
+  const bool has_scale = input.scale > 0 && std::isfinite(input.scale);
+  if (kernel.activation != LinearActivation::s8 || input.group < 0 ||
+      (input.scale != 0 && (!has_scale || input.group != 0)) ||
+      (input.lowest != -127 && (input.lowest != -128 || !has_scale))) {
+    return error(StatusCode::invalid_argument, "[linear] ", kernel.name,
+                 ": int8 activations under a scale a run of columns or one calibrated scale "
+                 "were required; found runs of ",
+                 input.group, ", scale ", input.scale, ", codes from ", input.lowest);
+  }
+  if (group_columns(weight.scheme, weight.cols, input) < std::min<int64_t>(8, weight.cols)) {
+    return error(StatusCode::unsupported, "[linear] int8 activations with a scale every ",
+                 input.group, " columns share no runs of 8 with ", to_string(weight.scheme),
+                 "; take groups that divide each other");
+  }
+  return kernel.repack(kernel, weight, input);
 }
 
 void run_linear(const PreparedLinear& weight, MatrixView<const float> x,

@@ -28,7 +28,9 @@
 //   y    = v * s_x + bias      f32 in the order written: two roundings, no FMA
 // where a group is the columns that one scale, zero point and minimum govern, cut into
 // pieces of 2^16 columns (127 * 255 * 2^16 < 2^31), and s, z, m the products of their
-// levels.
+// levels. LinearInput changes how x is rounded: s_x is then given, or there is one for each
+// run G of its columns, with a group being what both scales govern:
+//   u    = v s_x of the first G;  then u = fma(v, s_x[t, G], u);   y = u + bias
 //
 // Results never depend on the thread count: the work is cut by problem size, and each
 // output has one fixed order of summation. Different token counts may take different
@@ -57,6 +59,14 @@ enum class LinearActivation : uint8_t { f32, bf16, s8 };
 
 struct LinearKernel;
 
+// How the rows for s8 activations round x. By default each token has a scale of its own.
+struct LinearInput {
+  int64_t group = 0;  // columns under one scale of the token; 0: all of them
+  float scale = 0;    // > 0: calibrated, of every token; 0: from the data
+  int lowest = -127;  // code; -128 only beside a calibrated scale
+  bool operator==(const LinearInput&) const = default;
+};
+
 // Scales, zero points or minima of a prepared weight (linear_isa.h).
 struct PreparedLevels {
   Bytes bytes;
@@ -81,6 +91,7 @@ struct PreparedLinear {
   Bytes values;                      // the same in bf16, as linear_bf16.h lays it out
   Bytes codes;              // as ops/linear/linear_isa.h lays them out
   PreparedLevels scales, zeros, minima;  // the last two empty where there are none
+  LinearInput input;        // of s8 rows
   LinearWeight weight;      // the source, for rows that decode it at run time
 };
 
@@ -94,8 +105,8 @@ struct LinearKernel {
   uint32_t flags;    // the CPU flags it needs
   LinearActivation activation;
   bool (*accepts)(const QuantScheme& scheme, int64_t cols);
-  Result<PreparedLinear> (*repack)(const LinearKernel& kernel,
-                                   const LinearWeight& weight);
+  Result<PreparedLinear> (*repack)(const LinearKernel& kernel, const LinearWeight& weight,
+                                   const LinearInput& input);
   void (*run)(const PreparedLinear& weight, MatrixView<const float> x, const float* bias,
               MatrixView<float> y);
   const PanelIsa* panel;  // null in reference rows
@@ -116,8 +127,11 @@ const LinearKernel* select_linear(const QuantScheme& scheme, int64_t cols,
 // The row for `wanted` activations where the weight allows it and, for bf16, the CPU has
 // the product; else the one for f32.
 const LinearKernel* preferred_linear(const LinearWeight& weight, LinearActivation wanted);
+// input: of s8 rows; its groups share runs of at least 8 columns with the weight's, else
+// unsupported.
 Result<PreparedLinear> prepare_linear(const LinearKernel& kernel,
-                                      const LinearWeight& weight);
+                                      const LinearWeight& weight,
+                                      const LinearInput& input = {});
 void run_linear(const PreparedLinear& weight, MatrixView<const float> x,
                 const float* bias, MatrixView<float> y);
 
@@ -125,7 +139,7 @@ void run_linear(const PreparedLinear& weight, MatrixView<const float> x,
 // above (accepts_integer must hold). Allocates.
 Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                         MatrixView<const float> x, const float* bias,
-                        MatrixView<float> y);
+                        MatrixView<float> y, const LinearInput& input = {});
 // magnitude[t, n] = sum_k |x[t, k]| |w[n, k]|* + |bias[n]|, the bracket of
 // tolerance_spec.
 Status linear_magnitude(const LinearWeight& weight, MatrixView<const float> x,
@@ -143,5 +157,7 @@ bool accepts_integer(const QuantScheme& scheme, int64_t cols);
 // of the levels' blocks, `cols` when they span the row; 0 when no such run exists (c
 // blocks, and f blocks that do not divide the row).
 int64_t group_columns(const QuantScheme& scheme, int64_t cols);
+// The same under one scale of the activations as well.
+int64_t group_columns(const QuantScheme& scheme, int64_t cols, const LinearInput& input);
 
 }  // namespace nibble

@@ -102,7 +102,11 @@ struct LinearIsa {
   // [rows, 2 lanes] and all its columns; bias may be null.
   void (*store_s8)(const float* acc, int64_t rows, const float* factors, const float* bias,
                    float* y, int64_t stride);
-  // The same for `tokens` <= direct_s8_tokens rows straight from the codes.
+  // total[m, j] = acc[m, j] factors[m] (+ total[m, j], fused, but for the first), both
+  // [rows, 2 lanes].
+  void (*add_s8)(const float* acc, int64_t rows, const float* factors, bool first,
+                 float* total);
+  // tile_s8 for `tokens` <= direct_s8_tokens rows straight from the codes.
   //   x     [padded_cols / 4, tokens, dwords]
   //   sums  [groups, tokens]
   int direct_s8_tokens;

@@ -22,6 +22,12 @@ namespace nibble {
 struct LinearTileIsa {
   int tile, small_tile;  // rows: two tiles of activations, one
 
+  // Makes the calling thread's registers ready for products of `step`, and gives them
+  // back: a thread that goes on to other work with tiles in use has them saved and
+  // restored at every switch. Products between the two.
+  void (*begin)(int64_t step);
+  void (*end)();
+
   // The s8 definition but for the activation's scale and the bias, as LinearIsa's
   // tile_s8.
   //   acc  [mr, 2 lanes]

@@ -69,20 +69,31 @@ Status reference_float(const LinearWeight& weight, bool bf16, MatrixView<const f
 }
 
 Status reference_s8(const LinearWeight& weight, MatrixView<const float> x,
-                    const float* bias, MatrixView<float> y) {
+                    const float* bias, MatrixView<float> y, const LinearInput& input) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   const int64_t cols = weight.cols;
-  const int64_t group = group_columns(weight.scheme, cols);
+  const int64_t group = group_columns(weight.scheme, cols, input);
   const RowLevels levels = row_levels(q, group);
   std::vector<int8_t> codes(static_cast<size_t>(x.rows * cols));
-  std::vector<float> scales(static_cast<size_t>(x.rows));
-  quantize_rows_reference(x, MatrixView<int8_t>(codes.data(), x.rows, cols),
-                          scales.data());
+  const int64_t width = input.group > 0 ? std::min(input.group, cols) : cols;
+  const int64_t slices = (cols + width - 1) / width;
+  std::vector<float> scales(static_cast<size_t>(slices * x.rows), input.scale);
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const int64_t first = slice * width, count = std::min(width, cols - first);
+    const MatrixView<const float> from(x.data + first, x.rows, count, x.stride);
+    const MatrixView<int8_t> to(codes.data() + first, x.rows, count, cols);
+    if (input.scale > 0) {
+      quantize_rows_by_reference(from, input.scale, input.lowest, to);
+    } else {
+      quantize_rows_reference(from, to, scales.data() + slice * x.rows);
+    }
+  }
   const bool is_signed = element_info(weight.scheme.code).lowest < 0;
   parallel_for(weight.rows, [&](int64_t n) {
     for (int64_t t = 0; t < x.rows; ++t) {
-      float value = 0;
+      float total = 0, value = 0;
       for (int64_t g = 0; g < levels.groups; ++g) {
+        const int64_t slice = g * group / width;
         const size_t at = static_cast<size_t>(n * levels.groups + g);
         const int32_t zero =
             levels.zeros.empty() ? 0 : static_cast<int32_t>(levels.zeros[at]);
@@ -99,9 +110,12 @@ Status reference_s8(const LinearWeight& weight, MatrixView<const float> x,
         if (!levels.minima.empty()) {
           value = std::fma(static_cast<float>(sum), levels.minima[at], value);
         }
+        if (g + 1 < levels.groups && (g + 1) * group / width == slice) continue;
+        const float scale = scales[static_cast<size_t>(slice * x.rows + t)];
+        total = slice == 0 ? value * scale : std::fma(value, scale, total);
+        value = 0;
       }
-      value = value * scales[static_cast<size_t>(t)];
-      y(t, n) = bias ? value + bias[n] : value;
+      y(t, n) = bias ? total + bias[n] : total;
     }
   });
   return ok_status();
@@ -137,6 +151,14 @@ int64_t group_columns(const QuantScheme& scheme, int64_t cols) {
   }
   if (run == 0 || run >= cols) return std::min(cols, kLongestGroup);
   return run <= kLongestGroup ? run : std::gcd(run, kLongestGroup);
+}
+
+int64_t group_columns(const QuantScheme& scheme, int64_t cols, const LinearInput& input) {
+  const int64_t own = group_columns(scheme, cols);
+  if (input.group <= 0 || input.group >= cols) return own;
+  // A weight's group that is the whole row ends nowhere inside it.
+  if (own < cols) return std::gcd(input.group, own);
+  return input.group <= kLongestGroup ? input.group : std::gcd(input.group, kLongestGroup);
 }
 
 bool has_groups(const QuantScheme& scheme, int64_t cols) {
@@ -190,7 +212,7 @@ RowLevels row_levels(const CodedMatrix& q, int64_t group) {
 
 Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                         MatrixView<const float> x, const float* bias,
-                        MatrixView<float> y) {
+                        MatrixView<float> y, const LinearInput& input) {
   NIBBLE_RETURN_IF_ERROR(check_shapes(weight, x.rows, x.cols, y.rows, y.cols));
   if (activation != LinearActivation::s8) {
     return reference_float(weight, activation == LinearActivation::bf16, x, bias, y);
@@ -201,7 +223,7 @@ Status linear_reference(const LinearWeight& weight, LinearActivation activation,
                  "found ",
                  to_string(weight.scheme), "; use float activations");
   }
-  return reference_s8(weight, x, bias, y);
+  return reference_s8(weight, x, bias, y, input);
 }
 
 Status linear_magnitude(const LinearWeight& weight, MatrixView<const float> x,

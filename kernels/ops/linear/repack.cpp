@@ -13,9 +13,11 @@
 namespace nibble {
 namespace {
 
-PreparedLinear frame(const LinearKernel& kernel, const LinearWeight& weight) {
+PreparedLinear frame(const LinearKernel& kernel, const LinearWeight& weight,
+                     const LinearInput& input) {
   PreparedLinear result;
   result.kernel = &kernel;
+  result.input = input;
   result.rows = weight.rows;
   result.cols = weight.cols;
   result.group = result.padded_cols = weight.cols;
@@ -69,10 +71,11 @@ PreparedLevels panel_levels(const PreparedLinear& w, const std::vector<float>& v
 
 // Every group is padded to 8 columns: one step of 4-bit codes, two of 8-bit codes. Returns
 // a whole group's padded columns.
-int64_t set_groups(PreparedLinear& w, const QuantScheme& scheme, int bits) {
+int64_t set_groups(PreparedLinear& w, const QuantScheme& scheme, const LinearInput& input,
+                   int bits) {
   w.weight.scheme = scheme;  // tells the forms of as many bits apart
   w.bits = bits;
-  w.group = group_columns(scheme, w.cols);
+  w.group = group_columns(scheme, w.cols, input);
   w.groups = (w.cols + w.group - 1) / w.group;
   const int64_t padded_group = (w.group + 7) / 8 * 8;
   const int64_t last = w.cols - (w.groups - 1) * w.group;
@@ -87,11 +90,11 @@ uint8_t* first_unit(const PreparedLinear& w, std::byte* data, int64_t p) {
          p % 2 * 4 * w.lanes;
 }
 
-Result<PreparedLinear> repack_codes(const LinearKernel& kernel,
-                                    const LinearWeight& weight, int bits) {
+Result<PreparedLinear> repack_codes(const LinearKernel& kernel, const LinearWeight& weight,
+                                    const LinearInput& input, int bits) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
-  PreparedLinear w = frame(kernel, weight);
-  const int64_t padded_group = set_groups(w, weight.scheme, bits);
+  PreparedLinear w = frame(kernel, weight, input);
+  const int64_t padded_group = set_groups(w, weight.scheme, input, bits);
   const ElementInfo& element = element_info(weight.scheme.code);
   w.is_signed = element.kind == ElementKind::integer && element.lowest < 0;
   const RowLevels levels = row_levels(q, w.group);
@@ -145,9 +148,9 @@ PreparedLevels minima_of(const PreparedLinear& w, const RowLevels& levels) {
 
 }  // namespace
 
-Result<PreparedLinear> repack_plain(const LinearKernel& kernel,
-                                    const LinearWeight& weight) {
-  PreparedLinear w = frame(kernel, weight);
+Result<PreparedLinear> repack_plain(const LinearKernel& kernel, const LinearWeight& weight,
+                                    const LinearInput& input) {
+  PreparedLinear w = frame(kernel, weight, input);
   w.weight.scheme = weight.scheme;  // tells bf16 from f16
   const int64_t bytes = dtype_bytes(weight.plain.dtype);
   w.bits = static_cast<int>(8 * bytes);
@@ -169,28 +172,29 @@ Result<PreparedLinear> repack_plain(const LinearKernel& kernel,
   return w;
 }
 
-Result<PreparedLinear> repack_int4(const LinearKernel& kernel,
-                                   const LinearWeight& weight) {
-  return repack_codes(kernel, weight, 4);
+Result<PreparedLinear> repack_int4(const LinearKernel& kernel, const LinearWeight& weight,
+                                   const LinearInput& input) {
+  return repack_codes(kernel, weight, input, 4);
 }
 
-Result<PreparedLinear> repack_int8(const LinearKernel& kernel,
-                                   const LinearWeight& weight) {
-  return repack_codes(kernel, weight, 8);
+Result<PreparedLinear> repack_int8(const LinearKernel& kernel, const LinearWeight& weight,
+                                   const LinearInput& input) {
+  return repack_codes(kernel, weight, input, 8);
 }
 
-Result<PreparedLinear> repack_table4(const LinearKernel& kernel,
-                                     const LinearWeight& weight) {
-  return repack_codes(kernel, weight, 4);
+Result<PreparedLinear> repack_table4(const LinearKernel& kernel, const LinearWeight& weight,
+                                     const LinearInput& input) {
+  return repack_codes(kernel, weight, input, 4);
 }
 
 // Bytes in units of 4 columns, each group padded to 8 columns. The rows read e4m3 codes as
 // f16 bit patterns, which stand for 2^-8 of their value; the scales make up for it. (NaN
 // would be a number so; check_packed has refused it.)
-Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight) {
+Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight& weight,
+                                  const LinearInput& input) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
-  PreparedLinear w = frame(kernel, weight);
-  const int64_t padded_group = set_groups(w, weight.scheme, 8);
+  PreparedLinear w = frame(kernel, weight, input);
+  const int64_t padded_group = set_groups(w, weight.scheme, input, 8);
   RowLevels levels = row_levels(q, w.group);
   if (weight.scheme.code == Element::e4m3) {
     for (float& scale : levels.scales) scale *= 256;
@@ -211,9 +215,9 @@ Result<PreparedLinear> repack_fp8(const LinearKernel& kernel, const LinearWeight
   return w;
 }
 
-Result<PreparedLinear> repack_bf16_plain(const LinearKernel& kernel,
-                                         const LinearWeight& weight) {
-  PreparedLinear w = frame(kernel, weight);
+Result<PreparedLinear> repack_bf16_plain(const LinearKernel& kernel, const LinearWeight& weight,
+                                         const LinearInput& input) {
+  PreparedLinear w = frame(kernel, weight, input);
   w.weight.scheme = weight.scheme;
   w.bits = 16;
   w.padded_cols = (w.cols + 7) / 8 * 8;
@@ -243,9 +247,9 @@ Result<PreparedLinear> repack_bf16_plain(const LinearKernel& kernel,
   return w;
 }
 
-Result<PreparedLinear> repack_bf16_table4(const LinearKernel& kernel,
-                                          const LinearWeight& weight) {
-  NIBBLE_ASSIGN_OR_RETURN(PreparedLinear w, repack_codes(kernel, weight, 4));
+Result<PreparedLinear> repack_bf16_table4(const LinearKernel& kernel, const LinearWeight& weight,
+                                          const LinearInput& input) {
+  NIBBLE_ASSIGN_OR_RETURN(PreparedLinear w, repack_codes(kernel, weight, input, 4));
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
   w.minima = minima_of(w, row_levels(q, w.group));
   w.zeros = PreparedLevels();
@@ -255,11 +259,11 @@ Result<PreparedLinear> repack_bf16_table4(const LinearKernel& kernel,
   return w;
 }
 
-Result<PreparedLinear> repack_bf16_table8(const LinearKernel& kernel,
-                                          const LinearWeight& weight) {
+Result<PreparedLinear> repack_bf16_table8(const LinearKernel& kernel, const LinearWeight& weight,
+                                          const LinearInput& input) {
   NIBBLE_ASSIGN_OR_RETURN(const CodedMatrix q, unpack(weight.packed));
-  PreparedLinear w = frame(kernel, weight);
-  const int64_t padded_group = set_groups(w, weight.scheme, 8);
+  PreparedLinear w = frame(kernel, weight, input);
+  const int64_t padded_group = set_groups(w, weight.scheme, input, 8);
   const RowLevels levels = row_levels(q, w.group);
   w.scales = panel_levels(w, levels.scales);
   w.minima = minima_of(w, levels);
@@ -293,9 +297,9 @@ Result<PreparedLinear> repack_bf16_table8(const LinearKernel& kernel,
   return w;
 }
 
-Result<PreparedLinear> repack_nothing(const LinearKernel& kernel,
-                                      const LinearWeight& weight) {
-  PreparedLinear w = frame(kernel, weight);
+Result<PreparedLinear> repack_nothing(const LinearKernel& kernel, const LinearWeight& weight,
+                                      const LinearInput& input) {
+  PreparedLinear w = frame(kernel, weight, input);
   w.weight = weight;
   return w;
 }

@@ -9,7 +9,8 @@ namespace nibble {
 
 void route_tokens(MatrixView<const float> logits, bool normalize,
                   MatrixView<int32_t> chosen, MatrixView<float> weights) {
-  std::vector<int32_t> order(static_cast<size_t>(logits.cols));
+  static thread_local std::vector<int32_t> order;  // which only grows
+  order.resize(static_cast<size_t>(logits.cols));
   for (int64_t t = 0; t < logits.rows; ++t) {
     const float* row = logits.row(t);
     std::iota(order.begin(), order.end(), 0);

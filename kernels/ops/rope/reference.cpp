@@ -31,9 +31,11 @@ std::vector<double> rope_frequencies(const RopeShape& shape) {
 RopeTable::RopeTable(RopeShape shape)
     : shape_(std::move(shape)), frequencies_(rope_frequencies(shape_)) {}
 
-void RopeTable::reserve(int64_t positions) {
+void RopeTable::reserve(int64_t positions, int64_t room) {
   if (positions <= positions_) return;
   const int64_t half = head_dim() / 2;
+  cosines_.reserve(static_cast<size_t>(room * half));
+  sines_.reserve(static_cast<size_t>(room * half));
   cosines_.resize(static_cast<size_t>(positions * half));
   sines_.resize(static_cast<size_t>(positions * half));
   for (int64_t i = 0; i < half; ++i) {
@@ -47,21 +49,16 @@ void RopeTable::reserve(int64_t positions) {
   positions_ = positions;
 }
 
-void apply_rope(MatrixView<float> x, const RopeTable& table, int64_t first,
-                bool interleaved) {
-  const int64_t half = table.head_dim() / 2;
+void rope_reference(float* x, int64_t heads, int64_t half, const float* cosines,
+                    const float* sines, bool interleaved) {
   const int64_t to_a = interleaved ? 2 : 1;     // distance between neighbouring a
   const int64_t to_b = interleaved ? 1 : half;  // distance from a to its b
-  for (int64_t t = 0; t < x.rows; ++t) {
-    const float* cosine = table.cosines(first + t);
-    const float* sine = table.sines(first + t);
-    for (float* head = x.row(t); head < x.row(t) + x.cols; head += table.head_dim()) {
-      for (int64_t i = 0; i < half; ++i) {
-        const float a = head[i * to_a];
-        const float b = head[i * to_a + to_b];
-        head[i * to_a] = a * cosine[i] - b * sine[i];
-        head[i * to_a + to_b] = a * sine[i] + b * cosine[i];
-      }
+  for (float* head = x; head < x + heads * 2 * half; head += 2 * half) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = head[i * to_a];
+      const float b = head[i * to_a + to_b];
+      head[i * to_a] = a * cosines[i] - b * sines[i];
+      head[i * to_a + to_b] = a * sines[i] + b * cosines[i];
     }
   }
 }

@@ -16,14 +16,16 @@
 //   x      [tokens, heads * head_dim]; row t is at position first + t
 //   table  of at least first + tokens positions
 //
-// One row for every machine: each value is touched once, so this is bound by memory.
-// apply_rope allocates nothing; a table grows in reserve(). One thread at a time a table.
+// tolerance_spec: every row of the table gives the reference's bits of finite numbers:
+// the products and sums above, each rounded once. A table grows in reserve(); nothing
+// else allocates. One thread at a time may grow a table, any number may read it.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "kernels/base/cpu.h"
 #include "kernels/base/matrix_view.h"
 
 namespace nibble {
@@ -46,7 +48,8 @@ class RopeTable {
   explicit RopeTable(RopeShape shape);
   RopeTable(int64_t head_dim, double theta)
       : RopeTable(RopeShape{.head_dim = head_dim, .theta = theta}) {}
-  void reserve(int64_t positions);
+  // room: positions that it will grow to; until then growing allocates nothing more.
+  void reserve(int64_t positions, int64_t room = 0);
   const RopeShape& shape() const { return shape_; }
   int64_t head_dim() const { return shape_.head_dim; }
   int64_t positions() const { return positions_; }
@@ -60,7 +63,26 @@ class RopeTable {
   std::vector<float> cosines_, sines_;
 };
 
-void apply_rope(MatrixView<float> x, const RopeTable& table, int64_t first,
-                bool interleaved);
+// In place, the heads of one position: x [heads, 2 * half], cosines and sines [half].
+using RopeFunction = void (*)(float* x, int64_t heads, int64_t half, const float* cosines,
+                              const float* sines, bool interleaved);
+
+void rope_reference(float* x, int64_t heads, int64_t half, const float* cosines,
+                    const float* sines, bool interleaved);
+
+struct RopeKernel {
+  const char* name;
+  uint32_t flags;
+  RopeFunction run;
+};
+const std::vector<RopeKernel>& rope_kernels();
+const RopeKernel& select_rope(uint32_t cpu_flags = usable_cpu_flags());
+
+void apply_rope(const RopeKernel& kernel, MatrixView<float> x, const RopeTable& table,
+                int64_t first, bool interleaved);
+inline void apply_rope(MatrixView<float> x, const RopeTable& table, int64_t first,
+                       bool interleaved) {
+  apply_rope(select_rope(), x, table, first, interleaved);
+}
 
 }  // namespace nibble
